@@ -1,0 +1,5 @@
+"""Average the latest weights of any PyTorch optimizer (LAWA, arXiv 2209.14981)."""
+
+from lawa_opt.optimizer import LAWA
+
+__all__ = ["LAWA"]

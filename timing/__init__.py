@@ -1,0 +1,1 @@
+"""Reference system time: what a computation costs on one declared machine."""
