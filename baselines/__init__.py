@@ -1,1 +1,10 @@
-"""Fixed-budget comparisons."""
+"""Fixed-budget comparisons of weight averaging with the fully decayed learning rate."""
+
+import timing
+
+# PyPI has another package called `timing`.
+if not hasattr(timing, "Account"):
+    raise ImportError(
+        f"the `timing` found at {timing.__file__} is not lawa-opt's; uninstall the other package, "
+        "or put lawa-opt before it on the path"
+    )

@@ -1,1 +1,1 @@
-"""x"""
+"""The workloads that come with the comparison, one file each."""

@@ -1,0 +1,257 @@
+"""What the runs say: intervals over seeds, reference time to the target, and a verdict."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from baselines.methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from baselines.comparison import Comparison
+
+CONFIDENCE = 0.95
+TARGET_METHOD = "constant"
+BASELINES = ("constant", "decayed", "ema", "swa")
+CLAIMS = (
+    ("lawa", "constant"),
+    ("lawa", "ema"),
+    ("lawa", "swa"),
+    ("lawa", "decayed"),
+    ("lawa-decayed", "decayed"),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95% t-interval; no interval (None) from one seed.
+
+    Student's t, for a bootstrap of three seeds covers far less than it says.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} ± {(self.high - self.low) / 2:.4f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of one value a seed; values must be finite."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean, None, None)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    return Estimate(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's line in the table; every tuple is by seed.
+
+    Attributes:
+        method: name in the table of methods.
+        finals: metric at the end of the budget; infinite for a failed run.
+        rst_to_target: reference seconds to the target; infinite if never reached.
+        savings: for each baseline, 1 - RST of this method / RST of the baseline, paired by seed;
+            None where either never reached the target.
+    """
+
+    method: str
+    finals: tuple[float, ...]
+    rst_to_target: tuple[float, ...]
+    savings: dict[str, tuple[float | None, ...]]
+
+    @property
+    def title(self) -> str:
+        """The method's title."""
+        return METHODS[self.method].title
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """The table: a row a method, in the order of the plan.
+
+    The target of a seed is what its constant-rate run ends with. Without one there is none, and
+    every time to target is infinite.
+    """
+    seeds = comparison.plan.seeds
+    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [-math.inf] * len(seeds)
+    # A failed run reaches nothing, and its infinite end is no target.
+    targets = [target if math.isfinite(target) else -math.inf for target in targets]
+    reached = {
+        method: tuple(
+            run.rst_to(target) for run, target in zip(comparison.of(method), targets, strict=True)
+        )
+        for method in comparison.plan.methods
+    }
+    return [
+        Row(
+            method=method,
+            finals=tuple(run.final for run in comparison.of(method)),
+            rst_to_target=reached[method],
+            savings={
+                baseline: tuple(map(_saving, reached[method], reached[baseline]))
+                for baseline in BASELINES
+                if baseline in reached and baseline != method
+            },
+        )
+        for method in comparison.plan.methods
+    ]
+
+
+def _saving(mine: float, theirs: float) -> float | None:
+    return 1 - mine / theirs if math.isfinite(mine) and math.isfinite(theirs) else None
+
+
+def final_cell(row: Row) -> str:
+    """The final metric with its interval, and how many runs failed."""
+    good = [value for value in row.finals if math.isfinite(value)]
+    failed = len(row.finals) - len(good)
+    text = str(estimate(good)) if good else "no run ended"
+    return f"{text} ({failed} of {len(row.finals)} failed)" if failed and good else text
+
+
+def target_cell(row: Row) -> str:
+    """Median reference seconds to the target, with the misses counted as never."""
+    missed = sum(math.isinf(seconds) for seconds in row.rst_to_target)
+    # The median of an even number is the later one: nothing is averaged with a miss.
+    median = statistics.median_high(row.rst_to_target)
+    text = "never" if math.isinf(median) else f"{median:.1f} s"
+    return f"{text} ({missed} of {len(row.rst_to_target)} missed)" if missed else text
+
+
+def saving_cell(row: Row, baseline: str) -> str:
+    """The mean saving with its interval; only where both reached the target with every seed."""
+    if baseline == row.method:
+        return "·"
+    savings = row.savings.get(baseline)
+    if savings is None:
+        return "-"
+    known = [saving for saving in savings if saving is not None]
+    if len(known) < len(savings):
+        return f"reached {len(known)}/{len(savings)}"
+    return percent(estimate(known))
+
+
+def percent(value: Estimate) -> str:
+    """A share in per cent with its interval."""
+    if value.low is None or value.high is None:
+        return f"{value.mean:.0%}"
+    return f"{value.mean:.0%} ± {(value.high - value.low) / 2:.0%}"
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """One plain sentence for each claim, and what its interval bears."""
+    table = {row.method: row for row in rows(comparison)}
+    sentences = []
+    for method, baseline in CLAIMS:
+        if method in table and baseline in table:
+            sentences.append(_claim(table[method], table[baseline], comparison))
+    if not sentences:
+        sentences.append("No two methods of a claim were compared, so nothing is claimed.")
+    return sentences
+
+
+def _claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
+    metric = comparison.plan.workload.metric
+    a, b = mine.title, theirs.title
+    pairs = list(zip(mine.finals, theirs.finals, strict=True))
+    if not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
+        return f"{a} against {b}: a run failed, so the end of the budget is not compared."
+    gain = estimate([y - x for x, y in pairs])
+    ends = f"{estimate(mine.finals).mean:.4f} against {estimate(theirs.finals).mean:.4f} {metric}"
+    if gain.low is None or gain.high is None:
+        ending = f"{a} ends at {ends} of {b}; one seed bears no conclusion"
+    else:
+        shown = f"{ends} (gain {gain.mean:+.4f}, {CONFIDENCE:.0%} interval "
+        shown += f"[{gain.low:+.4f}, {gain.high:+.4f}] over {len(pairs)} paired seeds)"
+        if gain.low > 0:
+            ending = f"{a} ends BETTER than {b}: {shown}"
+        elif gain.high < 0:
+            ending = f"{a} ends WORSE than {b}: {shown}"
+        else:
+            ending = f"{a} and {b}: no difference shown at the end: {shown}"
+    return f"{ending}. {_time_claim(mine, theirs)}"
+
+
+def _time_claim(mine: Row, theirs: Row) -> str:
+    savings = mine.savings.get(theirs.method, ())
+    known = [saving for saving in savings if saving is not None]
+    if not savings or len(known) < len(savings):
+        return "Not both reached the target with every seed, so no saving is claimed."
+    saving = estimate(known)
+    if saving.low is None or saving.high is None:
+        return f"To the target it took {-saving.mean:+.0%} RST; one seed bears no conclusion."
+    interval = f"{CONFIDENCE:.0%} interval of the saving [{saving.low:+.0%}, {saving.high:+.0%}]"
+    if saving.low > 0:
+        return f"It reached the target with {saving.mean:.0%} less RST ({interval})."
+    if saving.high < 0:
+        return f"It reached the target with {-saving.mean:.0%} MORE RST ({interval})."
+    return f"No saving of RST to the target is shown ({interval})."
+
+
+def markdown(comparison: Comparison) -> str:
+    """Table and verdict, for the note on the parent run."""
+    plan = comparison.plan
+    table = rows(comparison)
+    baselines = [name for name in BASELINES if name in plan.methods]
+    head = ["method", f"final {plan.workload.metric}", "RST to target"]
+    head += [f"saving vs {name}" for name in baselines]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in table:
+        cells = [row.title, final_cell(row), target_cell(row)]
+        cells += [saving_cell(row, name) for name in baselines]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(
+        [
+            f"## {plan.workload.name}: {plan.budget.seconds:g} s of RST, {len(plan.seeds)} seeds",
+            "",
+            *lines,
+            "",
+            *(f"- {sentence}" for sentence in verdict(comparison)),
+            "",
+            f"_{conditions(comparison)}_",
+        ]
+    )
+
+
+def conditions(comparison: Comparison) -> str:
+    """Under which conditions the table holds."""
+    plan = comparison.plan
+    grid = plan.budget.seconds / plan.evaluations
+    return (
+        f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
+        f"{comparison.profile.machine}; {len(plan.seeds)} seed(s), "
+        f"{CONFIDENCE:.0%} t-intervals over seeds, lower is better. Target: what the "
+        f"constant rate ends with, seed by seed; times to it are known to {grid:.2g} s. Peak rate "
+        f"{plan.settings.learning_rate:g} for all, untuned; k={plan.settings.k}, "
+        f"every={plan.settings.every}."
+    )
+
+
+def columns(comparison: Comparison) -> dict[str, list[str | float]]:
+    """The table by column, unrounded, a line a method and seed; misses are "never"."""
+    table: dict[str, list[str | float]] = {}
+    for row in rows(comparison):
+        for seed, final, seconds in zip(
+            comparison.plan.seeds, row.finals, row.rst_to_target, strict=True
+        ):
+            line: dict[str, str | float] = {
+                "method": row.method,
+                "seed": seed,
+                "final_metric": final if math.isfinite(final) else "failed",
+                "rst_to_target_seconds": seconds if math.isfinite(seconds) else "never",
+            }
+            for key, value in line.items():
+                table.setdefault(key, []).append(value)
+    return table

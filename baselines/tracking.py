@@ -1,0 +1,129 @@
+"""Records in MLflow; the only file that imports it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+# A comparison reports to nobody that it runs; MLflow would, unless told before its import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from baselines import report
+from baselines.methods import METHODS
+from baselines.plots import metric_over_rst
+
+if TYPE_CHECKING:
+    from baselines.comparison import Comparison, Plan
+    from baselines.training import Point, Run
+    from timing import Profile
+
+EXPERIMENT = "lawa-opt"
+
+
+class Tracker:
+    """A comparison in MLflow: a parent run, and in it a run for each method and seed.
+
+    A context manager; what leaves it by an exception is marked FAILED, or KILLED by an interrupt.
+    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the like hold as everywhere; without them the
+    store is `mlflow.db` (SQLite) in the working folder and the experiment "lawa-opt".
+    """
+
+    def __init__(self, plan: Plan, profile: Profile) -> None:
+        self._plan, self._profile = plan, profile
+        self.run_id = ""
+        self.experiment_id = ""
+
+    def __enter__(self) -> Self:
+        plan = self._plan
+        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
+            mlflow.set_experiment(EXPERIMENT)
+        name = f"{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
+        run = mlflow.start_run(run_name=os.environ.get("MLFLOW_RUN_NAME", name))
+        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        mlflow.log_params(
+            {
+                **self._shared_parameters(),
+                "methods": ",".join(plan.methods),
+                "seeds": len(plan.seeds),
+                **{f"data/{key}": value for key, value in plan.workload.data.items()},
+                **{f"workload/{key}": value for key, value in plan.workload.signature.items()},
+            }
+        )
+        mlflow.set_tags({"reference": str(self._profile.machine), "metric": plan.workload.metric})
+        mlflow.log_metrics(
+            {f"reference/{name}_seconds": cost for name, cost in self._profile.seconds.items()}
+            | {"reference/closure": self._profile.closure}
+        )
+        mlflow.log_text(self._profile.model_dump_json(indent=2), "reference-profile.json")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        status = "FINISHED"
+        if kind is not None:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        while mlflow.active_run() is not None:
+            mlflow.end_run(status)
+
+    def _shared_parameters(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "workload": plan.workload.name,
+            "budget_seconds": plan.budget.seconds,
+            "learning_rate": plan.settings.learning_rate,
+            "k": plan.settings.k,
+            "every": plan.settings.every,
+        }
+
+    def run_started(self, method: str, seed: int) -> None:
+        """Open a child run, named by method and seed."""
+        mlflow.start_run(run_name=f"{method} seed {seed}", nested=True)
+        mlflow.log_params({"method": method, "seed": seed, **self._shared_parameters()})
+        mlflow.set_tag("title", METHODS[method].title)
+
+    def point(self, point: Point) -> None:
+        """Log an evaluation; RST is a metric too, so that it can be the x axis."""
+        mlflow.log_metrics(
+            {
+                "validation/metric": point.value,
+                "train/loss": point.train_loss,
+                "train/learning_rate": point.learning_rate,
+                "rst_seconds": point.rst_seconds,
+            },
+            step=point.step,
+        )
+
+    def run_ended(self, run: Run) -> None:
+        """Close the child run with its account; a failed one is marked so, with the reason."""
+        mlflow.log_dict({"lines": list(run.account)}, "account.json")
+        mlflow.log_metrics(
+            {f"account/{line['operation']}_seconds": line["seconds"] for line in run.account}
+            | {
+                "account/rst_seconds": run.rst_seconds,
+                "account/measured_seconds": run.measured_seconds,
+                "account/other_cores": run.other_cores,
+                "account/steps": run.steps,
+            }
+        )
+        if run.failure is not None:
+            mlflow.set_tag("failure", run.failure)
+            mlflow.end_run("FAILED")
+            return
+        mlflow.log_metric("final/metric", run.final)
+        mlflow.end_run()
+
+    def finish(self, comparison: Comparison) -> None:
+        """Put table, verdict and plot on the parent run."""
+        note = report.markdown(comparison)
+        mlflow.set_tag(MLFLOW_RUN_NOTE, note)
+        mlflow.log_text(note, "report.md")
+        mlflow.log_table(report.columns(comparison), "results.json")
+        mlflow.log_figure(metric_over_rst(comparison), "metric-over-rst.png")
+
+
+def ui_command() -> str:
+    """The arguments after `python -m` that open the UI on this store, for this machine alone."""
+    uri = mlflow.get_tracking_uri()
+    return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000 --workers 1"

@@ -1,0 +1,14 @@
+"""Byte-level language modelling on CPython's own language reference."""
+
+import platform
+from pydoc_data.topics import topics
+
+from baselines.workloads import text
+from baselines.workloads.workload import Workload
+
+
+def load() -> Workload:
+    """The workload of `pydoc_data.topics`, some 460 kB that every Python brings along."""
+    reference = "\n".join(topics[name] for name in sorted(topics))
+    source = f"pydoc_data.topics of Python {platform.python_version()}"
+    return text.workload(reference.encode(), "pydocs", source)

@@ -1,0 +1,88 @@
+"""Calibration measures what ran, in the proportions asked for; no speed is asserted."""
+
+import time
+
+import pytest
+
+from timing import Operation, Stopwatch, calibrate
+
+
+def test_operations_are_interleaved_in_their_proportions() -> None:
+    order: list[str] = []
+    calibration = calibrate(
+        {
+            "a": Operation(lambda: order.append("a")),
+            "b": Operation(lambda: order.append("b"), every=4),
+        },
+        seconds=0.01,
+        largest_closure=float("inf"),
+    )
+    # The warm-up of ten steps begins two steps before the first "b".
+    text = "".join(order).removeprefix("aab")
+    assert text.count("a") >= 200
+    assert set(text.replace("aaaab", "")) <= {"a"}
+    samples = {name: cost.samples for name, cost in calibration.costs.items()}
+    assert samples["a"] // 4 == samples["b"]
+
+
+def test_a_cost_is_the_time_the_operation_took() -> None:
+    slept = 0.004
+    calibration = calibrate(
+        {"sleep": Operation(lambda: time.sleep(slept)), "nothing": Operation(lambda: None)},
+        seconds=0.1,
+        largest_closure=float("inf"),
+    )
+    # A sleep never ends early, so this lower bound holds on any machine.
+    assert calibration.costs["sleep"].median_seconds >= slept
+    assert 0 < calibration.costs["nothing"].median_seconds < slept
+    assert calibration.costs["sleep"].spread_seconds >= 0
+
+
+def test_the_first_steps_are_left_out() -> None:
+    ran = 0
+
+    def slow_at_first() -> None:
+        nonlocal ran
+        ran += 1
+        if ran <= 8:
+            time.sleep(0.05)
+
+    calibration = calibrate({"step": Operation(slow_at_first)}, 0.001, float("inf"))
+    assert calibration.costs["step"].samples < ran - 200
+    assert calibration.costs["step"].median_seconds < 0.05
+
+
+def test_what_does_not_close_is_measured_again() -> None:
+    loops = 0
+
+    def drifting() -> None:
+        nonlocal loops
+        loops += 1
+        # Slower in the loop timed as a whole, the first time over.
+        if 15 < loops < 215:
+            time.sleep(0.0005)
+
+    fractions: list[float] = []
+    calibration = calibrate({"step": Operation(drifting)}, 1e-6, 0.5, fractions.append)
+    assert loops > 420
+    assert fractions[-1] == 1.0
+    assert abs(calibration.closure) <= 0.5
+
+
+def test_stopwatch_adds_up_its_blocks() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch:
+            time.sleep(0.01)
+    assert watch.wall_seconds >= 0.02
+    assert watch.cpu_seconds < watch.wall_seconds
+    assert watch.other_cores >= 0
+
+
+def test_stopwatch_refuses_what_makes_no_sense() -> None:
+    watch = Stopwatch()
+    with pytest.raises(RuntimeError, match="does not run"):
+        watch.stop()
+    watch.start()
+    with pytest.raises(RuntimeError, match="runs already"):
+        watch.start()

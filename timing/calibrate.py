@@ -1,0 +1,133 @@
+"""Measure what operations cost on this machine, inside a loop like the real one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from timing.profile import Cost
+from timing.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+WARM_UP_STEPS = 10
+CLOSURE_STEPS = 200
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something with a cost: `run` it after every `every`-th pass through the loop."""
+
+    run: Callable[[], object]
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Costs by operation, and how well they add up.
+
+    `closure` is the reference seconds of a real mixed loop over its measured seconds, minus one;
+    `other_cores` the cores that other processes kept busy meanwhile.
+    """
+
+    costs: dict[str, Cost]
+    closure: float
+    other_cores: float
+
+
+def calibrate(
+    operations: Mapping[str, Operation],
+    seconds: float,
+    largest_closure: float,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Calibration:
+    """Time the operations interleaved, as they alternate in training, not each in a tight loop.
+
+    In tight loops small operations run from the cache and look up to three times cheaper than they
+    are. A loop of `seconds` is timed operation by operation; then the same loop is timed as a whole
+    and compared with what the medians predict. Where the two differ by more than `largest_closure`,
+    the noise of the moment is in one of them, and the measurement is repeated, at most twice; the
+    attempt that closes best is returned.
+
+    Args:
+        operations: by name, in the order in which they follow one another in a pass.
+        seconds: time for the single timings of one attempt, above zero.
+        largest_closure: a share, such as 0.05.
+        on_progress: told the fraction done, from 0 to 1.
+    """
+    attempts = []
+    for attempt in range(ATTEMPTS):
+        attempts.append(_attempt(operations, seconds, on_progress))
+        if abs(attempts[-1].closure) <= largest_closure or attempt == ATTEMPTS - 1:
+            break
+    on_progress(1.0)
+    return min(attempts, key=lambda calibration: abs(calibration.closure))
+
+
+def _attempt(
+    operations: Mapping[str, Operation], seconds: float, on_progress: Callable[[float], None]
+) -> Calibration:
+    samples: dict[str, list[float]] = {name: [] for name in operations}
+    # Two samples of the rarest operation, before the time given is looked at.
+    least = 2 * math.lcm(*(operation.every for operation in operations.values()))
+    watch = Stopwatch()
+    with watch:
+        done = -WARM_UP_STEPS
+        begin = time.perf_counter()
+        while done < least or time.perf_counter() - begin < seconds:
+            done += 1
+            for name, operation in operations.items():
+                if done % operation.every == 0:
+                    took = _timed(operation.run)
+                    if done > 0:
+                        samples[name].append(took)
+            on_progress(0.9 * min(1.0, (time.perf_counter() - begin) / seconds))
+        medians = {name: statistics.median(taken) for name, taken in samples.items()}
+        steps = max(CLOSURE_STEPS, least)
+        measured = _timed(lambda: _loop(operations, steps))
+    predicted = math.fsum(
+        medians[name] * (steps // operation.every) for name, operation in operations.items()
+    )
+    costs = {
+        name: Cost(
+            median_seconds=medians[name],
+            spread_seconds=_interquartile_range(taken),
+            samples=len(taken),
+        )
+        for name, taken in samples.items()
+    }
+    return Calibration(costs, predicted / measured - 1, watch.other_cores)
+
+
+def _loop(operations: Mapping[str, Operation], steps: int) -> None:
+    for step in range(1, steps + 1):
+        for operation in operations.values():
+            if step % operation.every == 0:
+                operation.run()
+
+
+def _timed(run: Callable[[], object]) -> float:
+    """Seconds one call takes, the GPU's work included."""
+    _finish_gpu_work()
+    begin = time.perf_counter()
+    run()
+    _finish_gpu_work()
+    return time.perf_counter() - begin
+
+
+def _finish_gpu_work() -> None:
+    # Asking whether CUDA is there must not be what starts it.
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _interquartile_range(samples: list[float]) -> float:
+    low, _, high = statistics.quantiles(samples, n=4)
+    return high - low

@@ -1,0 +1,65 @@
+"""Measured seconds: what the host's clocks say, beside what the account says."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+import psutil
+
+
+class Stopwatch:
+    """Adds up the time spent in its blocks; `with watch:` or `start()` and `stop()`.
+
+    Attributes:
+        wall_seconds: elapsed time.
+        cpu_seconds: processor time of this process, all threads together.
+        other_cores: mean number of cores that other processes kept busy meanwhile, by psutil. It
+            counts in hundredths of a second, so it says little of blocks under a second; some
+            0.05 is a quiet machine.
+    """
+
+    def __init__(self) -> None:
+        self.wall_seconds = 0.0
+        self.cpu_seconds = 0.0
+        self._busy_seconds = 0.0
+        self._started: tuple[float, float, float] | None = None
+
+    def start(self) -> Self:
+        """Start; raises RuntimeError if it runs already."""
+        if self._started is not None:
+            raise RuntimeError("this stopwatch runs already: stop() it, or use another one")
+        self._started = _clocks()
+        return self
+
+    def stop(self) -> None:
+        """Stop and add up; raises RuntimeError if it does not run."""
+        now = _clocks()
+        if self._started is None:
+            raise RuntimeError("this stopwatch does not run: start() it first")
+        wall, cpu, busy = (end - begin for end, begin in zip(now, self._started, strict=True))
+        self.wall_seconds += wall
+        self.cpu_seconds += cpu
+        self._busy_seconds += busy
+        self._started = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def other_cores(self) -> float:
+        """Cores kept busy by others, see above; 0 before anything was measured."""
+        if self.wall_seconds == 0:
+            return 0.0
+        return max(0.0, (self._busy_seconds - self.cpu_seconds) / self.wall_seconds)
+
+
+def _clocks() -> tuple[float, float, float]:
+    times = psutil.cpu_times()
+    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    # Linux counts a guest's time in `user` and `nice` already.
+    busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return time.perf_counter(), time.process_time(), busy
