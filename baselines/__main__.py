@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import torch
 import typer
 from rich.console import Console
@@ -20,6 +19,7 @@ from baselines.comparison import Comparison, Plan, check, compare, measure_profi
 from baselines.methods import METHODS, Settings
 from baselines.workloads import text
 from timing import Budget, Profile, ProfileError, parse_seconds
+from timing.commandline import run
 from timing.profile import LARGEST_CLOSURE
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ def compare_command(
     Prints the table and what it bears; everything is recorded in MLflow.
     """
     if threads < 1:
-        raise click.BadParameter(f"--threads must be at least 1: {threads}")
+        raise typer.BadParameter(f"--threads must be at least 1: {threads}")
     torch.set_num_threads(threads)
     plan = _plan(workload, data, budget, seeds, methods, k, every, lr)
     profile = _read_profile(reference) if reference else _calibrated(plan)
     try:
         check(plan, profile)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise typer.BadParameter(str(error)) from error
     # MLflow takes seconds to import: not before the options are known to be right.
     from baselines.tracking import Tracker, ui_command
 
@@ -129,26 +129,26 @@ def _plan(
     chosen = tuple(name.strip() for name in methods.split(","))
     for name in chosen:
         if name not in METHODS:
-            raise click.BadParameter(f"--methods: {name!r} is none of {', '.join(METHODS)}")
+            raise typer.BadParameter(f"--methods: {name!r} is none of {', '.join(METHODS)}")
     if len(set(chosen)) < len(chosen):
-        raise click.BadParameter(f"--methods names a method twice: {methods}")
+        raise typer.BadParameter(f"--methods names a method twice: {methods}")
     if seeds < 1:
-        raise click.BadParameter(f"--seeds must be at least 1: {seeds}")
+        raise typer.BadParameter(f"--seeds must be at least 1: {seeds}")
     if lr is not None and not 0 < lr < math.inf:
-        raise click.BadParameter(f"--lr must be a positive number: {lr}")
+        raise typer.BadParameter(f"--lr must be a positive number: {lr}")
     interval: Every
     if every == "auto":
         interval = "auto"
     elif every.isdecimal() and int(every) >= 1:
         interval = int(every)
     else:
-        raise click.BadParameter(f"--every must be a number of steps from 1, or auto: {every!r}")
+        raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {every!r}")
     if k < 1:
-        raise click.BadParameter(f"--k must be at least 1: {k}")
+        raise typer.BadParameter(f"--k must be at least 1: {k}")
     try:
         seconds = None if budget is None else parse_seconds(budget)
     except ValueError as error:
-        raise click.BadParameter(f"--budget: {error}") from error
+        raise typer.BadParameter(f"--budget: {error}") from error
     loaded = _load(workload, data)
     return Plan(
         workload=loaded,
@@ -161,25 +161,25 @@ def _plan(
 
 def _load(name: str, data: Path | None) -> Workload:
     if name not in WORKLOADS:
-        raise click.BadParameter(f"--workload: {name!r} is none of {', '.join(WORKLOADS)}")
+        raise typer.BadParameter(f"--workload: {name!r} is none of {', '.join(WORKLOADS)}")
     if (name == "text") != (data is not None):
-        raise click.BadParameter("--data PATH goes with --workload text, and text needs it")
+        raise typer.BadParameter("--data PATH goes with --workload text, and text needs it")
     if data is None:
         module = importlib.import_module(f"baselines.workloads.{name}")
         return module.load()  # type: ignore[no-any-return]
     try:
         return text.load(data)
     except OSError as error:
-        raise click.BadParameter(f"--data: {data}: {error.strerror}") from error
+        raise typer.BadParameter(f"--data: {data}: {error.strerror}") from error
     except ValueError as error:
-        raise click.BadParameter(f"--data: {error}") from error
+        raise typer.BadParameter(f"--data: {error}") from error
 
 
 def _read_profile(path: Path) -> Profile:
     try:
         return Profile.read(path)
     except ProfileError as error:
-        raise click.BadParameter(f"--reference: {error}") from error
+        raise typer.BadParameter(f"--reference: {error}") from error
 
 
 def _progress() -> Progress:
@@ -265,17 +265,5 @@ def _print(comparison: Comparison) -> None:
     console.print(report.conditions(comparison), style="dim", markup=False, highlight=False)
 
 
-def main() -> None:
-    """Run a command; wrong usage is one line and exit code 2."""
-    try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    sys.exit(code or 0)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

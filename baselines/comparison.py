@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     from baselines.workloads.workload import Workload
 
-CALIBRATION_SECONDS = 8.0
 EVALUATIONS = 40
+
+# Calibrating takes a twentieth of the time that training will, within these seconds.
+CALIBRATION_SHARE = 1 / 20
+CALIBRATION_SECONDS = (1.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,13 @@ def measure_profile(plan: Plan, on_progress: Callable[[float], None]) -> Profile
 
     The caller decides what to do of a closure above `timing.profile.LARGEST_CLOSURE`.
     """
+    training_seconds = plan.budget.seconds * len(plan.methods) * len(plan.seeds)
+    least, most = CALIBRATION_SECONDS
     calibration = calibrate(
-        operations(plan.workload, plan.settings), CALIBRATION_SECONDS, LARGEST_CLOSURE, on_progress
+        operations(plan.workload, plan.settings),
+        min(max(least, CALIBRATION_SHARE * training_seconds), most),
+        LARGEST_CLOSURE,
+        on_progress,
     )
     return Profile(
         machine=this_machine(),

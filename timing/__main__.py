@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from timing.commandline import run
 from timing.machine import this_machine
 from timing.profile import Profile, ProfileError
 
@@ -35,7 +34,7 @@ def show(path: Annotated[Path, typer.Argument(metavar="PROFILE")]) -> None:
     try:
         profile = Profile.read(path)
     except ProfileError as error:
-        raise click.ClickException(str(error)) from error
+        raise typer.BadParameter(str(error)) from error
     table = Table(title=f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}")
     for head in ("operation", "median", "interquartile range", "samples"):
         table.add_column(head, justify="left" if head == "operation" else "right")
@@ -56,17 +55,5 @@ def show(path: Annotated[Path, typer.Argument(metavar="PROFILE")]) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def main() -> None:
-    """Run a command; what is refused is one line and a non-zero exit code."""
-    try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    sys.exit(code or 0)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -38,17 +38,21 @@ class Account:
         Raises:
             KeyError: it has no cost; it is never free.
         """
+        self._cost_of(operation)
+        self.counts[operation] = self.counts.get(operation, 0) + times
+
+    def _cost_of(self, operation: str) -> float:
         if operation not in self._costs:
             raise KeyError(
                 f"{operation!r} has no cost on the reference machine (known: "
                 f"{', '.join(sorted(self._costs))})"
             )
-        self.counts[operation] = self.counts.get(operation, 0) + times
+        return self._costs[operation]
 
     def cost(self, operations: Mapping[str, int]) -> float:
         """Reference seconds of operations, the uncharged ones left out; charges nothing."""
         return math.fsum(
-            self._costs[operation] * times
+            self._cost_of(operation) * times
             for operation, times in operations.items()
             if operation not in self._off_the_clock
         )

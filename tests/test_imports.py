@@ -1,0 +1,70 @@
+"""Who may import whom: what keeps the three packages apart, and each vendor in one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("lawa_opt", "timing", "baselines")
+FORBIDDEN = {
+    "lawa_opt": {"timing", "baselines"},
+    "timing": {"lawa_opt", "baselines"},
+    "baselines": set(),
+}
+ONE_FILE = {"pynvml": "timing/nvml.py", "mlflow": "baselines/tracking.py"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        forbidden = imported(path) & {*FORBIDDEN[package], "examples", "tests", "benchmarks"}
+        assert not forbidden, f"{path} imports {forbidden}"
+
+
+@pytest.mark.parametrize("vendor", ONE_FILE)
+def test_one_file_imports_a_vendor(vendor: str) -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if vendor in imported(path)
+    }
+    assert found == {ONE_FILE[vendor]}
+
+
+def test_lawa_opt_needs_torch_alone() -> None:
+    script = (
+        "import sys, torch; before = set(sys.modules); import lawa_opt;"
+        "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}"
+        " - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['lawa_opt']"
+
+
+def test_a_strange_timing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "timing.py").write_text("")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import baselines"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"`timing` found at {tmp_path / 'timing.py'} is not lawa-opt's" in done.stderr

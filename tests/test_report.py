@@ -1,0 +1,176 @@
+"""The report: its statistics against textbook arithmetic, and every kind of verdict."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from baselines import report
+from baselines.comparison import Comparison, Plan
+from baselines.methods import Settings
+from baselines.plots import metric_over_rst
+from baselines.training import Point, Run
+from baselines.workloads import digits
+from timing import Budget, Cost, Profile, this_machine
+
+WORKLOAD = digits.load()
+
+
+def run(method: str, seed: int, values: list[float], failure: str | None = None) -> Run:
+    points = tuple(Point(10 * i, float(i), v, v, 0.1) for i, v in enumerate(values, start=1))
+    return Run(method, seed, points, (), 0.1, 4.0, 0.0, failure)
+
+
+def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
+    """Runs from what they measured: for each method, for each seed, the metric at 1, 2, ... s."""
+    seeds = tuple(range(len(next(iter(curves.values())))))
+    plan = Plan(WORKLOAD, tuple(curves), seeds, Budget(4.0), Settings(0.1, 5, "auto"), 4)
+    profile = Profile(
+        machine=this_machine(),
+        workload=plan.signature,
+        costs={"train_step": Cost(median_seconds=0.1, spread_seconds=0.0, samples=9)},
+        closure=0.0,
+        other_cores=0.0,
+    )
+    runs = tuple(
+        run(method, seed, values)
+        for method, by_seed in curves.items()
+        for seed, values in enumerate(by_seed)
+    )
+    return Comparison(plan, profile, runs)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_the_interval_is_students(values: list[float]) -> None:
+    found = report.estimate(values)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    assert found.low is not None
+    assert found.high is not None
+    if np.std(values) > 1e-6:
+        naive = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+        assert found.low == pytest.approx(naive.low, rel=1e-6, abs=1e-9)
+        assert found.high == pytest.approx(naive.high, rel=1e-6, abs=1e-9)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert str(report.estimate([1.5])) == "1.5000"
+
+
+CURVES = {
+    "constant": [[4.0, 3.0, 2.5, 2.0], [4.1, 3.1, 2.6, 2.1], [4.0, 3.0, 2.6, 2.2]],
+    "decayed": [[4.0, 3.0, 1.9, 1.0], [4.1, 3.1, 2.0, 1.1], [4.0, 3.0, 2.1, 1.15]],
+    "lawa": [[3.0, 1.9, 1.7, 1.5], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]],
+}
+
+
+def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:
+    rows = {row.method: row for row in report.rows(comparison(CURVES))}
+    assert rows["constant"].rst_to_target == (4.0, 4.0, 4.0)
+    assert rows["decayed"].rst_to_target == (3.0, 3.0, 3.0)
+    assert rows["lawa"].rst_to_target == (2.0, 2.0, 2.0)
+    assert rows["lawa"].savings["constant"] == (0.5, 0.5, 0.5)
+    assert rows["lawa"].savings["decayed"] == pytest.approx((1 / 3,) * 3)
+    assert rows["constant"].savings["decayed"] == pytest.approx((-1 / 3,) * 3)
+    assert report.final_cell(rows["lawa"]).startswith("1.6000 ± 0.24")
+    assert report.target_cell(rows["lawa"]) == "2.0 s"
+    assert report.saving_cell(rows["lawa"], "constant") == "50% ± 0%"
+    assert report.saving_cell(rows["constant"], "constant") == "·"
+
+
+def test_the_verdict_says_what_wins_and_what_loses() -> None:
+    against_constant, against_decayed = report.verdict(comparison(CURVES))
+    assert "LAWA of the constant rate ends BETTER than constant rate" in against_constant
+    assert "1.6000 against 2.1000 nats per image" in against_constant
+    assert "reached the target with 50% less RST" in against_constant
+    assert "LAWA of the constant rate ends WORSE than fully decayed rate" in against_decayed
+    assert "reached the target with 33% less RST" in against_decayed
+
+
+def test_the_verdict_says_when_nothing_is_shown() -> None:
+    curves = {
+        "constant": [[3.0, 2.0], [3.0, 2.0], [3.0, 2.0]],
+        "lawa": [[2.5, 1.9], [1.9, 2.1], [3.0, 2.0]],
+    }
+    (sentence,) = report.verdict(comparison(curves))
+    assert "no difference shown at the end" in sentence
+    assert "No saving of RST to the target is shown" in sentence
+
+
+def test_a_later_arrival_is_said_to_cost_more() -> None:
+    curves = {
+        "constant": [[4.0, 3.0, 2.0, 2.0]] * 3,
+        "lawa": [[4.0, 3.0, 2.5, 1.9]] * 3,
+        "decayed": [[4.0, 1.0, 1.0, 1.0]] * 3,
+    }
+    against_constant, against_decayed = report.verdict(comparison(curves))
+    assert "with 33% MORE RST" in against_constant
+    assert "with 100% MORE RST" in against_decayed
+
+
+def test_one_seed_bears_no_conclusion() -> None:
+    sentences = report.verdict(comparison({name: curve[:1] for name, curve in CURVES.items()}))
+    assert all(sentence.count("one seed bears no conclusion") == 2 for sentence in sentences)
+
+
+def test_a_miss_is_never_and_no_saving_is_claimed_of_it() -> None:
+    curves = {**CURVES, "lawa": [[3.0, 2.9, 2.8, 2.7], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]}
+    made = comparison(curves)
+    row = next(row for row in report.rows(made) if row.method == "lawa")
+    assert row.rst_to_target[0] == math.inf
+    assert report.target_cell(row) == "2.0 s (1 of 3 missed)"
+    assert report.saving_cell(row, "constant") == "reached 2/3"
+    assert "no saving is claimed" in report.verdict(made)[0]
+    table = report.columns(made)
+    at = table["method"].index("lawa")
+    assert table["rst_to_target_seconds"][at : at + 3] == ["never", 2.0, 2.0]
+
+
+def test_a_failed_run_is_shown_as_a_miss() -> None:
+    made = comparison(CURVES)
+    runs = tuple(
+        run("lawa", 1, [3.1, math.nan], "no finite number")
+        if (r.method, r.seed) == ("lawa", 1)
+        else r
+        for r in made.runs
+    )
+    made = Comparison(made.plan, made.profile, runs)
+    row = next(row for row in report.rows(made) if row.method == "lawa")
+    assert report.final_cell(row).endswith("(1 of 3 failed)")
+    assert row.rst_to_target[1] == math.inf
+    assert "a run failed" in report.verdict(made)[0]
+    assert "(1 of 3 failed)" in report.markdown(made)
+
+
+def test_without_the_constant_rate_there_is_no_target() -> None:
+    made = comparison({name: CURVES[name] for name in ("decayed", "lawa")})
+    assert {report.target_cell(row) for row in report.rows(made)} == {"never (3 of 3 missed)"}
+    assert "no saving is claimed" in report.verdict(made)[0]
+
+
+def test_without_a_pair_nothing_is_claimed() -> None:
+    assert report.verdict(comparison({"constant": CURVES["constant"]})) == [
+        "No two methods of a claim were compared, so nothing is claimed."
+    ]
+
+
+def test_the_markdown_names_seeds_budget_and_uncertainty() -> None:
+    note = report.markdown(comparison(CURVES))
+    assert "| LAWA of the constant rate | 1.6000 ± 0.2484 | 2.0 s | 50% ± 0% |" in note
+    assert "4 s of RST, 3 seeds" in note
+    assert "95% t-intervals over seeds" in note
+    assert "known to 1 s" in note
+
+
+def test_the_plot_has_a_line_a_method() -> None:
+    figure = metric_over_rst(comparison(CURVES))
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == {"constant rate", "fully decayed rate", "LAWA of the constant rate"}
+    drawn = lines["LAWA of the constant rate"]
+    assert list(drawn.get_xdata()) == [1, 2, 3, 4]
+    assert list(drawn.get_ydata()) == pytest.approx(np.mean(CURVES["lawa"], axis=0))
+    styles = {(line.get_color(), str(line.get_linestyle())) for line in axes.get_lines()}
+    assert len({style for _, style in styles}) == 3

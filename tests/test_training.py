@@ -1,0 +1,146 @@
+"""The training loop keeps to its budget and its schedule, and is repeatable."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.methods import METHODS, Settings
+from baselines.training import Run, train
+from baselines.workloads import digits
+from timing import Budget
+
+WORKLOAD = digits.load()
+COSTS = {
+    "train_step": 0.01,
+    "collect": 0.0007,
+    "average": 0.002,
+    "ema_update": 0.0011,
+    "swa_update": 0.0008,
+    "statistics": 0.025,
+    "evaluate": 0.5,
+}
+SETTINGS = Settings(learning_rate=0.05, k=3, every=4)
+
+
+def run(method: str, budget: float = 0.5, costs=COSTS, workload=WORKLOAD, **other) -> Run:
+    return train(
+        workload,
+        method,
+        METHODS[method],
+        seed=other.pop("seed", 0),
+        budget=Budget(budget),
+        costs=costs,
+        settings=SETTINGS,
+        evaluations=other.pop("evaluations", 5),
+        **other,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.floats(0.2, 0.8),
+    st.fixed_dictionaries({name: st.floats(1e-4, 0.03) for name in COSTS}),
+)
+def test_the_account_is_within_a_step_of_the_budget(method, budget, costs) -> None:
+    result = run(method, budget, {**costs, "train_step": 0.01 + costs["train_step"]})
+    charged = math.fsum(line["seconds"] for line in result.account if line["charged"])
+    assert charged == pytest.approx(result.rst_seconds)
+    assert result.rst_seconds <= budget
+    assert budget - result.rst_seconds < result.step_seconds
+
+
+def test_the_account_counts_what_ran() -> None:
+    result = run("lawa")
+    counts = {line["operation"]: line["times"] for line in result.account}
+    assert counts["train_step"] == result.steps
+    assert counts["collect"] == result.steps // 4
+    assert counts["evaluate"] == len(result.points) == 5
+    # The first point comes after the first snapshot here.
+    assert counts["average"] == 5
+    assert counts.keys() == {"train_step", "collect", "evaluate", "average"}
+    assert not next(line for line in result.account if line["operation"] == "evaluate")["charged"]
+
+
+def test_swa_is_charged_for_its_statistics_once_it_averages() -> None:
+    counts = {line["operation"]: line["times"] for line in run("swa", 2.0).account}
+    # Points at 20, 40 and 60% read live weights; those at 80% and the end an average.
+    assert counts["statistics"] == 2
+    assert counts["swa_update"] >= 2
+
+
+def test_an_extra_operation_costs_steps() -> None:
+    assert run("ema").steps < run("constant").steps
+
+
+def test_points_lie_on_one_grid() -> None:
+    for method in METHODS:
+        result = run(method, 1.0, evaluations=10)
+        for index, point in enumerate(result.points[:-1], start=1):
+            most = result.step_seconds + COSTS["average"] + COSTS["statistics"]
+            assert index * 0.1 - 1e-9 <= point.rst_seconds < index * 0.1 + most
+        assert len(result.points) == 10
+
+
+def test_the_rate_follows_the_fraction_of_the_budget_spent() -> None:
+    for point in run("decayed").points:
+        assert point.learning_rate == pytest.approx(0.05 * (1 - point.rst_seconds / 0.5))
+    assert {point.learning_rate for point in run("constant").points} == {0.05}
+
+
+def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
+    def told(result: Run) -> Run:
+        return dataclasses.replace(result, measured_seconds=0.0, other_cores=0.0)
+
+    for method in METHODS:
+        first = run(method)
+        torch.rand(7)  # what came before a run must not matter
+        assert told(first) == told(run(method))
+        assert run(method, seed=1).final != first.final
+
+
+def test_reading_an_average_does_not_change_the_live_run() -> None:
+    costs = {**COSTS, "collect": 1e-12, "average": 1e-12}
+    live, averaged = run("constant", costs=costs), run("lawa", costs=costs)
+    # At the end, what averaging cost may have cost a step.
+    assert [p.train_loss for p in live.points[:-1]] == [p.train_loss for p in averaged.points[:-1]]
+    assert [p.value for p in live.points[:-1]] != [p.value for p in averaged.points[:-1]]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_says_when() -> None:
+    steps = 0
+
+    def poisoned(model, batch):
+        nonlocal steps
+        steps += 1
+        return WORKLOAD.loss(model, batch) * (math.nan if steps == 20 else 1.0)
+
+    result = run("constant", workload=dataclasses.replace(WORKLOAD, loss=poisoned))
+    assert result.failure is not None
+    assert "no finite number at step 2" in result.failure
+    assert "lower the rate" in result.failure
+    assert result.final == math.inf
+    assert result.steps < run("constant").steps
+
+
+def test_a_budget_below_one_step_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"does not pay for one step and one reading \(0\.0127 s\)"
+    ):
+        run("lawa", 0.0126)
+
+
+def test_an_operation_without_a_cost_is_refused() -> None:
+    with pytest.raises(KeyError, match="'collect' has no cost"):
+        run("lawa", costs={"train_step": 0.01, "average": 0.1, "evaluate": 1.0})
+
+
+def test_rst_to_a_target() -> None:
+    result = run("constant")
+    assert result.rst_to(result.points[2].value) <= result.points[2].rst_seconds
+    assert result.rst_to(math.inf) == result.points[0].rst_seconds
+    assert result.rst_to(0.0) == math.inf
