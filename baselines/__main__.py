@@ -18,13 +18,12 @@ from baselines import report
 from baselines.comparison import Comparison, Plan, check, compare, measure_profile
 from baselines.methods import METHODS, Settings
 from baselines.workloads import text
-from timing import Budget, Profile, ProfileError, parse_seconds
-from timing.commandline import run
+from timing import Budget, Profile, ProfileError, commandline, parse_seconds
 from timing.profile import LARGEST_CLOSURE
 
 if TYPE_CHECKING:
     from baselines.tracking import Tracker
-    from baselines.training import Point, Run
+    from baselines.training import Point, Trajectory
     from baselines.workloads.workload import Workload
     from lawa_opt.interval import Every
 
@@ -53,7 +52,7 @@ def compare_command(
         str | None,
         typer.Option(
             help="Reference time each run may spend, such as 20s, 1.5m or 6h. "
-            "[default: 20s for text, 5s for digits]"
+            "[default: 40s for text, 5s for digits]"
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
@@ -217,25 +216,36 @@ class _Screen:
         self._progress = progress
         self._budget = plan.budget.seconds
         self._task = progress.add_task("", total=len(plan.methods) * len(plan.seeds))
-        self._done = 0
+        self._done: dict[tuple[str, int], float] = {}
 
     def run_started(self, method: str, seed: int) -> None:
-        self._progress.update(self._task, description=f"{method}, seed {seed}")
         self.tracker.run_started(method, seed)
 
-    def point(self, point: Point) -> None:
-        done = self._done + point.rst_seconds / self._budget
-        self._progress.update(self._task, completed=done)
-        self.tracker.point(point)
+    def point(self, method: str, seed: int, point: Point) -> None:
+        self._show(method, seed, point.rst_seconds / self._budget)
+        self.tracker.point(method, seed, point)
 
-    def run_ended(self, run: Run) -> None:
-        self._done += 1
-        self._progress.update(self._task, completed=self._done)
-        result = f"FAILED: {run.failure}" if run.failure else f"{run.final:.4f}"
-        line = f"{run.method}, seed {run.seed}: {result} after {run.steps} steps, "
-        line += f"{run.rst_seconds:.2f} s RST ({run.measured_seconds:.2f} s measured)"
+    def _show(self, method: str, seed: int, fraction: float) -> None:
+        self._done[method, seed] = fraction
+        done = math.fsum(self._done.values())
+        self._progress.update(self._task, description=f"{method}, seed {seed}", completed=done)
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        for run in trajectory.runs:
+            self._show(run.method, run.seed, 1.0)
+            result = f"FAILED: {run.failure}" if run.failure else f"{run.final:.4f}"
+            self._say(
+                f"{run.method}, seed {run.seed}: {result} after {run.steps} steps, "
+                f"{run.rst_seconds:.3f} s RST"
+            )
+        self._say(
+            f"  trained in {trajectory.measured_seconds:.1f} s measured here, for "
+            f"{trajectory.rst_seconds:.1f} s RST of all that was charged"
+        )
+        self.tracker.trajectory_ended(trajectory)
+
+    def _say(self, line: str) -> None:
         self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
-        self.tracker.run_ended(run)
 
 
 def _run(plan: Plan, profile: Profile, tracker: Tracker) -> Comparison:
@@ -266,4 +276,4 @@ def _print(comparison: Comparison) -> None:
 
 
 if __name__ == "__main__":
-    run(app)
+    commandline.run(app)

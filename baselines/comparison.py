@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.averagers import Ema, Lawa, Swa
 from baselines.methods import METHODS, Settings
-from baselines.training import Point, Run, prices, train, training_step
+from baselines.training import Point, Run, Trajectory, prices, train, training_step
 from timing import Budget, Operation, Profile, calibrate, this_machine
 from timing.profile import LARGEST_CLOSURE
 from timing.schedules import constant
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from baselines.workloads.workload import Workload
 
-EVALUATIONS = 40
+EVALUATIONS = 30
 
 # Calibrating takes a twentieth of the time that training will, within these seconds.
 CALIBRATION_SHARE = 1 / 20
@@ -59,7 +59,12 @@ class Comparison:
 
     plan: Plan
     profile: Profile
-    runs: tuple[Run, ...]
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, seed by seed."""
+        return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
 
     def of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
@@ -72,11 +77,11 @@ class Listener(Protocol):
     def run_started(self, method: str, seed: int) -> None:
         """A run begins."""
 
-    def point(self, point: Point) -> None:
-        """An evaluation of the run that began last."""
+    def point(self, method: str, seed: int, point: Point) -> None:
+        """An evaluation of a run that has begun."""
 
-    def run_ended(self, run: Run) -> None:
-        """It has ended."""
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Runs have ended, all those that followed one training."""
 
 
 def measure_profile(plan: Plan, on_progress: Callable[[float], None]) -> Profile:
@@ -84,7 +89,7 @@ def measure_profile(plan: Plan, on_progress: Callable[[float], None]) -> Profile
 
     The caller decides what to do of a closure above `timing.profile.LARGEST_CLOSURE`.
     """
-    training_seconds = plan.budget.seconds * len(plan.methods) * len(plan.seeds)
+    training_seconds = plan.budget.seconds * len(trajectories_of(plan.methods)) * len(plan.seeds)
     least, most = CALIBRATION_SECONDS
     calibration = calibrate(
         operations(plan.workload, plan.settings),
@@ -160,21 +165,28 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
         ValueError: as `check` does, before anything is run.
     """
     check(plan, profile)
-    runs = []
+    trajectories = []
     for seed in plan.seeds:
-        for name in plan.methods:
-            listener.run_started(name, seed)
-            run = train(
+        for names in trajectories_of(plan.methods):
+            for name in names:
+                listener.run_started(name, seed)
+            trajectory = train(
                 plan.workload,
-                name,
-                METHODS[name],
+                {name: METHODS[name] for name in names},
                 seed,
                 plan.budget,
                 profile.seconds,
                 plan.settings,
                 plan.evaluations,
-                listener.point,
+                lambda name, point, seed=seed: listener.point(name, seed, point),  # type: ignore[misc]
             )
-            listener.run_ended(run)
-            runs.append(run)
-    return Comparison(plan, profile, tuple(runs))
+            listener.trajectory_ended(trajectory)
+            trajectories.append(trajectory)
+    return Comparison(plan, profile, tuple(trajectories))
+
+
+def trajectories_of(methods: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The methods, those together that can follow one training."""
+    together = tuple(name for name in methods if METHODS[name].schedule is constant)
+    alone: list[tuple[str, ...]] = [(name,) for name in methods if name not in together]
+    return [together, *alone] if together else alone

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Self
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
-from mlflow.entities import Metric
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from baselines import report
 from baselines.methods import METHODS
 from baselines.plots import metric_over_rst
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from baselines.comparison import Comparison, Plan
-    from baselines.training import Point, Run
+    from baselines.training import Point, Trajectory
     from timing import Profile
 
 EXPERIMENT = "lawa-opt"
@@ -38,8 +40,9 @@ class Tracker:
         self._plan, self._profile = plan, profile
         self.run_id = ""
         self.experiment_id = ""
-        self._child_id = ""
-        self._unsent: list[Metric] = []
+        self._client = mlflow.MlflowClient()
+        self._children: dict[tuple[str, int], str] = {}
+        self._unsent: dict[tuple[str, int], list[Metric]] = {}
         self._sent = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -70,8 +73,9 @@ class Tracker:
         status = "FINISHED"
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        while mlflow.active_run() is not None:
-            mlflow.end_run(status)
+        for child in self._children.values():
+            self._client.set_terminated(child, status)
+        mlflow.end_run(status)
 
     def _shared_parameters(self) -> dict[str, Any]:
         plan = self._plan
@@ -85,12 +89,19 @@ class Tracker:
 
     def run_started(self, method: str, seed: int) -> None:
         """Open a child run, named by method and seed."""
-        child = mlflow.start_run(run_name=f"{method} seed {seed}", nested=True)
-        self._child_id = child.info.run_id
-        mlflow.log_params({"method": method, "seed": seed, **self._shared_parameters()})
-        mlflow.set_tag("title", METHODS[method].title)
+        child = self._client.create_run(
+            self.experiment_id,
+            run_name=f"{method} seed {seed}",
+            tags={MLFLOW_PARENT_RUN_ID: self.run_id, "title": METHODS[method].title},
+        )
+        self._children[method, seed] = child.info.run_id
+        parameters = {"method": method, "seed": seed, **self._shared_parameters()}
+        self._client.log_batch(
+            child.info.run_id,
+            params=[Param(name, str(value)) for name, value in parameters.items()],
+        )
 
-    def point(self, point: Point) -> None:
+    def point(self, method: str, seed: int, point: Point) -> None:
         """Log an evaluation; RST is a metric too, so that it can be the x axis."""
         values = {
             "validation/metric": point.value,
@@ -98,38 +109,39 @@ class Tracker:
             "train/learning_rate": point.learning_rate,
             "rst_seconds": point.rst_seconds,
         }
-        now_milliseconds = round(time.time() * 1000)
-        self._unsent += [
-            Metric(name, value, now_milliseconds, point.step) for name, value in values.items()
-        ]
+        self._unsent.setdefault((method, seed), []).extend(_metrics(values, point.step))
+        # One write of many points costs hardly more than one of one.
         if time.monotonic() - self._sent > SECONDS_BETWEEN_WRITES:
             self._send()
 
     def _send(self) -> None:
-        # One write of many points costs hardly more than one of one.
-        mlflow.MlflowClient().log_batch(self._child_id, metrics=self._unsent)
-        self._unsent = []
+        for key, metrics in self._unsent.items():
+            self._client.log_batch(self._children[key], metrics=metrics)
+        self._unsent.clear()
         self._sent = time.monotonic()
 
-    def run_ended(self, run: Run) -> None:
-        """Close the child run with its account; a failed one is marked so, with the reason."""
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Close the child runs with their accounts; a failed one is marked so, with the reason."""
         self._send()
-        mlflow.log_dict({"lines": list(run.account)}, "account.json")
-        mlflow.log_metrics(
-            {f"account/{line['operation']}_seconds": line["seconds"] for line in run.account}
-            | {
-                "account/rst_seconds": run.rst_seconds,
-                "account/measured_seconds": run.measured_seconds,
-                "account/other_cores": run.other_cores,
-                "account/steps": run.steps,
+        for run in trajectory.runs:
+            child = self._children.pop((run.method, run.seed))
+            values = {
+                f"account/{line['operation']}_seconds": line["seconds"] for line in run.account
             }
-        )
-        if run.failure is not None:
-            mlflow.set_tag("failure", run.failure)
-            mlflow.end_run("FAILED")
-            return
-        mlflow.log_metric("final/metric", run.final)
-        mlflow.end_run()
+            values |= {
+                "account/rst_seconds": run.rst_seconds,
+                "account/steps": run.steps,
+                "trajectory/rst_seconds": trajectory.rst_seconds,
+                "trajectory/measured_seconds": trajectory.measured_seconds,
+                "trajectory/other_cores": trajectory.other_cores,
+            }
+            if run.failure is None:
+                values["final/metric"] = run.final
+            else:
+                self._client.set_tag(child, "failure", run.failure)
+            self._client.log_batch(child, metrics=_metrics(values, run.steps))
+            self._client.log_dict(child, {"lines": list(run.account)}, "account.json")
+            self._client.set_terminated(child, "FAILED" if run.failure else "FINISHED")
 
     def finish(self, comparison: Comparison) -> None:
         """Put table, verdict and plot on the parent run."""
@@ -138,6 +150,11 @@ class Tracker:
         mlflow.log_text(note, "report.md")
         mlflow.log_table(report.columns(comparison), "results.json")
         mlflow.log_figure(metric_over_rst(comparison), "metric-over-rst.png")
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
+    now_milliseconds = round(time.time() * 1000)
+    return [Metric(name, value, now_milliseconds, step) for name, value in values.items()]
 
 
 def ui_command() -> str:

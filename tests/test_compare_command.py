@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from baselines.methods import METHODS
+from timing import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
@@ -182,12 +183,12 @@ def test_a_wrong_value_is_one_clear_line_before_any_training(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from baselines.__main__ import app, run
+    from baselines.__main__ import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["baselines", "compare", *options.split()])
     with pytest.raises(SystemExit) as stop:
-        run(app)
+        commandline.run(app)
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert WRONG[options] in captured.err

@@ -12,7 +12,7 @@ from baselines import report
 from baselines.comparison import Comparison, Plan
 from baselines.methods import Settings
 from baselines.plots import metric_over_rst
-from baselines.training import Point, Run
+from baselines.training import Point, Run, Trajectory
 from baselines.workloads import digits
 from timing import Budget, Cost, Profile, this_machine
 
@@ -21,7 +21,7 @@ WORKLOAD = digits.load()
 
 def run(method: str, seed: int, values: list[float], failure: str | None = None) -> Run:
     points = tuple(Point(10 * i, float(i), v, v, 0.1) for i, v in enumerate(values, start=1))
-    return Run(method, seed, points, (), 0.1, 4.0, 0.0, failure)
+    return Run(method, seed, points, (), 0.1, failure)
 
 
 def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
@@ -40,7 +40,7 @@ def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
         for method, by_seed in curves.items()
         for seed, values in enumerate(by_seed)
     )
-    return Comparison(plan, profile, runs)
+    return Comparison(plan, profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
@@ -136,7 +136,7 @@ def test_a_failed_run_is_shown_as_a_miss() -> None:
         else r
         for r in made.runs
     )
-    made = Comparison(made.plan, made.profile, runs)
+    made = Comparison(made.plan, made.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
     row = next(row for row in report.rows(made) if row.method == "lawa")
     assert report.final_cell(row).endswith("(1 of 3 failed)")
     assert row.rst_to_target[1] == math.inf

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.methods import METHODS, Settings
-from baselines.training import Run, train
+from baselines.training import Run, Trajectory, train
 from baselines.workloads import digits
 from timing import Budget
+from timing.schedules import constant
 
 WORKLOAD = digits.load()
 COSTS = {
@@ -26,18 +27,23 @@ COSTS = {
 SETTINGS = Settings(learning_rate=0.05, k=3, every=4)
 
 
-def run(method: str, budget: float = 0.5, costs=COSTS, workload=WORKLOAD, **other) -> Run:
+def follow(
+    *methods: str, budget: float = 0.5, costs=COSTS, workload=WORKLOAD, seed=0, evaluations=5
+) -> Trajectory:
     return train(
         workload,
-        method,
-        METHODS[method],
-        seed=other.pop("seed", 0),
+        {method: METHODS[method] for method in methods},
+        seed=seed,
         budget=Budget(budget),
         costs=costs,
         settings=SETTINGS,
-        evaluations=other.pop("evaluations", 5),
-        **other,
+        evaluations=evaluations,
     )
+
+
+def run(method: str, budget: float = 0.5, **other) -> Run:
+    (result,) = follow(method, budget=budget, **other).runs
+    return result
 
 
 @settings(max_examples=25, deadline=None)
@@ -47,7 +53,7 @@ def run(method: str, budget: float = 0.5, costs=COSTS, workload=WORKLOAD, **othe
     st.fixed_dictionaries({name: st.floats(1e-4, 0.03) for name in COSTS}),
 )
 def test_the_account_is_within_a_step_of_the_budget(method, budget, costs) -> None:
-    result = run(method, budget, {**costs, "train_step": 0.01 + costs["train_step"]})
+    result = run(method, budget, costs={**costs, "train_step": 0.01 + costs["train_step"]})
     charged = math.fsum(line["seconds"] for line in result.account if line["charged"])
     assert charged == pytest.approx(result.rst_seconds)
     assert result.rst_seconds <= budget
@@ -93,14 +99,35 @@ def test_the_rate_follows_the_fraction_of_the_budget_spent() -> None:
 
 
 def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
-    def told(result: Run) -> Run:
-        return dataclasses.replace(result, measured_seconds=0.0, other_cores=0.0)
-
     for method in METHODS:
         first = run(method)
         torch.rand(7)  # what came before a run must not matter
-        assert told(first) == told(run(method))
+        assert first == run(method)
         assert run(method, seed=1).final != first.final
+
+
+def test_methods_that_share_a_trajectory_end_as_if_each_had_trained_alone() -> None:
+    names = [name for name, method in METHODS.items() if method.schedule is constant]
+    assert len(names) >= 4
+    together = follow(*names, budget=1.0)
+    assert together.runs == tuple(run(name, 1.0) for name in names)
+    assert len({result.steps for result in together.runs}) > 1
+
+
+def test_a_shared_step_is_paid_once_by_the_trajectory() -> None:
+    together = follow("constant", "ema")
+    steps = max(result.steps for result in together.runs)
+    updates = together.runs[1].steps
+    naive = steps * COSTS["train_step"] + updates * COSTS["ema_update"]
+    assert together.rst_seconds == pytest.approx(naive)
+    assert together.measured_seconds > 0
+
+
+def test_rates_that_depend_on_what_is_spent_are_not_shared() -> None:
+    with pytest.raises(ValueError, match="decayed, lawa-decayed cannot follow one trajectory"):
+        follow("decayed", "lawa-decayed")
+    with pytest.raises(ValueError, match="constant, decayed cannot follow one trajectory"):
+        follow("constant", "decayed")
 
 
 def test_reading_an_average_does_not_change_the_live_run() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 64, 2, 2, 64, 16
+WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 64, 2, 2, 64, 8
 CHUNK_BYTES = 1024
 EVALUATION_SEQUENCES = 256
 
@@ -136,7 +136,7 @@ def workload(text: bytes, name: str, source: str) -> Workload:
         loss=_loss,
         evaluate=evaluate,
         statistics_batches=(),
-        budget_seconds=20.0,
+        budget_seconds=40.0,
         signature={
             "model": f"transformer-{LAYERS}x{WIDTH}",
             "batch": BATCH,
