@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WORKLOADS = ("pydocs", "digits", "text")
 
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False)
 console = Console()
 
 
@@ -51,8 +51,8 @@ def compare_command(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Reference time each run may spend, such as 20s, 1.5m or 6h. "
-            "[default: 40s for text, 5s for digits]"
+            help="Reference time each run may spend, such as 20s, 1.5m or 6h.",
+            show_default="40s, digits 5s",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
@@ -67,13 +67,13 @@ def compare_command(
         ),
     ] = "auto",
     lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate. [default: the workload's]")
+        float | None, typer.Option(help="Peak learning rate.", show_default="the workload's")
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Reference profile that gives each operation's cost. "
-            "[default: calibrated now, on this machine]"
+            help="Reference profile that gives each operation's cost.",
+            show_default="calibrated now, on this machine",
         ),
     ] = None,
     threads: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from baselines.comparison import Comparison, Plan
     from baselines.training import Point, Trajectory
     from timing import Profile
+
+# The making of a new store fills the terminal otherwise.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 EXPERIMENT = "lawa-opt"
 SECONDS_BETWEEN_WRITES = 5.0
