@@ -1,5 +1,6 @@
 """Average the latest weights of any PyTorch optimizer (LAWA, arXiv 2209.14981)."""
 
+from lawa_opt.checkpoints import average_checkpoints
 from lawa_opt.optimizer import LAWA
 
-__all__ = ["LAWA"]
+__all__ = ["LAWA", "average_checkpoints"]

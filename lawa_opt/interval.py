@@ -16,8 +16,8 @@ class Interval:
 
     Attributes:
         every: optimizer steps between two collects (freq in the paper's code, nu in 2502.06761);
-            "auto" keeps the k snapshots spread over the latest `span` of training so far, which
-            needs no knowledge of its length and collects ever more rarely: about
+            "auto" keeps the k snapshots spread over about the latest `span` of training so far,
+            which needs no knowledge of its length and collects ever more rarely: about
             (k / span) * (1 + ln(span * t / k)) times in t steps; "manual" leaves it to `collect()`.
         k: snapshots in the window.
         span: the share of the steps so far that an "auto" window reaches back.
@@ -53,5 +53,6 @@ class Interval:
         if self.every == "manual" or not self.enabled or self.step < self.start:
             return False
         if self.every == "auto":
-            return self.step - self.newest >= max(1.0, self.span * self.step / self.k)
+            age = self.step - self.newest
+            return age >= 1 and age * self.k >= self.span * self.step
         return self.step % self.every == 0

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lawa_opt import saved
+from lawa_opt.distributed import forget_gathered, local
 from lawa_opt.interval import Every, Interval
-from lawa_opt.window import Ring, Window, local
+from lawa_opt.window import Ring, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -54,8 +56,9 @@ class LAWA(Optimizer):
             evaluate(model)
 
     Memory, with N the bytes of the parameters and buffers: k * N for the window from the first
-    collect on (k * numel * dtype.itemsize with a `dtype`), N more while averaged weights are in the
-    model. A collect moves 2 * N bytes, a reading (k + 1) * N and the swap about 4 * N.
+    collect on (k * numel * dtype.itemsize with a `dtype`; of both, 1 / ranks where it is split over
+    ranks), N more while averaged weights are in the model. A collect moves 2 * N bytes, a reading
+    (k + 1) * N and the swap about 4 * N.
 
     Only the wrapper may be given to a scheduler, a GradScaler or a framework; the wrapped optimizer
     is `base`, and `base.state_dict()` is its own state dict. The mean is computed in float32 (or
@@ -71,9 +74,20 @@ class LAWA(Optimizer):
         start: the first step that may be collected.
         buffers: tensors to treat like parameters, such as `model.buffers()`: floating-point ones
             are averaged, of others the latest is taken.
-        dtype: type of the snapshots, by default each parameter's. A bfloat16 window of float32
-            parameters halves the memory and rounds each snapshot to 8 bits: a relative error of at
-            most 2**-8 in each element of the mean.
+        dtype: type of the snapshots, by default each parameter's; complex ones keep their own. A
+            bfloat16 window of float32 parameters halves the memory and rounds each snapshot to 8
+            bits: an error of at most 2**-8 times the mean of |theta_i|, in each element.
+        device: where the snapshots are, by default with each parameter. With "cpu", parameters in
+            CUDA memory are collected into pinned memory on a stream of its own: k * N there and N
+            beside the parameters (in `dtype`, if given).
+        split_over: for replicas (DDP), a mesh of one dimension whose ranks each hold only a part of
+            every snapshot of a parameter. Reading the mean is then a collective that all ranks
+            call; collecting never is. Buffers, which differ between ranks, and DTensors (FSDP2),
+            which are split already, stay as they are.
+
+    In many processes all ranks must enter and leave averaged weights together. With parameters or
+    a window in parts, `state_dict()` is for torch.distributed.checkpoint, on any number of ranks:
+    `get_optimizer_state_dict(model, opt)`, with its own `flatten_optimizer_state_dict` off.
 
     Raises:
         TypeError: `optimizer` is no optimizer, or is a LAWA already.
@@ -90,6 +104,8 @@ class LAWA(Optimizer):
         start: int = 1,
         buffers: Iterable[Tensor] = (),
         dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        split_over: DeviceMesh | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: it would make param_groups and state of its own.
         if isinstance(optimizer, LAWA):
@@ -102,7 +118,7 @@ class LAWA(Optimizer):
         self.__setstate__(
             {
                 "base": optimizer,
-                "window": Window(k, dtype),
+                "window": Window(k, dtype, split_over, device),
                 "interval": Interval(every, k, span, start),
                 "buffers": list(buffers),
                 "swaps": [],
@@ -124,9 +140,6 @@ class LAWA(Optimizer):
     interval: Interval
     buffers: list[Tensor]
     swaps: list[_Swap]
-
-    # GradScaler would hand unscaling to a fused base; so it must unscale, and skip, itself.
-    _step_supports_amp_scaling = False
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -182,13 +195,19 @@ class LAWA(Optimizer):
         Raises:
             RuntimeError: averaged weights are in the model.
         """
-        self._refuse_if_averaged("step()")
-        if self._only_makes_state(args, kwargs):
+        if self.swaps:
+            self._refuse_if_averaged("step()")
+        if kwargs and not args and self._only_makes_state(kwargs):
             self.window.allocate(self._tensors())
             return self.base.step(**kwargs)
         for pre_hook in self._optimizer_step_pre_hooks.values():
             changed = pre_hook(self, (self, *args), kwargs)
             if changed is not None:
+                if not (isinstance(changed, tuple) and len(changed) == 2):
+                    raise RuntimeError(
+                        "a step pre-hook must return None or a tuple of (args, kwargs), with the "
+                        f"optimizer the first of args: got {changed!r}"
+                    )
                 (_, *args), kwargs = changed  # type: ignore[assignment]
         result = self.base.step(*args, **kwargs)
         self._count_step()
@@ -199,13 +218,13 @@ class LAWA(Optimizer):
     # Global hooks fire in the wrapped optimizer's step; unmarked, torch would fire them here too.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _only_makes_state(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _only_makes_state(self, kwargs: dict[str, Any]) -> bool:
         """Whether this is torch.distributed.checkpoint's way of making an optimizer's state.
 
         It calls step(closure=None) with rates and gradients of exactly zero, which is no step of
         training. A warm-up may start at a rate of zero, but has gradients.
         """
-        if args or kwargs != {"closure": None} or self.base.state:
+        if kwargs != {"closure": None} or self.base.state:
             return False
         return all(
             float(group.get("lr", 0.0)) == 0.0
@@ -215,11 +234,20 @@ class LAWA(Optimizer):
 
     @_outside_graphs
     def _count_step(self) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "step() inside a CUDA graph would count and collect once, not at each replay: "
+                "capture `base.step()`, and after each replay `if opt.interval.advance(): "
+                "opt.collect()`"
+            )
         if self.interval.advance():
             self.collect()
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.base.param_groups for p in group["params"]]
+
     def _tensors(self) -> list[Tensor]:
-        return [p for group in self.base.param_groups for p in group["params"]] + self.buffers
+        return self._parameters() + self.buffers
 
     @_outside_graphs
     @torch.no_grad()
@@ -249,7 +277,8 @@ class LAWA(Optimizer):
                 f"every={self.interval.every!r}: train on or collect() first, or ask for the live "
                 'weights with averaged(if_empty="live")'
             )
-        if latest is not None and (isinstance(latest, bool) or not 1 <= latest <= held):
+        whole = isinstance(latest, int) and not isinstance(latest, bool)
+        if latest is not None and not (whole and 1 <= latest <= held):
             raise ValueError(f"latest must be from 1 to the {held} snapshots held: {latest!r}")
         return [ring for ring in self.window.rings if ring.held]
 
@@ -302,9 +331,11 @@ class LAWA(Optimizer):
         if hasattr(self.base, "train"):
             self.base.train()
 
+    @_outside_graphs
     @torch.no_grad()
     def _swap_in(self, latest: int | None) -> _Swap:
         rings = self._filled(latest)
+        forget_gathered(self._tensors())
         swap: _Swap = [(ring.tensors, [local(t).clone() for t in ring.tensors]) for ring in rings]
         self.swaps.append(swap)
         try:
@@ -315,11 +346,13 @@ class LAWA(Optimizer):
             raise
         return swap
 
+    @_outside_graphs
     @torch.no_grad()
     def _swap_out(self, swap: _Swap) -> None:
         depth = next((i for i, known in enumerate(self.swaps) if known is swap), None)
         if depth is None:  # train() was called inside the block
             return
+        forget_gathered(self._tensors())
         for tensors, before in swap:
             torch._foreach_copy_([local(tensor) for tensor in tensors], before)
         del self.swaps[depth:]
@@ -382,34 +415,58 @@ class LAWA(Optimizer):
 
         Raises:
             RuntimeError: the window is empty, or averaged weights are in the model.
+            TypeError: the state of this optimizer cannot be made again.
             ValueError: more snapshots asked for than are held.
         """
         self._refuse_if_averaged("restart_from_average()")
-        for ring in self._filled(latest):
+        if reset_state and isinstance(self.base, torch.optim.Adagrad):
+            raise TypeError(
+                "Adagrad makes its state when it is built and not again: restart without "
+                "reset_state and set its state yourself"
+            )
+        rings = self._filled(latest)
+        forget_gathered(self._tensors())
+        for ring in rings:
             ring.write_mean(ring.tensors, latest)
         if reset_state:
             self.base.state.clear()
 
+    @_outside_graphs
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict, with the window in each parameter's entry.
 
         As in torch, tensors are references: save or copy it before the next step. Taken while
         averaged weights are in the model, it carries the live ones too, and a LAWA that loads it
-        gives them back on `train()`.
+        gives them back on `train()`. After the first step the window is always in it, even where
+        nothing has been collected, since torch.distributed.checkpoint loads into equal keys.
+
+        Raises:
+            RuntimeError: averaged weights are in the model and it is in parts.
         """
+        if self.swaps and any(self.window.in_parts(tensor) for tensor in self._tensors()):
+            raise RuntimeError(
+                "state_dict() of a model or window in parts while averaged weights are in the "
+                "model: its checkpoint could not give the live weights back, so call train(), or "
+                "leave the `averaged()` block, on all ranks first"
+            )
+        if self.interval.step:
+            self.window.allocate(self._tensors())
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state_dict = dict(self.base.state_dict())
-        state = dict(state_dict["state"])
-        entries = saved.entries_of(self.window, self.interval)
+        entries = saved.entries_of(self.window, self.interval, averaged=bool(self.swaps))
         if self.swaps:
             for tensors, before in self.swaps[0]:
                 for tensor, live in zip(tensors, before, strict=True):
-                    entries[id(tensor)]["lawa_live"] = saved.as_sharded(live, tensor)
-        for index, parameter in self._numbered(state_dict["param_groups"]):
-            if id(parameter) in entries:
-                state[index] = {**state.get(index, {}), **entries[id(parameter)]}
-        state_dict["state"] = state
+                    entries[id(tensor)]["lawa_live"] = live
+        if _has_torch_form(state_dict):
+            state = dict(state_dict["state"])
+            for index, parameter in self._numbered(state_dict["param_groups"]):
+                if id(parameter) in entries:
+                    state[index] = {**state.get(index, {}), **entries[id(parameter)]}
+            state_dict["state"] = state
+        else:
+            state_dict["lawa_parameters"] = [entries.get(id(p), {}) for p in self._parameters()]
         if self.buffers:
             state_dict["lawa_buffers"] = [entries.get(id(buffer), {}) for buffer in self.buffers]
         for post_hook in self._optimizer_state_dict_post_hooks.values():
@@ -442,32 +499,34 @@ class LAWA(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        sizes = [len(group["params"]) for group in state_dict["param_groups"]]
-        own_sizes = [len(group["params"]) for group in self.param_groups]
-        if sizes != own_sizes:
-            raise ValueError(
-                f"this state dict has parameter groups of {sizes} parameters and this optimizer of "
-                f"{own_sizes}: it is of another model, or the groups were made otherwise"
-            )
-        plain, windows = _divided(state_dict["state"])
-        buffers = state_dict.pop("lawa_buffers", [])
-        if len(buffers) not in (0, len(self.buffers)):
-            raise ValueError(
-                f"this state dict holds {len(buffers)} buffers and this LAWA {len(self.buffers)}"
-            )
-        named = [
-            (f"parameter {index}", parameter, windows.get(index, {}))
-            for index, parameter in self._numbered(state_dict["param_groups"])
-        ]
-        named += [
-            (f"buffer {index}", buffer, entry)
-            for index, (buffer, entry) in enumerate(zip(self.buffers, buffers, strict=False))
-        ]
-        saved.check(named, self.window.k)
-        self.base.load_state_dict({**state_dict, "state": plain})
-        entries = [(tensor, entry) for _, tensor, entry in named]
-        saved.fill(self.window, self.interval, entries)
-        live = [(t, entry["lawa_live"]) for t, entry in entries if "lawa_live" in entry]
+        lists = {name: state_dict.pop(f"lawa_{name}s", []) for name in ("parameter", "buffer")}
+        own = {"parameter": self._parameters(), "buffer": self.buffers}
+        named = []
+        if _has_torch_form(state_dict):
+            sizes = [len(group["params"]) for group in state_dict["param_groups"]]
+            own_sizes = [len(group["params"]) for group in self.param_groups]
+            if sizes != own_sizes:
+                raise ValueError(
+                    f"this state dict has parameter groups of {sizes} parameters and this "
+                    f"optimizer of {own_sizes}: it is of another model, or the groups were made "
+                    "otherwise"
+                )
+            plain, windows = _divided(state_dict["state"])
+            for index, parameter in self._numbered(state_dict["param_groups"]):
+                named.append((f"parameter {index}", parameter, windows.get(index, {})))
+            state_dict["state"] = plain
+        for name, entries in lists.items():
+            if len(entries) not in (0, len(own[name])):
+                raise ValueError(
+                    f"this state dict holds {len(entries)} {name}s and this LAWA {len(own[name])}"
+                )
+            for index, (tensor, entry) in enumerate(zip(own[name], entries, strict=False)):
+                named.append((f"{name} {index}", tensor, entry))
+        saved.check(named, self.window)
+        self.base.load_state_dict(state_dict)
+        held = [(tensor, entry) for _, tensor, entry in named]
+        saved.fill(self.window, self.interval, held)
+        live = [(t, entry["lawa_live"]) for t, entry in held if "lawa_live" in entry]
         if live:
             tensors, weights = map(list, zip(*live, strict=True))
             self.swaps.append([(tensors, saved.local_copies(weights, tensors))])
@@ -476,6 +535,11 @@ class LAWA(Optimizer):
 
 
 _STATE = ("base", "window", "interval", "buffers", "swaps")
+
+
+def _has_torch_form(state_dict: dict[str, Any]) -> bool:
+    """Whether a state dict is as torch makes it; a wrapper of another package has its own form."""
+    return "state" in state_dict and "param_groups" in state_dict
 
 
 def _divided(state: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, dict[str, Any]]]:

@@ -7,96 +7,160 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lawa_opt.distributed import can_split, gather, local, part_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The running mean of one tile stays in a core's cache, so a read of k snapshots moves k + 1 times
-# the parameters' bytes through memory, not three times that. A GPU wants few, large kernels.
-TILE_ELEMENTS = {"cpu": 1 << 16}
-TILE_ELEMENTS_ELSEWHERE = 1 << 22
+    from torch.distributed.device_mesh import DeviceMesh
+
+# A mean is made a tile at a time, so that it stays in the cache while k snapshots stream past: a
+# reading moves k + 1 times the tensors' bytes through memory, not three times that. A smaller tile
+# pays in calls, a larger one leaves the cache; a GPU wants few, large kernels.
+TILE = {"cpu": 1 << 18}
+TILE_ELSEWHERE = 1 << 22
+
+# Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
+# made in the place where it goes.
+SMALL = 1 << 16
+
+# What a window may be kept in: what torch can turn into float32 and back on any device.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Slots start at multiples of this many elements, or CUDA's foreach kernels fall back to scalars.
 ALIGNMENT = 16
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lives in this process: a DTensor's shard, else the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Ring:
     """k slots for some tensors of one dtype and device that are always collected together.
 
     One flat buffer a slot holds all the tensors, each as a view of its own shape and strides: many
-    small tensors are then averaged by a few large operations.
+    small tensors are then averaged by a few large operations. With a mesh, each of its ranks holds
+    only a part of each tensor. For a device other than the tensors', one more buffer beside them
+    takes the snapshot, in order with training; from CUDA to host memory, which is pinned, it then
+    moves on a stream of its own, while training goes on.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], k: int, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        k: int,
+        dtype: torch.dtype | None,
+        mesh: DeviceMesh | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.tensors = list(tensors)
+        self.mesh = mesh
         self.k = k
         self.held = 0
         self.next = 0
-        locals_ = [local(tensor) for tensor in self.tensors]
+        locals_ = [self.own(tensor) for tensor in self.tensors]
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
+        self.home = locals_[0].device
+        self.away = device is not None and device != self.home
         self._lay_out(locals_)
-        slot_dtype = dtype if dtype is not None and self.averages else locals_[0].dtype
-        self.flats = [
-            torch.zeros(self.elements, dtype=slot_dtype, device=locals_[0].device) for _ in range(k)
-        ]
-        self._make_views()
+        narrows = dtype is not None and locals_[0].is_floating_point()
+        # A window made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self.flats = [
+                torch.zeros(
+                    self.elements,
+                    dtype=dtype if narrows else locals_[0].dtype,
+                    device=device or self.home,
+                )
+                for _ in range(k)
+            ]
+            self._connect()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Plain pickle does not keep views aliased to their buffer.
-        return {key: value for key, value in self.__dict__.items() if key != "slots"}
+        self.settle()
+        # Plain pickle does not keep views aliased to their buffer, and a stream is of its process.
+        made = ("slots", "staging", "staged", "stream")
+        return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._make_views()
+        self._connect()
 
     def _lay_out(self, tensors: Sequence[Tensor]) -> None:
-        """Place the tensors in a flat buffer, and cut it into tiles of small tensors or of parts.
+        """Place the tensors in a flat buffer, large ones first, and cut it into tiles.
 
-        A tile is (begin, end, pieces): a stretch of the flat buffer and the tensors in it, each
-        piece (index of the tensor, None) or, for a part, (index, (first, last element + 1)).
+        A tile is (begin, end, indices): a stretch of the flat buffer, and which tensors it holds;
+        those of up to SMALL elements whole and together, a larger one alone or in parts.
         """
-        limit = TILE_ELEMENTS.get(tensors[0].device.type, TILE_ELEMENTS_ELSEWHERE)
-        self.layouts: list[tuple[torch.Size, tuple[int, ...], int]] = []
-        self.tiles: list[tuple[int, int, list[tuple[int, tuple[int, int] | None]]]] = []
+        limit = TILE.get(self.home.type, TILE_ELSEWHERE)
         self.elements = 0
-        begin = 0
-        pieces: list[tuple[int, tuple[int, int] | None]] = []
-        for index, tensor in enumerate(tensors):
-            offset, count = self.elements, tensor.numel()
-            # An empty_like of any tensor fills its memory without gaps, in the tensor's own order.
-            strides = torch.empty_like(tensor, device="meta").stride()
-            self.layouts.append((tensor.shape, strides, offset))
-            self.elements = offset + -(-count // ALIGNMENT) * ALIGNMENT
-            if pieces and self.elements - begin > limit:
-                self.tiles.append((begin, offset, pieces))
-                begin, pieces = offset, []
-            if count > limit:
-                for low in range(0, count, limit):
-                    high = min(low + limit, count)
-                    self.tiles.append((offset + low, offset + high, [(index, (low, high))]))
-                begin = self.elements
-            elif count:
-                pieces.append((index, None))
-        if pieces:
-            self.tiles.append((begin, self.elements, pieces))
+        self.tiles: list[tuple[int, int, list[int]]] = []
+        offsets = [0] * len(tensors)
+        together: list[int] = []
+        for index in sorted(range(len(tensors)), key=lambda i: tensors[i].numel() <= SMALL):
+            begin, count = self.elements, tensors[index].numel()
+            offsets[index] = begin
+            self.elements += -(-count // ALIGNMENT) * ALIGNMENT
+            if count > SMALL:
+                for low in range(begin, begin + count, limit):
+                    self.tiles.append((low, min(low + limit, begin + count), [index]))
+                continue
+            if not together or begin + count - self.tiles[-1][0] > limit:
+                together = []
+                self.tiles.append((begin, begin, together))
+            together.append(index)
+            self.tiles[-1] = (self.tiles[-1][0], begin + count, together)
+        # An empty_like of any tensor fills its memory without gaps, in the tensor's own order.
+        strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]
+        shapes = [tensor.shape for tensor in tensors]
+        self.layouts = list(zip(shapes, strides, offsets, strict=True))
 
-    def _make_views(self) -> None:
-        self.slots = [
-            [flat.as_strided(shape, strides, at) for shape, strides, at in self.layouts]
-            for flat in self.flats
-        ]
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        return [flat.as_strided(shape, strides, at) for shape, strides, at in self.layouts]
+
+    def _connect(self) -> None:
+        """Make what can be made again: the views, and the way to another device."""
+        self.staging: Tensor | None = None
+        self.stream: torch.cuda.Stream | None = None
+        if self.away:
+            self.staging = staging = torch.empty_like(self.flats[0], device=self.home)
+            self.staged = self._views(staging)
+            if self.home.type == "cuda" and self.flats[0].device.type == "cpu":
+                for index, flat in enumerate(self.flats):
+                    self.flats[index] = flat.pin_memory()
+                self.stream = torch.cuda.Stream(self.home)
+                staging.record_stream(self.stream)
+        self.slots = [self._views(flat) for flat in self.flats]
+
+    def settle(self) -> None:
+        """Wait until snapshots on their way to host memory are there."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor that this process holds snapshots of."""
+        if self.mesh is None:
+            return local(tensor)
+        return part_of(tensor, self.mesh.size(), self.mesh.get_local_rank())
 
     def collect(self) -> None:
         """Copy the tensors over the oldest slot."""
-        sources = [local(tensor) for tensor in self.tensors] if self.sharded else self.tensors
-        torch._foreach_copy_(self.slots[self.next], sources)
+        sources = [self.own(tensor) for tensor in self.tensors] if self.sharded else self.tensors
+        if self.staging is None:
+            torch._foreach_copy_(self.slots[self.next], sources)
+        else:
+            self._send(self.staging, sources)
         self.next = (self.next + 1) % self.k
         self.held = min(self.held + 1, self.k)
+
+    def _send(self, staging: Tensor, sources: list[Tensor]) -> None:
+        if self.stream is None:
+            torch._foreach_copy_(self.staged, sources)
+            self.flats[self.next].copy_(staging)
+            return
+        training = torch.cuda.current_stream(self.home)
+        training.wait_stream(self.stream)  # the snapshot before must have left the staging
+        torch._foreach_copy_(self.staged, sources)
+        self.stream.wait_stream(training)
+        with torch.cuda.stream(self.stream):
+            self.flats[self.next].copy_(staging, non_blocking=True)
 
     def order(self, latest: int | None = None) -> list[int]:
         """Indices of the latest slots in use, oldest first."""
@@ -106,66 +170,110 @@ class Ring:
     def write_mean(self, outs: Sequence[Tensor], latest: int | None = None) -> None:
         """Write the mean of the latest slots into `outs`, which have the shapes of the tensors.
 
+        With a mesh, all its ranks must call this.
+        """
+        if self.mesh is None:
+            self._write_own_mean([local(out) for out in outs], latest)
+            return
+        parts = [torch.empty_like(self.own(out)) for out in outs]
+        self._write_own_mean(parts, latest)
+        gather(parts, outs, self.mesh)
+
+    def _write_own_mean(self, outs: list[Tensor], latest: int | None) -> None:
+        """Write the mean of what this process holds.
+
         The mean runs in float32 or wider, oldest snapshot first, as m + (x - m) / i: snapshots
         that are all the same, such as a frozen parameter's, come out bit for bit. Tensors without
         a mean (integers) take their newest snapshot.
         """
-        order = self.order(latest)
-        outs = [local(out) for out in outs]
         laid_out = [
             out if out.stride() == strides else out.new_empty_strided(shape, strides)
             for out, (shape, strides, _) in zip(outs, self.layouts, strict=True)
         ]
-        if not self.averages:
-            torch._foreach_copy_(outs, self.slots[order[-1]])
-            return
-        oldest, *newer = (self.flats[index] for index in order)
-        wide = torch.promote_types(oldest.dtype, torch.float32)
-        size = max((end - begin for begin, end, _ in self.tiles), default=0)
-        scratch = oldest.new_empty(size, dtype=wide)
-        widened = None if wide == oldest.dtype else torch.empty_like(scratch)
-        for begin, end, pieces in self.tiles:
-            mean = scratch[: end - begin].copy_(oldest[begin:end])
-            for i, flat in enumerate(newer, start=2):
-                snapshot = flat[begin:end]
-                if widened is not None:
-                    snapshot = widened[: end - begin].copy_(snapshot)
-                mean.lerp_(snapshot, 1 / i)
-            targets, sources = [], []
-            for index, part in pieces:
-                out = laid_out[index]
-                shape, strides, offset = self.layouts[index]
-                if part is None:
-                    targets.append(out)
-                    sources.append(mean.as_strided(shape, strides, offset - begin))
-                else:
-                    low, high = part
-                    targets.append(out.as_strided((high - low,), (1,), out.storage_offset() + low))
-                    sources.append(mean)
-            torch._foreach_copy_(targets, sources)
+        if self.stream is not None:
+            torch.cuda.current_stream(self.home).wait_stream(self.stream)
+        if self.averages:
+            self._average(laid_out, self.order(latest))
+        else:
+            torch._foreach_copy_(laid_out, self.slots[self.order()[-1]])
+        if self.stream is not None:  # a collect must not overtake this reading
+            self.stream.wait_stream(torch.cuda.current_stream(self.home))
         for out, same in zip(outs, laid_out, strict=True):
             if out is not same:
                 out.copy_(same)
+
+    def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
+        """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
+        narrow = self.flats[0].dtype
+        wide = torch.promote_types(narrow, torch.float32)
+        longest = max((end - begin for begin, end, _ in self.tiles), default=0)
+        shared = torch.empty(longest, dtype=wide, device=self.home)
+        widened = torch.empty_like(shared) if wide != narrow else None
+        fetched = torch.empty_like(shared, dtype=narrow) if self.away else None
+        as_they_are = widened is None and fetched is None
+        for begin, end, indices in self.tiles:
+            length = end - begin
+            mean = shared[:length]
+            targets, places = [outs[i] for i in indices], [self.layouts[i] for i in indices]
+            if len(indices) == 1:
+                start = targets[0].storage_offset() + begin - places[0][2]
+                targets = [targets[0].as_strided((length,), (1,), start)]
+                if targets[0].dtype == wide and targets[0].device == self.home:
+                    mean = targets[0]
+                means = [mean]
+            else:
+                means = [mean.as_strided(shape, stride, at - begin) for shape, stride, at in places]
+            before: Tensor | None = None
+            for i, slot in enumerate(order, start=1):
+                snapshot = self.flats[slot][begin:end]
+                if fetched is not None:
+                    streams = self.stream is not None
+                    snapshot = fetched[:length].copy_(snapshot, non_blocking=streams)
+                if before is None:
+                    before = snapshot if as_they_are and len(order) > 1 else mean.copy_(snapshot)
+                    continue
+                if widened is not None:
+                    snapshot = widened[:length].copy_(snapshot)
+                before = torch.lerp(before, snapshot, 1 / i, out=mean)
+            if mean is not targets[0]:
+                torch._foreach_copy_(targets, means)
 
 
 class Window:
     """The k latest snapshots of tensors, taken with `collect`.
 
-    Memory: k times the bytes of the tensors (in `dtype`, if given), allocated at the first collect.
+    Memory: k times the bytes of the tensors (in `dtype`, if given), allocated at the first collect,
+    and once those bytes beside the tensors for a window on another device.
     Tensors first collected later, or only now and then, keep a ring position of their own.
 
     Args:
         k: snapshots held.
         dtype: the floating-point type of the slots; by default, each tensor's own.
+        mesh: the ranks, all with the same parameters, that hold a part of the snapshots each.
+        device: where the slots are; by default, with each tensor.
     """
 
-    def __init__(self, k: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        k: int,
+        dtype: torch.dtype | None = None,
+        mesh: DeviceMesh | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of snapshots from 1: {k!r}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"the window's dtype must be a floating-point type: {dtype}")
+        if dtype is not None and dtype not in DTYPES:
+            names = ", ".join(str(known) for known in DTYPES)
+            raise ValueError(f"the window's dtype must be one of {names}: {dtype!r}")
+        if mesh is not None and mesh.ndim != 1:
+            raise ValueError(
+                f"the window is split over a mesh of one dimension: got {mesh.ndim}, take one of "
+                'them, such as mesh["dp"]'
+            )
         self.k = k
         self.dtype = dtype
+        self.mesh = mesh
+        self.device = None if device is None else torch.device(device)
         self.rings: list[Ring] = []
         self._latest: tuple[list[int], list[Ring]] = ([], [])
 
@@ -189,7 +297,7 @@ class Window:
 
     def allocate(self, tensors: Sequence[Tensor]) -> list[Ring]:
         """Rings that together hold exactly these tensors, made or split where there is need."""
-        ids = [id(tensor) for tensor in tensors]
+        ids = list(map(id, tensors))
         if ids != self._latest[0]:
             self._latest = (ids, self._arrange({id(tensor): tensor for tensor in tensors}))
         return self._latest[1]
@@ -200,21 +308,34 @@ class Window:
             if inside and len(inside) < len(ring.tensors):
                 outside = [tensor for tensor in ring.tensors if id(tensor) not in wanted]
                 self.rings.remove(ring)
-                self.rings += [self._part(ring, inside), self._part(ring, outside)]
+                self.rings += [self._some(ring, inside), self._some(ring, outside)]
         chosen = [ring for ring in self.rings if id(ring.tensors[0]) in wanted]
         known = {id(tensor) for ring in chosen for tensor in ring.tensors}
-        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, DeviceMesh | None], list[Tensor]] = {}
         for key, tensor in wanted.items():
             if key not in known:
-                kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-        made = [Ring(alike, self.k, self.dtype) for alike in kinds.values()]
+                kind = (tensor.device, tensor.dtype, self.mesh_of(tensor))
+                kinds.setdefault(kind, []).append(tensor)
+        made = [self._ring(alike, kind[2]) for kind, alike in kinds.items()]
         self.rings += made
         return chosen + made
 
-    def _part(self, ring: Ring, tensors: list[Tensor]) -> Ring:
-        part = Ring(tensors, self.k, self.dtype)
+    def _ring(self, tensors: Sequence[Tensor], mesh: DeviceMesh | None) -> Ring:
+        return Ring(tensors, self.k, self.dtype, mesh, self.device)
+
+    def mesh_of(self, tensor: Tensor) -> DeviceMesh | None:
+        """The ranks that the snapshots of a tensor are split over, if they are."""
+        return self.mesh if can_split(tensor) else None
+
+    def in_parts(self, tensor: Tensor) -> bool:
+        """Whether this process holds only a part of the snapshots of a tensor."""
+        return hasattr(tensor, "to_local") or self.mesh_of(tensor) is not None
+
+    def _some(self, ring: Ring, tensors: list[Tensor]) -> Ring:
+        some = self._ring(tensors, ring.mesh)
+        ring.settle()
         places = {id(tensor): index for index, tensor in enumerate(ring.tensors)}
-        for new, old in zip(part.slots, ring.slots, strict=True):
+        for new, old in zip(some.slots, ring.slots, strict=True):
             torch._foreach_copy_(new, [old[places[id(tensor)]] for tensor in tensors])
-        part.held, part.next = ring.held, ring.next
-        return part
+        some.held, some.next = ring.held, ring.next
+        return some

@@ -1,0 +1,60 @@
+"""Transformers' Trainer on CPython's documentation: `python examples/transformers_trainer.py`.
+
+The Trainer calls `eval()` and `train()` of an optimizer that has them: so it evaluates the average,
+and saves it whenever it saves after an evaluation, with the live weights in optimizer.pt.
+"""
+
+from pydoc_data.topics import topics
+
+import torch
+from torch.optim import AdamW
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from lawa_opt import LAWA
+
+CONTEXT = 64
+
+
+def main(folder="transformers_docs", steps=300, every=50, resume=False, **options):
+    torch.manual_seed(0)
+    text = torch.tensor(list("".join(topics.values()).encode()))
+    chunks = text[: len(text) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    data = [{"input_ids": chunk, "labels": chunk} for chunk in chunks]
+    config = GPT2Config(
+        vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    arguments = TrainingArguments(
+        folder,
+        max_steps=steps,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=10,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=128,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        report_to="none",
+        use_cpu=True,
+        **options,
+    )
+    opt = LAWA(AdamW(model.parameters(), lr=3e-3), k=5)
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=data[256:],
+        eval_dataset=data[:256],
+        optimizers=(opt, None),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    # The last evaluation has left the average in the model, and trainer.save_model() saves that.
+    average = trainer.evaluate()["eval_loss"]
+    opt.train()
+    print(f"average {average:.4f} nats per byte")
+    return trainer, opt
+
+
+if __name__ == "__main__":
+    main()

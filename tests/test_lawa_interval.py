@@ -1,0 +1,96 @@
+"""After which steps a snapshot is taken."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lawa_opt import LAWA
+
+
+def collected(steps: int, **options: Any) -> list[int]:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), **options)
+    return [opt.interval.step for _ in range(steps) if takes_snapshot(opt)]
+
+
+def takes_snapshot(opt: LAWA) -> bool:
+    newest = opt.interval.newest
+    opt.step()
+    return opt.interval.newest > newest
+
+
+@given(every=st.integers(1, 40), start=st.integers(1, 60), steps=st.integers(0, 100))
+def test_every_so_many_steps_from_the_start_step_on(every: int, start: int, steps: int) -> None:
+    due = [step for step in range(1, steps + 1) if step % every == 0 and step >= start]
+    assert collected(steps, every=every, start=start) == due
+
+
+@pytest.mark.parametrize(("k", "span"), [(5, 0.1), (5, 0.5), (1, 0.25), (16, 1.0)])
+def test_auto_spans_the_latest_share_of_training_at_a_falling_cost(k: int, span: float) -> None:
+    steps = 10_000
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=k, every="auto", span=span)
+    due: list[int] = []
+    for step in range(1, steps + 1):
+        if opt.interval.advance():
+            due.append(step)
+            opt.interval.newest = step
+        if step > 20 * k / span:  # the k latest are k - 1 to k gaps of span * step / k back
+            reach = (step - due[-k]) / step
+            assert 1 - (1 - span / k) ** (k - 1) <= reach + 0.01
+            assert reach - 0.05 * span <= 1 - (1 - span / k) ** k
+    assert len(due) == pytest.approx(k / span * (1 + math.log(span * steps / k)), rel=0.25)
+
+
+def test_manual_collects_when_told_and_only_then() -> None:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=3, every="manual")
+    for _ in range(4):
+        opt.step()
+    assert opt.held == 0
+    opt.collect()
+    assert (opt.held, opt.interval.newest) == (1, 4)
+
+
+def test_nothing_from_before_the_start_enters_the_window() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    opt = LAWA(torch.optim.SGD([weight], lr=1.0), k=5, every=1, start=4)
+    for _ in range(5):
+        weight.grad = -torch.ones(1)
+        opt.step()
+    with opt.averaged():
+        assert weight.item() == 4.5
+
+
+def test_switched_off_and_on() -> None:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=9, every=2)
+    due = []
+    for step in range(1, 13):
+        opt.interval.enabled = not 4 <= step <= 8
+        due += [step] if takes_snapshot(opt) else []
+    assert due == [2, 10, 12]
+    assert opt.held == 3
+    opt.interval.every = 5
+    assert [step for step in range(13, 21) if takes_snapshot(opt)] == [15, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, 'every must be a whole number of steps from 1, "auto" or "manual": 0'),
+        ({"every": True}, "every must be .*: True"),
+        ({"every": 1.5}, "every must be .*: 1.5"),
+        ({"every": "epoch"}, "every must be .*: 'epoch'"),
+        ({"span": 0.0}, r"span must be a share of training in \(0, 1\]: 0.0"),
+        ({"span": 1.1}, "span must be .*: 1.1"),
+        ({"start": 0}, "start must be a step from 1 on: 0"),
+        ({"start": 2.0}, "start must be .*: 2.0"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), **options)
