@@ -77,6 +77,7 @@ class Tracker:
         status = "FINISHED"
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._send()
         for child in self._children.values():
             self._client.set_terminated(child, status)
         mlflow.end_run(status)
