@@ -52,7 +52,7 @@ def compare_command(
         str | None,
         typer.Option(
             help="Reference time each run may spend, such as 20s, 1.5m or 6h.",
-            show_default="40s, digits 5s",
+            show_default="30s, digits 5s",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,

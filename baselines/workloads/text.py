@@ -136,7 +136,7 @@ def workload(text: bytes, name: str, source: str) -> Workload:
         loss=_loss,
         evaluate=evaluate,
         statistics_batches=(),
-        budget_seconds=40.0,
+        budget_seconds=30.0,
         signature={
             "model": f"transformer-{LAYERS}x{WIDTH}",
             "batch": BATCH,
