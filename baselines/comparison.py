@@ -48,6 +48,11 @@ class Plan:
     evaluations: int = EVALUATIONS
 
     @property
+    def resolution_seconds(self) -> float:
+        """Reference seconds between two evaluations: what a time to target is known to."""
+        return self.budget.seconds / self.evaluations
+
+    @property
     def signature(self) -> dict[str, str | int | float]:
         """What the costs of this plan's operations depend on, for the profile."""
         return {"workload": self.workload.name, **self.workload.signature, "k": self.settings.k}

@@ -31,6 +31,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ALIGNMENT = 16
 
 
+def _is_trained(tensor: Tensor) -> bool:
+    """Whether it is a parameter, and no buffer."""
+    return tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
+
+
 class Ring:
     """k slots for some tensors of one dtype and device that are always collected together.
 
@@ -57,6 +62,8 @@ class Ring:
         locals_ = [self.own(tensor) for tensor in self.tensors]
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
+        # A buffer may hold infinities, as an attention mask does, which have no difference.
+        self.trained = _is_trained(self.tensors[0])
         self.home = locals_[0].device
         self.away = device is not None and device != self.home
         self._lay_out(locals_)
@@ -234,7 +241,11 @@ class Ring:
                     continue
                 if widened is not None:
                     snapshot = widened[:length].copy_(snapshot)
-                before = torch.lerp(before, snapshot, 1 / i, out=mean)
+                if self.trained:
+                    before = torch.lerp(before, snapshot, 1 / i, out=mean)
+                else:
+                    between = torch.lerp(before, snapshot, 1 / i)
+                    before = mean.copy_(torch.where(before == snapshot, before, between))
             if mean is not targets[0]:
                 torch._foreach_copy_(targets, means)
 
@@ -311,12 +322,12 @@ class Window:
                 self.rings += [self._some(ring, inside), self._some(ring, outside)]
         chosen = [ring for ring in self.rings if id(ring.tensors[0]) in wanted]
         known = {id(tensor) for ring in chosen for tensor in ring.tensors}
-        kinds: dict[tuple[torch.device, torch.dtype, DeviceMesh | None], list[Tensor]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, bool, DeviceMesh | None], list[Tensor]] = {}
         for key, tensor in wanted.items():
             if key not in known:
-                kind = (tensor.device, tensor.dtype, self.mesh_of(tensor))
+                kind = (tensor.device, tensor.dtype, _is_trained(tensor), self.mesh_of(tensor))
                 kinds.setdefault(kind, []).append(tensor)
-        made = [self._ring(alike, kind[2]) for kind, alike in kinds.items()]
+        made = [self._ring(alike, kind[-1]) for kind, alike in kinds.items()]
         self.rings += made
         return chosen + made
 

@@ -390,3 +390,15 @@ def test_without_warnings() -> None:
         with opt.averaged():
             model(torch.ones(2, 4))
         opt.averaged_model(model)
+
+
+def test_infinities_that_all_snapshots_share_stay() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    mask = torch.tensor([0.0, -torch.inf, torch.inf])
+    opt = LAWA(torch.optim.SGD([weight], lr=0.1), k=3, every=1, buffers=[mask])
+    for step in range(3):
+        mask[0] = step
+        opt.collect()
+    with opt.averaged():
+        assert mask.tolist() == [1.0, -torch.inf, torch.inf]
+    assert mask.tolist() == [2.0, -torch.inf, torch.inf]

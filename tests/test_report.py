@@ -86,7 +86,9 @@ def test_the_verdict_says_what_wins_and_what_loses() -> None:
     assert "1.6000 against 2.1000 nats per image" in against_constant
     assert "reached the target with 50% less RST" in against_constant
     assert "LAWA of the constant rate ends WORSE than fully decayed rate" in against_decayed
-    assert "reached the target with 33% less RST" in against_decayed
+    # One step of the grid earlier: no more than what the grid can tell.
+    assert "No saving of RST to the target is shown" in against_decayed
+    assert "[-0%, +67%]" in against_decayed or "[+0%, +67%]" in against_decayed
 
 
 def test_the_verdict_says_when_nothing_is_shown() -> None:
@@ -106,7 +108,7 @@ def test_a_later_arrival_is_said_to_cost_more() -> None:
         "decayed": [[4.0, 1.0, 1.0, 1.0]] * 3,
     }
     against_constant, against_decayed = report.verdict(comparison(curves))
-    assert "with 33% MORE RST" in against_constant
+    assert "No saving of RST to the target is shown" in against_constant
     assert "with 100% MORE RST" in against_decayed
 
 
