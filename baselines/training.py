@@ -265,11 +265,11 @@ def train(
             watch.stop()
             value = workload.evaluate(reported)
             follower.account.charge("evaluate")
+            rate = float(schedule.get_last_lr()[0])
+            charged = follower.account.rst_seconds
+            follower.points.append(Point(step, charged, value, follower.mean_loss(), rate))
+            on_point(follower.name, follower.points[-1])
             watch.start()
-        rate = float(schedule.get_last_lr()[0])
-        charged = follower.account.rst_seconds
-        follower.points.append(Point(step, charged, value, follower.mean_loss(), rate))
-        on_point(follower.name, follower.points[-1])
 
     active = list(followers)
     with watch:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lawa_opt.distributed import can_split, gather, local, part_of
+from lawa_opt.distributed import can_split, gather, is_parameter, local, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +29,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Slots start at multiples of this many elements, or CUDA's foreach kernels fall back to scalars.
 ALIGNMENT = 16
-
-
-def _is_trained(tensor: Tensor) -> bool:
-    """Whether it is a parameter, and no buffer."""
-    return tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
 
 
 class Ring:
@@ -63,7 +58,7 @@ class Ring:
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
         # A buffer may hold infinities, as an attention mask does, which have no difference.
-        self.trained = _is_trained(self.tensors[0])
+        self.trained = is_parameter(self.tensors[0])
         self.home = locals_[0].device
         self.away = device is not None and device != self.home
         self._lay_out(locals_)
@@ -325,7 +320,7 @@ class Window:
         kinds: dict[tuple[torch.device, torch.dtype, bool, DeviceMesh | None], list[Tensor]] = {}
         for key, tensor in wanted.items():
             if key not in known:
-                kind = (tensor.device, tensor.dtype, _is_trained(tensor), self.mesh_of(tensor))
+                kind = (tensor.device, tensor.dtype, is_parameter(tensor), self.mesh_of(tensor))
                 kinds.setdefault(kind, []).append(tensor)
         made = [self._ring(alike, kind[-1]) for kind, alike in kinds.items()]
         self.rings += made
