@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import pynvml
 import pytest
 import torch
+from fake_nvml import FakeNvml, build
 
 torch.set_num_threads(1)
 
@@ -18,3 +20,37 @@ def wikitext() -> Path:
     if not path.exists():
         pytest.skip(f"no {path}: set LAWA_OPT_DATA to the folder with wikitext-2/valid.txt")
     return path
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake NVML library, compiled."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="session")
+def old_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without the functions of newer drivers."""
+    return build(tmp_path_factory.mktemp("old_nvml"), "-DOLD")
+
+
+def _put_under_pynvml(path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    fake = FakeNvml(path)
+    monkeypatch.setattr(pynvml, "nvmlLib", fake.library)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    monkeypatch.setattr("timing.nvml._initialised_by", None)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+@pytest.fixture
+def nvml(nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """The fake library under the real binding, with two devices."""
+    return _put_under_pynvml(nvml_library, monkeypatch)
+
+
+@pytest.fixture
+def old_nvml(old_nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """The older library under the real binding."""
+    return _put_under_pynvml(old_nvml_library, monkeypatch)

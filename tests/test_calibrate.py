@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from timing import Operation, Stopwatch, calibrate
+from timing import Operation, calibrate
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:
@@ -69,20 +69,21 @@ def test_what_does_not_close_is_measured_again() -> None:
     assert abs(calibration.closure) <= 0.5
 
 
-def test_stopwatch_adds_up_its_blocks() -> None:
-    watch = Stopwatch()
-    for _ in range(2):
-        with watch:
-            time.sleep(0.01)
-    assert watch.wall_seconds >= 0.02
-    assert watch.cpu_seconds < watch.wall_seconds
-    assert watch.other_cores >= 0
+def test_what_makes_no_loop_is_refused() -> None:
+    with pytest.raises(ValueError, match="no operation to calibrate"):
+        calibrate({}, 0.001, 0.05)
+    with pytest.raises(ValueError, match="'step' cannot run every 0 passes"):
+        calibrate({"step": Operation(lambda: None, every=0)}, 0.001, 0.05)
 
 
-def test_stopwatch_refuses_what_makes_no_sense() -> None:
-    watch = Stopwatch()
-    with pytest.raises(RuntimeError, match="does not run"):
-        watch.stop()
-    watch.start()
-    with pytest.raises(RuntimeError, match="runs already"):
-        watch.start()
+def test_what_disturbed_it_is_kept() -> None:
+    calibration = calibrate({"step": Operation(lambda: time.sleep(1e-4))}, 0.01, float("inf"))
+    assert calibration.noise.window_seconds > 0.03
+    loud = calibration.noise.model_copy(update={"reasons": ("a loud neighbour",)})
+    assert calibration.model_copy(update={"noise": loud, "closure": 0.01}).faults() == (
+        "a loud neighbour",
+    )
+    assert calibration.model_copy(update={"noise": loud, "closure": -0.1}).faults() == (
+        "a loud neighbour",
+        "its closure is -10.0%",
+    )

@@ -1,58 +1,272 @@
-"""The command line: `python -m timing probe` and `python -m timing show PROFILE`."""
+"""The command line: `python -m timing probe`, `calibrate`, `show` and `compare`."""
 
 from __future__ import annotations
 
+import json
+import os
+import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from timing.commandline import run
+from timing.commandline import CommandError, run
+from timing.flags import LEAST_PROCESSES, ORDER_OF_MAGNITUDE, PRECISION
+from timing.gpu import probe_gpus
 from timing.machine import this_machine
+from timing.processes import (
+    LIMIT_SECONDS,
+    SECONDS,
+    CalibrationError,
+    calibrate_in_processes,
+)
 from timing.profile import Profile, ProfileError
+from timing.series import check_series
+from timing.uncertainty import operation_ratio, rst_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 app = typer.Typer(add_completion=False)
 console = Console()
 
+HOST_CLOCKS = {
+    "steps": "time.perf_counter, and CUDA events where there is a GPU",
+    "processor time": "time.process_time",
+    "load of others": "psutil",
+}
+
 
 @app.callback()
 def _commands() -> None:
-    """Reference system time: what this machine is, and what a profile says."""
+    """Reference system time: measure a profile, read it, and see what this machine is."""
 
 
 @app.command()
 def probe() -> None:
-    """Print what this machine is, as a profile measured here would record it."""
-    console.print_json(this_machine().model_dump_json())
+    """Print what this machine is, as a profile records it, and what can be measured here."""
+    gpus, absence = probe_gpus()
+    measured = {"host": HOST_CLOCKS, "gpus": gpus, "absence": absence}
+    console.print_json(
+        data={"machine": this_machine().model_dump(mode="json"), "measured": measured}
+    )
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(metavar="PROFILE")]) -> None:
-    """Print a reference profile, once it has been checked."""
+def calibrate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="MODULE:FUNCTION or FILE.py:FUNCTION, which returns a timing.Calibratable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the profile is written.")],
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="What the function is called with; repeat it."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Fresh processes, at least.")] = LEAST_PROCESSES,
+    seconds: Annotated[
+        float, typer.Option(help="For all of them; the fewest are run even if they take longer.")
+    ] = SECONDS,
+    precision: Annotated[
+        float, typer.Option(help="Half of the mixed loop's 95% interval that is narrow enough.")
+    ] = PRECISION,
+    threads: Annotated[
+        int, typer.Option(help="Threads of torch. Fewer than cores, or other work disturbs more.")
+    ] = 1,
+    limit: Annotated[
+        float, typer.Option(help="Seconds after which a process is taken to hang, and is ended.")
+    ] = LIMIT_SECONDS,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it even if the machine was busy.")
+    ] = False,
+) -> None:
+    """Measure a reference profile on this machine, in fresh processes, in a loop like the real one.
+
+    The function sets up model, optimizer and data, and returns a `timing.Calibratable`: the
+    workload's signature and its operations.
+    """
+    arguments = dict(map(_key_and_value, argument or []))
+    if not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise typer.BadParameter(f"--out: {out} cannot be written: no such folder, or no right to")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
-        profile = Profile.read(path)
-    except ProfileError as error:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("calibrating", total=1.0)
+
+            def show_progress(done: float, happened: str) -> None:
+                progress.update(task, completed=done)
+                progress.console.print(happened, soft_wrap=True, markup=False, highlight=False)
+
+            profile = calibrate_in_processes(
+                target,
+                arguments,
+                processes=processes,
+                seconds=seconds,
+                precision=precision,
+                threads=threads,
+                force=force,
+                limit_seconds=limit,
+                on_progress=show_progress,
+            )
+        profile.write(out)
+    except CalibrationError as error:
+        if error.stderr:
+            Console(stderr=True).print(error.stderr, end="", markup=False, highlight=False)
+        raise CommandError(error) from error
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    table = Table(title=f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}")
-    for head in ("operation", "median", "interquartile range", "samples"):
-        table.add_column(head, justify="left" if head == "operation" else "right")
-    for operation, cost in profile.costs.items():
+    except OSError as error:
+        raise CommandError(f"{out}: {error.strerror}") from error
+    _print_profile(out, profile)
+
+
+@app.command()
+def show(
+    paths: Annotated[list[Path], typer.Argument(metavar="PROFILE...")],
+    series: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Check that the costs of these profiles are in line over this number of their "
+            "workloads, such as layers.",
+        ),
+    ] = None,
+) -> None:
+    """Print reference profiles, once they have been checked."""
+    profiles = [_read(path) for path in paths]
+    for path, profile in zip(paths, profiles, strict=True):
+        _print_profile(path, profile)
+    if series is not None:
+        try:
+            _print_flags(check_series(profiles, series), f"series over {series}")
+        except ProfileError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+) -> None:
+    """Print how long each operation takes in profile B against profile A, with a 95% interval."""
+    first, second = _read(a), _read(b)
+    if odd := _differences(first.workload, second.workload):
+        raise typer.BadParameter(
+            f"{a} and {b} are of different workloads ({odd}): costs of one say nothing of the other"
+        )
+    shared = [operation for operation in first.costs if operation in second.costs]
+    if not shared:
+        raise typer.BadParameter(f"{a} and {b} have no operation in common")
+    ratios = {operation: operation_ratio(operation, first, second) for operation in shared}
+    table = _table(f"{b.name} against {a.name}", "operation", "A", "B", "B / A", "95% interval")
+    for operation, ratio in ratios.items():
         table.add_row(
             operation,
-            f"{cost.median_seconds * 1e3:.4f} ms",
-            f"{cost.spread_seconds * 1e3:.4f} ms",
-            str(cost.samples),
+            _milliseconds(first.seconds[operation]),
+            _milliseconds(second.seconds[operation]),
+            f"{ratio.estimate:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
         )
     console.print(table)
+    for name, profile in (("A", first), ("B", second)):
+        _say(f"{name}: {profile.machine}; closure {profile.closure:+.1%}")
+    if odd := _differences(first.software.model_dump(), second.software.model_dump()):
+        _say(f"software that differs: {odd}")
+    for path, mine, other in ((a, first, second), (b, second, first)):
+        if alone := sorted(mine.costs.keys() - other.costs.keys()):
+            _say(f"in {path} alone: {', '.join(alone)}")
+    middle = statistics.median(ratio.estimate for ratio in ratios.values())
+    flags = [f"A: {flag}" for flag in first.flags()] + [f"B: {flag}" for flag in second.flags()]
+    flags += [
+        f"{operation}: its ratio of {ratio.estimate:.3g} is far from the operations' median of "
+        f"{middle:.3g}: one of the two costs is wrong, or something is slow on one machine alone"
+        for operation, ratio in ratios.items()
+        if max(ratio.estimate / middle, middle / ratio.estimate) > ORDER_OF_MAGNITUDE
+    ]
+    _print_flags(flags, "this comparison")
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise typer.BadParameter(f"--argument must be KEY=VALUE: {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _read(path: Path) -> Profile:
+    try:
+        return Profile.read(path)
+    except ProfileError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _print_profile(path: Path, profile: Profile) -> None:
+    table = _table(
+        f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
+        *("operation", "median", "95% interval", "quartiles apart", "samples", "every"),
+    )
+    for operation, cost in profile.costs.items():
+        # Under this policy nothing is left out.
+        interval = rst_interval({operation: 1}, profile, "mlperf")
+        table.add_row(
+            operation,
+            _milliseconds(cost.median_seconds),
+            f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
+            _milliseconds(cost.spread_seconds),
+            str(cost.samples),
+            str(profile.every[operation]),
+        )
+    console.print(table)
+    closures = ", ".join(f"{process.closure:+.1%}" for process in profile.processes)
+    software = profile.software.model_dump()
+    loop = rst_interval(profile.mixed_loop, profile, "mlperf")
     for line in (
         f"machine: {profile.machine}",
+        "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
         "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
-        f"closure: {profile.closure:+.1%}; other processes kept {profile.other_cores:.2f} cores "
-        "busy",
+        f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
+        f"kept up to {profile.other_cores:.2f} cores busy",
+        f"closure: {profile.closure:+.1%} (by process: {closures})",
+        f"mixed loop: {loop} s (95% interval over processes, closure not in it)",
     ):
-        console.print(line, markup=False, highlight=False)
+        _say(line)
+    _print_flags(profile.flags(), "this profile")
+
+
+def _print_flags(flags: Iterable[str], of: str) -> None:
+    lines = [f"FLAG: {flag}" for flag in flags] or [f"no flags on {of}"]
+    for line in lines:
+        _say(line)
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {a.get(key)} and {b.get(key)}" for key in a | b if a.get(key) != b.get(key)
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.4f} ms"
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "operation" else "right")
+    return table
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

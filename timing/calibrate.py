@@ -1,4 +1,7 @@
-"""Measure what operations cost on this machine, inside a loop like the real one."""
+"""Measure in this process what operations cost, inside a loop like the real one.
+
+One process says little of the next one: `timing.processes` runs this in several fresh ones.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from timing.profile import Cost
-from timing.stopwatch import Stopwatch
+from timing.noise import NoiseWatch
+from timing.profile import Calibration, Cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,16 +33,16 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Costs by operation, and how well they add up.
+class Calibratable:
+    """What is to be measured: the function that `python -m timing calibrate` calls returns it.
 
-    `closure` is the reference seconds of a real mixed loop over its measured seconds, minus one;
-    `other_cores` the cores that other processes kept busy meanwhile.
+    Attributes:
+        workload: what the costs depend on: model, batch, shapes, dtype, optimizer, k.
+        operations: by name, in the order in which they follow one another in a pass of the loop.
     """
 
-    costs: dict[str, Cost]
-    closure: float
-    other_cores: float
+    workload: Mapping[str, str | int | float]
+    operations: Mapping[str, Operation]
 
 
 def calibrate(
@@ -61,7 +64,15 @@ def calibrate(
         seconds: time for the single timings of one attempt, above zero.
         largest_closure: a share, such as 0.05.
         on_progress: told the fraction done, from 0 to 1.
+
+    Raises:
+        ValueError: there is no operation, or one is to run every 0 passes.
     """
+    if not operations:
+        raise ValueError("there is no operation to calibrate")
+    for name, operation in operations.items():
+        if operation.every < 1:
+            raise ValueError(f"{name!r} cannot run every {operation.every} passes: give 1 or more")
     attempts = []
     for attempt in range(ATTEMPTS):
         attempts.append(_attempt(operations, seconds, on_progress))
@@ -77,7 +88,7 @@ def _attempt(
     samples: dict[str, list[float]] = {name: [] for name in operations}
     # Two samples of the rarest operation, before the time given is looked at.
     least = 2 * math.lcm(*(operation.every for operation in operations.values()))
-    watch = Stopwatch()
+    watch = NoiseWatch()
     with watch:
         done = -WARM_UP_STEPS
         begin = time.perf_counter()
@@ -103,7 +114,7 @@ def _attempt(
         )
         for name, taken in samples.items()
     }
-    return Calibration(costs, predicted / measured - 1, watch.other_cores)
+    return Calibration(costs=costs, closure=predicted / measured - 1, noise=watch.noise())
 
 
 def _loop(operations: Mapping[str, Operation], steps: int) -> None:

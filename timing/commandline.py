@@ -13,6 +13,10 @@ _CLICK_ERROR: Any = next(
 )
 
 
+class CommandError(Exception):
+    """What went wrong although the command was used rightly: one line, and exit code 1."""
+
+
 def run(app: typer.Typer) -> NoReturn:
     """Run a command and exit; what is wrong with its use is one line and exit code 2."""
     try:
@@ -20,6 +24,9 @@ def run(app: typer.Typer) -> NoReturn:
     except _CLICK_ERROR as error:
         print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except CommandError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)

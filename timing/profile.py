@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import statistics
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from timing.flags import flags
 from timing.machine import Machine
+from timing.noise import Noise
+from timing.software import Software
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Above this, the profile's costs do not add up to what a real loop takes.
 LARGEST_CLOSURE = 0.05
+
+Signature = dict[str, str | int | float]
 
 
 class ProfileError(ValueError):
@@ -25,7 +33,8 @@ class ProfileError(ValueError):
 class Cost(BaseModel):
     """Seconds that one run of an operation takes on the reference machine.
 
-    `spread_seconds` is the interquartile range of the `samples` single runs behind the median.
+    `spread_seconds` is the interquartile range of the `samples` single runs behind the median; over
+    several processes it is their median spread, and `samples` their sum.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,39 +44,135 @@ class Cost(BaseModel):
     samples: int = Field(ge=1)
 
 
+class Calibration(BaseModel):
+    """What one process measured.
+
+    Attributes:
+        costs: by operation.
+        closure: reference seconds of a real mixed loop over its measured seconds, minus one.
+        noise: what disturbed the measurement.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    costs: dict[str, Cost] = Field(min_length=1)
+    closure: float = Field(gt=-1)
+    noise: Noise
+
+    def faults(self) -> tuple[str, ...]:
+        """Why this process should not be part of a profile; empty if it may be."""
+        if abs(self.closure) > LARGEST_CLOSURE:
+            return (*self.noise.reasons, f"its closure is {self.closure:+.1%}")
+        return self.noise.reasons
+
+
 class Profile(BaseModel):
     """The reference: a machine, a workload, and the cost of each operation there.
+
+    What is stated of all processes together follows from what is kept of each, and is checked
+    against it on reading: a number edited by hand, or one with a digit missing, is refused.
 
     Attributes:
         version: of this document's format.
         created: when it was measured.
         machine: the reference machine.
-        workload: what the costs depend on: model, batch, shapes, dtype, optimizer, k.
-        costs: by operation.
-        closure: reference seconds of a real mixed loop over its measured seconds, minus one.
-        other_cores: cores that other processes kept busy while it was measured.
+        software: what ran there, and how it was set.
+        workload: what the costs depend on: model, batch, shapes, dtype, optimizer, k. It may hold
+            `flops_per_step`, a whole number that is the same on every machine.
+        every: in how many passes through the mixed loop each operation ran once.
+        costs: by operation: the median of the processes' medians, the median of their spreads, and
+            all their samples.
+        closure: median over the processes.
+        process_count: fresh processes behind it.
+        processes: what each of them measured.
+        discarded: processes left out because they were disturbed, or did not close.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     created: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     machine: Machine
-    workload: dict[str, str | int | float]
-    costs: dict[str, Cost]
+    software: Software
+    workload: Signature
+    every: dict[str, int]
+    costs: dict[str, Cost] = Field(min_length=1)
     closure: float
-    other_cores: float = Field(ge=0)
+    process_count: int
+    processes: tuple[Calibration, ...] = Field(min_length=1)
+    discarded: int = Field(ge=0)
+
+    @classmethod
+    def of(
+        cls,
+        machine: Machine,
+        software: Software,
+        workload: Signature,
+        every: Mapping[str, int],
+        processes: Sequence[Calibration],
+        discarded: int = 0,
+    ) -> Self:
+        """The profile that these processes bear out."""
+        return cls(
+            machine=machine,
+            software=software,
+            workload=workload,
+            every=dict(every),
+            costs={name: _together(name, processes) for name in processes[0].costs},
+            closure=statistics.median(process.closure for process in processes),
+            process_count=len(processes),
+            processes=tuple(processes),
+            discarded=discarded,
+        )
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if len(self.processes) != self.process_count:
+            raise ValueError(
+                f"process_count is {self.process_count} and there are {len(self.processes)} "
+                "processes: some are missing, or were added; calibrate again"
+            )
+        for number, process in enumerate(self.processes, start=1):
+            if odd := self.costs.keys() ^ process.costs.keys():
+                raise ValueError(
+                    f"costs and process {number} do not have the same operations (in one alone: "
+                    f"{', '.join(sorted(odd))}); calibrate again"
+                )
+        if self.every.keys() != self.costs.keys() or min(self.every.values()) < 1:
+            raise ValueError(f"every must give each operation a number from 1, not {self.every}")
+        for name, cost in self.costs.items():
+            borne_out = _together(name, self.processes)
+            for field, value in borne_out.model_dump().items():
+                _check_stated(f"{name}.{field}", getattr(cost, field), value)
+        closure = statistics.median(process.closure for process in self.processes)
+        _check_stated("closure", self.closure, closure)
+        return self
 
     @property
     def seconds(self) -> dict[str, float]:
         """Median seconds by operation."""
         return {operation: cost.median_seconds for operation, cost in self.costs.items()}
 
-    def require(self, workload: dict[str, str | int | float], operations: set[str]) -> None:
-        """Check that this profile can charge these operations of this workload.
+    @property
+    def other_cores(self) -> float:
+        """Cores that other processes kept busy, in the worst of the processes."""
+        return max(process.noise.other_cores for process in self.processes)
+
+    @property
+    def mixed_loop(self) -> dict[str, int]:
+        """Counts of the operations in the shortest loop that has all in their proportions."""
+        passes = math.lcm(*self.every.values())
+        return {name: passes // every for name, every in self.every.items()}
+
+    def flags(self) -> tuple[str, ...]:
+        """What a careful reader should know of this profile, in words; empty if it is sound."""
+        return flags(self)
+
+    def require_workload(self, workload: Mapping[str, str | int | float]) -> None:
+        """Check that this profile was measured for this workload.
 
         Raises:
-            ProfileError: it was measured for another workload, or lacks an operation.
+            ProfileError: it was measured for another one.
         """
         for key in sorted(self.workload.keys() | workload.keys()):
             mine, asked = self.workload.get(key), workload.get(key)
@@ -76,6 +181,14 @@ class Profile(BaseModel):
                     f"the reference profile was measured with {key}={mine!r} and this run has "
                     f"{key}={asked!r}: costs do not carry over; calibrate one for this run"
                 )
+
+    def require(self, workload: Mapping[str, str | int | float], operations: set[str]) -> None:
+        """Check that this profile can charge these operations of this workload.
+
+        Raises:
+            ProfileError: it was measured for another workload, or lacks an operation.
+        """
+        self.require_workload(workload)
         missing = operations - self.costs.keys()
         if missing:
             raise ProfileError(
@@ -101,8 +214,8 @@ class Profile(BaseModel):
         """Read and check a document.
 
         Raises:
-            ProfileError: it cannot be read, is no profile, is of an unknown version, or holds a
-                cost that is not a positive, finite number.
+            ProfileError: it cannot be read, is no profile, is of another version, holds a cost that
+                is not a positive, finite number, or does not add up.
         """
         try:
             document = json.loads(path.read_text())
@@ -111,16 +224,44 @@ class Profile(BaseModel):
         except ValueError as error:
             raise ProfileError(f"{path} is not JSON: {error}") from error
         version = document.get("version") if isinstance(document, dict) else None
-        if version != 1:
+        if version == 1:
             raise ProfileError(
-                f"{path} is no reference profile of version 1 (version: {version!r}): was it "
-                "written by a newer lawa-opt?"
+                f"{path} is a reference profile of version 1, which kept no costs by process and "
+                "so bears no interval: calibrate again"
+            )
+        if version != 2:
+            raise ProfileError(
+                f"{path} is no reference profile of version 2 (version: {version!r}): was "
+                "it written by a newer lawa-opt?"
             )
         try:
             return cls.model_validate(document)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
+            if not where:
+                raise ProfileError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from (
+                    error
+                )
             raise ProfileError(
                 f"{path}: {where}: {first['msg']} (found {first['input']!r:.60})"
             ) from error
+
+
+def _together(operation: str, processes: Sequence[Calibration]) -> Cost:
+    """What the processes say of an operation together."""
+    costs = [process.costs[operation] for process in processes]
+    return Cost(
+        median_seconds=statistics.median(cost.median_seconds for cost in costs),
+        spread_seconds=statistics.median(cost.spread_seconds for cost in costs),
+        samples=sum(cost.samples for cost in costs),
+    )
+
+
+def _check_stated(what: str, stated: float, borne_out: float) -> None:
+    # Other writers of JSON may keep fewer than Python's 17 digits.
+    if not math.isclose(stated, borne_out, rel_tol=1e-9):
+        raise ValueError(
+            f"{what} is {stated!r} and its processes give {borne_out!r}: edited by hand, or a "
+            "digit is missing; calibrate again"
+        )

@@ -11,12 +11,16 @@ import psutil
 class Stopwatch:
     """Adds up the time spent in its blocks; `with watch:` or `start()` and `stop()`.
 
+    For spans of a second or more: to begin and end takes some 50 microseconds, for psutil to read
+    the load of others. `timing.steps.StepTimer` is for the steps inside.
+
     Attributes:
-        wall_seconds: elapsed time.
-        cpu_seconds: processor time of this process, all threads together.
+        wall_seconds: elapsed time of the blocks that have ended, even by an exception.
+        cpu_seconds: processor time of this process in them, all threads together.
         other_cores: mean number of cores that other processes kept busy meanwhile, by psutil. It
             counts in hundredths of a second, so it says little of blocks under a second; some
-            0.05 is a quiet machine.
+            0.05 is a quiet machine. A process that this one starts, such as the worker of a data
+            loader, is another process here; so is what a virtual machine's host gives to others.
     """
 
     def __init__(self) -> None:

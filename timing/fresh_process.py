@@ -1,0 +1,104 @@
+"""One fresh process of a calibration; `timing.processes` starts it, and reads what it writes."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from timing.calibrate import Calibratable, calibrate
+from timing.machine import Machine, this_machine
+from timing.profile import Calibration, Signature
+from timing.software import Software, this_software
+
+
+class Order(BaseModel):
+    """What a fresh process is to measure; `seconds` are those of `timing.calibrate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    arguments: dict[str, Any]
+    seconds: float
+    threads: int
+
+
+class Result(BaseModel):
+    """What a fresh process measured, and what it ran on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: Machine
+    software: Software
+    workload: Signature
+    every: dict[str, int]
+    calibration: Calibration
+
+
+def load(target: str) -> Any:
+    """The function that "MODULE:FUNCTION" or "FILE.py:FUNCTION" names.
+
+    Raises:
+        ValueError: it is not of this form, there is no such file or function, or the file has the
+            name of a module in use.
+        ImportError: there is no such module.
+    """
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"{target!r} is neither MODULE:FUNCTION nor FILE.py:FUNCTION")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise ValueError(f"there is no file {place}")
+        # As if the file were run: what lies beside it can be imported.
+        sys.path.insert(0, str(path.resolve().parent))
+        module = importlib.import_module(path.stem)
+        if Path(module.__file__ or "").resolve() != path.resolve():
+            raise ValueError(f"{place} has the name of a module that is in use: rename it")
+    else:
+        module = importlib.import_module(place)
+    if not callable(found := getattr(module, name, None)):
+        raise ValueError(f"{place} has no function {name!r}")
+    return found
+
+
+def measure(order: Order) -> Result:
+    """Carry out an order in this process.
+
+    Raises:
+        TypeError: the function takes other arguments, does not return a `Calibratable`, or its
+            signature holds something else than text and numbers.
+    """
+    torch.set_num_threads(order.threads)
+    calibratable = load(order.target)(**order.arguments)
+    if not isinstance(calibratable, Calibratable):
+        raise TypeError(
+            f"{order.target} must return a timing.Calibratable, not {type(calibratable).__name__}"
+        )
+    for key, value in calibratable.workload.items():
+        if not isinstance(value, str | int | float):
+            raise TypeError(
+                f"the workload of {order.target} has {key}={value!r}: a signature holds text and "
+                "numbers alone"
+            )
+    # One attempt: what does not close is for the parent to judge, beside the other processes.
+    calibration = calibrate(calibratable.operations, order.seconds, math.inf)
+    return Result(
+        machine=this_machine(),
+        software=this_software(),
+        workload=dict(calibratable.workload),
+        every={name: operation.every for name, operation in calibratable.operations.items()},
+        calibration=calibration,
+    )
+
+
+def main() -> None:
+    """Read the order from the file named first, and write the result to the one named second."""
+    order_path, result_path = map(Path, sys.argv[1:])
+    order = Order.model_validate_json(order_path.read_text())
+    result_path.write_text(measure(order).model_dump_json())

@@ -1,0 +1,46 @@
+"""Which operations a budget is charged for: three named policies, after those who publish results.
+
+A policy lists what is *not* charged. Whatever is in no list, such as an operation that a method of
+yours adds, is charged under every policy: a name nobody thought of is never free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Policy = Literal["algoperf", "ntng", "mlperf"]
+
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+# What looks at training or feeds it, and changes neither weights nor averages nor statistics.
+_BESIDE_TRAINING = frozenset({"evaluate", "load_data", "checkpoint", "log"})
+# What makes the model that is reported out of what training holds.
+_REPORTED_MODEL = frozenset({"average", "swap", "statistics"})
+
+UNCHARGED: Mapping[Policy, frozenset[str]] = {
+    # The submission pays for its update, and for preparing the model that is evaluated; evaluation
+    # and checkpoints are off its clock. AlgoPerf's clock also runs while the input pipeline keeps a
+    # step waiting. That tells of disks rather than of methods, and RST counts no waiting.
+    "algoperf": _BESIDE_TRAINING,
+    # No Train No Gain adds a cost to its counter for each training step (and, with RHO loss, for
+    # each forward pass that selects) and nowhere else: validation, and all that is done for it,
+    # leave the counter as it is. What runs in the loop itself, a collect or an EMA update, is part
+    # of the step that it would time.
+    "ntng": _BESIDE_TRAINING | _REPORTED_MODEL,
+    # MLPerf's clock runs from the first touch of the data until the target is seen to be reached.
+    "mlperf": frozenset(),
+}
+
+
+def uncharged(policy: Policy) -> frozenset[str]:
+    """The operations that a policy counts and does not charge.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    if policy not in UNCHARGED:
+        raise ValueError(f"{policy!r} is no policy: choose one of {', '.join(POLICIES)}")
+    return UNCHARGED[policy]
