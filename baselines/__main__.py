@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,20 +12,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from baselines import dry_run as dry_runs
 from baselines import report
-from baselines.comparison import Comparison, Plan, check, compare, measure_profile
-from baselines.methods import METHODS, Settings
-from baselines.workloads import text
-from timing import Budget, Profile, ProfileError, commandline, parse_seconds
-from timing.profile import LARGEST_CLOSURE
+from baselines.comparison import Comparison, Plan, check, compare
+from baselines.methods import DEFAULT, METHODS, Settings
+from baselines.reference import measure_profile
+from baselines.tracker import Tracker
+from baselines.workloads import NAMES, WorkloadError
+from baselines.workloads import load as load_workload
+from timing import (
+    POLICIES,
+    Budget,
+    CalibrationError,
+    Profile,
+    ProfileError,
+    commandline,
+    parse_seconds,
+)
 
 if TYPE_CHECKING:
-    from baselines.tracking import Tracker
     from baselines.training import Point, Trajectory
-    from baselines.workloads.workload import Workload
     from lawa_opt.interval import Every
-
-WORKLOADS = ("pydocs", "digits", "text")
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -43,22 +48,25 @@ def compare_command(
     workload: Annotated[
         str,
         typer.Option(
-            help="pydocs: a byte-level transformer on CPython's language reference. digits: a "
-            "small convolutional net on scikit-learn's images. text: the transformer on --data."
+            help="A Python file that defines load() -> Workload, or one of these. "
+            + " ".join(f"{name}: {what}." for name, what in NAMES.items())
         ),
     ] = "pydocs",
-    data: Annotated[Path | None, typer.Option(help="The text file of --workload text.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The file or folder that the workload reads.")
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Reference time each run may spend, such as 20s, 1.5m or 6h.",
+            help="Reference time each run may spend, such as 20s, 1.5m or 6h; several, as in "
+            "30s,60s,120s, show how the ranking moves with the budget.",
             show_default="30s, digits 5s",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
     methods: Annotated[
-        str, typer.Option(help="Which methods, with commas between them.")
-    ] = ",".join(METHODS),
+        str, typer.Option(help=f"Which methods, with commas between them: {', '.join(METHODS)}.")
+    ] = ",".join(DEFAULT),
     k: Annotated[int, typer.Option(help="Snapshots in LAWA's window.")] = 5,
     every: Annotated[
         str,
@@ -76,6 +84,13 @@ def compare_command(
             show_default="calibrated now, on this machine",
         ),
     ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="Which operations the budget is charged for: algoperf (all that changes weights, "
+            "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
+        ),
+    ] = "algoperf",
     threads: Annotated[
         int,
         typer.Option(
@@ -83,6 +98,13 @@ def compare_command(
             "processes."
         ),
     ] = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check workload, data and memory, estimate steps and time, and train nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Train every method with every seed under one budget of reference system time.
 
@@ -91,22 +113,43 @@ def compare_command(
     if threads < 1:
         raise typer.BadParameter(f"--threads must be at least 1: {threads}")
     torch.set_num_threads(threads)
-    plan = _plan(workload, data, budget, seeds, methods, k, every, lr)
-    profile = _read_profile(reference) if reference else _calibrated(plan)
+    plans = _plans(workload, data, budget, seeds, methods, k, every, lr, policy)
+    if dry_run:
+        for plan in plans:
+            _dry_run(plan, _read_profile(reference) if reference else None)
+        return
+    profile = _read_profile(reference) if reference else _calibrated(plans[0])
     try:
-        check(plan, profile)
+        for plan in plans:
+            check(plan, profile)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    # MLflow takes seconds to import: not before the options are known to be right.
-    from baselines.tracking import Tracker, ui_command
+    comparisons = []
+    for plan in plans:
+        with Tracker(plan, profile) as tracker:
+            comparisons.append(_run(plan, profile, tracker))
+            tracker.finish(comparisons[-1])
+        _print(comparisons[-1])
+        for line in tracker.how_to_review():
+            _say(line)
+    if len(comparisons) > 1:
+        _print_ranking(comparisons)
 
-    with Tracker(plan, profile) as tracker:
-        comparison = _run(plan, profile, tracker)
-        tracker.finish(comparison)
-    _print(comparison)
-    page = f"#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
-    _say(f"To review the runs, start the MLflow UI and open http://127.0.0.1:5000/{page}")
-    _say(f"  {sys.executable} -m {ui_command()}")
+
+def _dry_run(plan: Plan, profile: Profile | None) -> None:
+    """Print what the plan will take; a plan that cannot start ends with status 1."""
+    try:
+        if profile:
+            check(plan, profile)
+        found = dry_runs.estimate(plan, profile)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console.print(dry_runs.table(plan, found))
+    for problem in found.problems:
+        _say(f"PROBLEM: {problem}")
+    if found.problems:
+        raise typer.Exit(1)
+    _say("Nothing speaks against it: without --dry-run it starts.")
 
 
 def _say(text: str) -> None:
@@ -114,7 +157,7 @@ def _say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _plan(
+def _plans(
     workload: str,
     data: Path | None,
     budget: str | None,
@@ -123,8 +166,9 @@ def _plan(
     k: int,
     every: str,
     lr: float | None,
-) -> Plan:
-    """The options as a plan, or a usage error that names the wrong one."""
+    policy: str,
+) -> list[Plan]:
+    """The options as a plan for each budget, or a usage error that names the wrong one."""
     chosen = tuple(name.strip() for name in methods.split(","))
     for name in chosen:
         if name not in METHODS:
@@ -144,34 +188,27 @@ def _plan(
         raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {every!r}")
     if k < 1:
         raise typer.BadParameter(f"--k must be at least 1: {k}")
+    if policy not in POLICIES:
+        raise typer.BadParameter(f"--policy: {policy!r} is none of {', '.join(POLICIES)}")
     try:
-        seconds = None if budget is None else parse_seconds(budget)
+        budgets = [parse_seconds(text) for text in budget.split(",")] if budget else []
     except ValueError as error:
         raise typer.BadParameter(f"--budget: {error}") from error
-    loaded = _load(workload, data)
-    return Plan(
-        workload=loaded,
-        methods=chosen,
-        seeds=tuple(range(seeds)),
-        budget=Budget(seconds or loaded.budget_seconds),
-        settings=Settings(lr or loaded.learning_rate, k, interval),
-    )
-
-
-def _load(name: str, data: Path | None) -> Workload:
-    if name not in WORKLOADS:
-        raise typer.BadParameter(f"--workload: {name!r} is none of {', '.join(WORKLOADS)}")
-    if (name == "text") != (data is not None):
-        raise typer.BadParameter("--data PATH goes with --workload text, and text needs it")
-    if data is None:
-        module = importlib.import_module(f"baselines.workloads.{name}")
-        return module.load()  # type: ignore[no-any-return]
     try:
-        return text.load(data)
-    except OSError as error:
-        raise typer.BadParameter(f"--data: {data}: {error.strerror}") from error
-    except ValueError as error:
-        raise typer.BadParameter(f"--data: {error}") from error
+        loaded = load_workload(workload, data)
+    except WorkloadError as error:
+        raise typer.BadParameter(f"--workload: {error}") from error
+    return [
+        Plan(
+            workload=loaded,
+            methods=chosen,
+            seeds=tuple(range(seeds)),
+            budget=Budget(seconds),
+            settings=Settings(lr or loaded.learning_rate, k, interval),
+            policy=policy,
+        )
+        for seconds in budgets or [loaded.budget_seconds]
+    ]
 
 
 def _read_profile(path: Path) -> Profile:
@@ -190,7 +227,15 @@ def _calibrated(plan: Plan) -> Profile:
     """A profile measured now, and written where it can be given again."""
     with _progress() as progress:
         task = progress.add_task("calibrating the reference profile", total=1.0)
-        profile = measure_profile(plan, lambda done: progress.update(task, completed=done))
+
+        def show(done: float, said: str) -> None:
+            progress.update(task, completed=done, description=f"calibrating: {said}")
+
+        try:
+            profile = measure_profile(plan, show)
+        except CalibrationError as error:
+            _say(error.stderr)
+            raise commandline.CommandError(str(error)) from error
     path = Path(f"reference-{plan.workload.name}.json")
     profile.write(path)
     _say(f"Reference profile: {path} (give it again with --reference {path} to repeat this run).")
@@ -200,11 +245,8 @@ def _calibrated(plan: Plan) -> Profile:
     _say(
         f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time"
     )
-    if abs(profile.closure) > LARGEST_CLOSURE:
-        _say(
-            f"  WARNING: that is more than {LARGEST_CLOSURE:.0%} off (other processes kept "
-            f"{profile.other_cores:.1f} cores busy): close them and calibrate again"
-        )
+    for flag in profile.flags():
+        _say(f"  WARNING: {flag}")
     return profile
 
 
@@ -240,7 +282,7 @@ class _Screen:
             )
         self._say(
             f"  trained in {trajectory.measured_seconds:.1f} s measured here, for "
-            f"{trajectory.rst_seconds:.1f} s RST of all that was charged"
+            f"{trajectory.rst_seconds:.1f} s RST of the same work"
         )
         self.tracker.trajectory_ended(trajectory)
 
@@ -270,9 +312,23 @@ def _print(comparison: Comparison) -> None:
     console.print(results)
     if baselines:
         console.print(savings)
+    console.print(_table_of(report.totals(comparison), "RST by policy, means over seeds"))
     for sentence in report.verdict(comparison):
         console.print(f"- {sentence}", markup=False, highlight=False)
     console.print(report.conditions(comparison), style="dim", markup=False, highlight=False)
+
+
+def _print_ranking(comparisons: list[Comparison]) -> None:
+    metric = comparisons[0].plan.workload.metric
+    console.print(_table_of(report.ranking(comparisons), f"Final {metric} (rank) by budget"))
+
+
+def _table_of(rows: list[list[str]], title: str) -> Table:
+    """A table whose first row is its head."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 if __name__ == "__main__":

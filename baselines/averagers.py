@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from lawa_opt import LAWA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 EMA_DECAY = 0.995
 # The last quarter of training, as in the experiments of Izmailov et al. (arXiv 1803.05407).
 SWA_START, SWA_EVERY = 0.75, 10
+# Of the steps so far: the growing EMA reaches back about as far as LAWA with every="auto".
+HALF_LIFE_SHARE = 0.05
 
 
 class Averager(Protocol):
@@ -92,16 +96,36 @@ class Lawa:
             yield self.model
 
 
+def fixed_decay(step: int) -> float:
+    """EMA_DECAY, warmed up as min(d, (1+t)/(10+t)) so that the first weights are soon forgotten."""
+    return min(EMA_DECAY, (1 + step) / (10 + step))
+
+
+def growing_half_life(step: int) -> float:
+    """A decay whose half-life is HALF_LIFE_SHARE of the steps so far, for any length of training.
+
+    The weight of the step before last has halved once so many steps have passed.
+    """
+    return math.pow(0.5, 1 / max(1.0, HALF_LIFE_SHARE * step))
+
+
 class Ema:
-    """An exponential moving average of every step, its decay warmed up as min(d, (1+t)/(10+t))."""
+    """An exponential moving average of every step, with a decay for each."""
 
     step_operations: Mapping[str, int] = {"ema_update": 1}
     read_operations: Mapping[str, int] = {}
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        decay: Callable[[int], float] = fixed_decay,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.average = AveragedModel(model, multi_avg_fn=_ema_update, use_buffers=True)
+        self.average = AveragedModel(
+            model, multi_avg_fn=partial(_ema_update, decay), use_buffers=True
+        )
 
     def after_step(self, spent: float) -> str | None:  # noqa: ARG002
         """Move the average."""
@@ -115,13 +139,13 @@ class Ema:
 
 @torch.no_grad()
 def _ema_update(
+    decay: Callable[[int], float],
     averaged: tuple[Tensor, ...] | list[Tensor],
     current: tuple[Tensor, ...] | list[Tensor],
     updates: Tensor | int,
 ) -> None:
-    decay = min(EMA_DECAY, (1 + int(updates)) / (10 + int(updates)))
     if averaged[0].is_floating_point():
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(averaged, current, 1 - decay(int(updates)))
     else:
         torch._foreach_copy_(averaged, current)
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-
-from baselines.averagers import Ema, Lawa, Swa
 from baselines.methods import METHODS, Settings
-from baselines.training import Point, Run, Trajectory, prices, train, training_step
-from timing import Budget, Operation, Profile, calibrate, this_machine
-from timing.profile import LARGEST_CLOSURE
+from baselines.training import (
+    Point,
+    Run,
+    Trajectory,
+    check_budget,
+    dearest_reading,
+    dearest_step,
+    train,
+)
+from timing import Account, Budget, Policy, Profile
 from timing.schedules import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from baselines.workloads.workload import Workload
 
 EVALUATIONS = 30
-
-# Calibrating takes a twentieth of the time that training will, within these seconds.
-CALIBRATION_SHARE = 1 / 20
-CALIBRATION_SECONDS = (1.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Plan:
         budget: reference seconds of each run.
         settings: peak rate, k and interval of all methods.
         evaluations: over each budget.
+        policy: which operations the budget is charged for.
     """
 
     workload: Workload
@@ -46,11 +44,21 @@ class Plan:
     budget: Budget
     settings: Settings
     evaluations: int = EVALUATIONS
+    policy: Policy = "algoperf"
 
     @property
     def resolution_seconds(self) -> float:
         """Reference seconds between two evaluations: what a time to target is known to."""
         return self.budget.seconds / self.evaluations
+
+    def budget_of(self, method: str) -> Budget:
+        """What a run of the method may spend: the budget, or its share of it."""
+        share = METHODS[method].share
+        return self.budget if share == 1 else Budget(self.budget.seconds * share)
+
+    def evaluations_of(self, method: str) -> int:
+        """Evaluations over a run of the method, as dense as those of the others."""
+        return max(1, round(self.evaluations * METHODS[method].share))
 
     @property
     def signature(self) -> dict[str, str | int | float]:
@@ -89,64 +97,6 @@ class Listener(Protocol):
         """Runs have ended, all those that followed one training."""
 
 
-def measure_profile(plan: Plan, on_progress: Callable[[float], None]) -> Profile:
-    """Calibrate, on this machine, every operation the plan can charge.
-
-    The caller decides what to do of a closure above `timing.profile.LARGEST_CLOSURE`.
-    """
-    training_seconds = plan.budget.seconds * len(trajectories_of(plan.methods)) * len(plan.seeds)
-    least, most = CALIBRATION_SECONDS
-    calibration = calibrate(
-        operations(plan.workload, plan.settings),
-        min(max(least, CALIBRATION_SHARE * training_seconds), most),
-        LARGEST_CLOSURE,
-        on_progress,
-    )
-    return Profile(
-        machine=this_machine(),
-        workload=plan.signature,
-        costs=calibration.costs,
-        closure=calibration.closure,
-        other_cores=calibration.other_cores,
-    )
-
-
-def operations(workload: Workload, settings: Settings) -> dict[str, Operation]:
-    """Every operation of this workload, on a model of its own, as the training loop runs it."""
-    torch.manual_seed(0)
-    model = workload.make_model().train()
-    base = workload.make_optimizer(model, settings.learning_rate)
-    lawa = Lawa(model, base, settings.k, every="manual")
-    ema = Ema(model, base)
-    swa = Swa(model, base, workload.statistics_batches)
-    schedule = LambdaLR(lawa.optimizer, constant)
-    batches = workload.batches(0)
-
-    def train_step() -> None:
-        training_step(workload, model, lawa.optimizer, next(batches))
-        schedule.step()
-
-    def average() -> None:
-        with lawa.reading()[0]:
-            pass
-
-    def statistics() -> None:
-        with swa.reading()[0]:
-            pass
-
-    found = {
-        "train_step": Operation(train_step),
-        "ema_update": Operation(lambda: ema.after_step(0.0)),
-        "collect": Operation(lawa.optimizer.collect, every=5),
-        "swa_update": Operation(lambda: swa.average.update_parameters(model), every=10),
-        "average": Operation(average, every=20),
-        "evaluate": Operation(lambda: workload.evaluate(model), every=40),
-    }
-    if "statistics" in swa.read_operations:
-        found["statistics"] = Operation(statistics, every=20)
-    return found
-
-
 def check(plan: Plan, profile: Profile) -> None:
     """Refuse a plan that this profile cannot charge, or whose budget is below one step.
 
@@ -158,9 +108,9 @@ def check(plan: Plan, profile: Profile) -> None:
         model = plan.workload.make_model()
         base = plan.workload.make_optimizer(model, plan.settings.learning_rate)
         averager = METHODS[name].averager(model, base, plan.workload, plan.settings)
-        needed = {"train_step", "evaluate", *averager.step_operations, *averager.read_operations}
+        needed = {*dearest_step(averager), *dearest_reading(averager)}
         profile.require(plan.signature, needed)
-        prices(averager, profile.seconds, plan.budget)
+        check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(name))
 
 
 def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
@@ -179,11 +129,12 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
                 plan.workload,
                 {name: METHODS[name] for name in names},
                 seed,
-                plan.budget,
+                plan.budget_of(names[0]),
                 profile.seconds,
                 plan.settings,
-                plan.evaluations,
+                plan.evaluations_of(names[0]),
                 lambda name, point, seed=seed: listener.point(name, seed, point),  # type: ignore[misc]
+                plan.policy,
             )
             listener.trajectory_ended(trajectory)
             trajectories.append(trajectory)
@@ -192,6 +143,8 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
 
 def trajectories_of(methods: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The methods, those together that can follow one training."""
-    together = tuple(name for name in methods if METHODS[name].schedule is constant)
+    together = tuple(
+        name for name in methods if METHODS[name].schedule is constant and METHODS[name].share == 1
+    )
     alone: list[tuple[str, ...]] = [(name,) for name in methods if name not in together]
     return [together, *alone] if together else alone

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from baselines.methods import METHODS
+from timing import POLICIES, rst_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +158,9 @@ def verdict(comparison: Comparison) -> list[str]:
     for method, baseline in CLAIMS:
         if method in table and baseline in table:
             sentences.append(_claim(table[method], table[baseline], comparison))
+    for method, row in table.items():
+        if METHODS[method].share < 1 and "lawa" in table:
+            sentences.append(_midway_claim(row, comparison))
     if not sentences:
         sentences.append("No two methods of a claim were compared, so nothing is claimed.")
     return sentences
@@ -182,6 +186,27 @@ def _claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
         else:
             ending = f"{a} and {b}: no difference shown at the end: {shown}"
     return f"{ending}. {_time_claim(mine, theirs, comparison.plan.resolution_seconds)}"
+
+
+def _midway_claim(annealed: Row, comparison: Comparison) -> str:
+    """LAWA in the middle of its run against a shorter run that was decayed to end there."""
+    metric = comparison.plan.workload.metric
+    end = comparison.plan.budget_of(annealed.method).seconds
+    values = [run.value_at(end) for run in comparison.of("lawa")]
+    a, b = METHODS["lawa"].title, f"a run {annealed.title}"
+    if not all(map(math.isfinite, [*values, *annealed.finals])):
+        return f"{a} against {b}: a run failed, or was not yet evaluated, so nothing is claimed."
+    gain = estimate([y - x for x, y in zip(values, annealed.finals, strict=True)])
+    ends = f"{estimate(values).mean:.4f} against {estimate(annealed.finals).mean:.4f} {metric}"
+    if gain.low is None or gain.high is None:
+        return f"After {end:g} s, {a} is at {ends} of {b}; one seed bears no conclusion."
+    word = "not shown to differ from"
+    if gain.low > 0 or gain.high < 0:
+        word = "BETTER than" if gain.low > 0 else "WORSE than"
+    return (
+        f"After {end:g} s, {a} is {word} {b}: {ends} (gain {gain.mean:+.4f}, {CONFIDENCE:.0%} "
+        f"interval [{gain.low:+.4f}, {gain.high:+.4f}] over {len(values)} paired seeds)."
+    )
 
 
 def _time_claim(mine: Row, theirs: Row, resolution_seconds: float) -> str:
@@ -212,22 +237,29 @@ def markdown(comparison: Comparison) -> str:
     baselines = [name for name in BASELINES if name in plan.methods]
     head = ["method", f"final {plan.workload.metric}", "RST to target"]
     head += [f"saving vs {name}" for name in baselines]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [head]
     for row in table:
         cells = [row.title, final_cell(row), target_cell(row)]
-        cells += [saving_cell(row, name) for name in baselines]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells + [saving_cell(row, name) for name in baselines])
     return "\n".join(
         [
             f"## {plan.workload.name}: {plan.budget.seconds:g} s of RST, {len(plan.seeds)} seeds",
             "",
-            *lines,
+            *_markdown_table(lines),
             "",
             *(f"- {sentence}" for sentence in verdict(comparison)),
+            "",
+            *_markdown_table(totals(comparison)),
             "",
             f"_{conditions(comparison)}_",
         ]
     )
+
+
+def _markdown_table(table: list[list[str]]) -> list[str]:
+    """The lines of a table whose first row is its head."""
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in table]
+    return [head, "|" + "---|" * len(table[0]), *body]
 
 
 def conditions(comparison: Comparison) -> str:
@@ -240,8 +272,58 @@ def conditions(comparison: Comparison) -> str:
         f"constant rate ends with, seed by seed; times to it are known to "
         f"{plan.resolution_seconds:.2g} s. Peak rate "
         f"{plan.settings.learning_rate:g} for all, untuned; k={plan.settings.k}, "
-        f"every={plan.settings.every}."
+        f"every={plan.settings.every}. Policy {plan.policy}. {_known_to(comparison)}"
     )
+
+
+def _known_to(comparison: Comparison) -> str:
+    """How well the reference itself is known: chance between its processes, and closure."""
+    profile = comparison.profile
+    if profile.process_count < 2:
+        return "The profile rests on one process, so how far its seconds are chance is not known."
+    known = rst_interval(comparison.runs[0].counts, profile, comparison.plan.policy, CONFIDENCE)
+    return (
+        f"The profile's {profile.process_count} processes give a run's seconds to "
+        f"±{known.half_width:.1%}, with a closure of {profile.closure:+.1%}."
+    )
+
+
+def totals(comparison: Comparison) -> list[list[str]]:
+    """Reference seconds of each method under each policy, means over seeds; the first row heads."""
+    head = ["method", *(f"{policy}, s" for policy in POLICIES)]
+    body = [
+        [
+            METHODS[method].title,
+            *(
+                f"{statistics.fmean(run.totals[policy] for run in comparison.of(method)):.3f}"
+                for policy in POLICIES
+            ),
+        ]
+        for method in comparison.plan.methods
+    ]
+    return [head, *body]
+
+
+def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Each method's final metric and its rank by the mean, a column a budget; the first row heads.
+
+    A method with a failed run has no rank.
+    """
+    tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
+    head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
+    ranks = []
+    for table in tables:
+        whole = {m: row for m, row in table.items() if all(map(math.isfinite, row.finals))}
+        order = sorted(whole, key=lambda method: statistics.fmean(whole[method].finals))
+        ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
+    return [head] + [
+        [METHODS[method].title]
+        + [
+            f"{final_cell(table[method])} {rank.get(method, '(-)')}"
+            for table, rank in zip(tables, ranks, strict=True)
+        ]
+        for method in comparisons[0].plan.methods
+    ]
 
 
 def columns(comparison: Comparison) -> dict[str, list[str | float]]:

@@ -1,168 +1,443 @@
-"""Records in MLflow; the only file that imports it."""
+"""Records in MLflow; the only file that imports it.
+
+`python -m baselines.tracking FOLDER` sends what a comparison has left in a folder. While one runs,
+such a process is beside it (`--follow`), so that nothing of MLflow is ever on the training's time.
+
+What is sent twice shows once: a run is looked for by its tags before it is made, a metric keeps the
+time at which it was recorded, under which MLflow stores the same value only once, and one that a
+run already has at a step (a resumed run repeats its latest steps) is left out.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
+import json
 import logging
 import os
+import re
+import select
+import shutil
+import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 # A comparison reports to nobody that it runs; MLflow would, unless told before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# What is not answered is sent again by us, so MLflow need not.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# It prints the address of each run that ends, and with it the password, if there is one.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
-from mlflow.entities import Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+)
 
-from baselines import report
-from baselines.methods import METHODS
-from baselines.plots import metric_over_rst
+from baselines import saved_view
+from baselines.records import (
+    COMPARISON,
+    COMPARISON_TAG,
+    FILE,
+    RUN_TAG,
+    Record,
+    Records,
+    Sent,
+    read,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator
 
-    from baselines.comparison import Comparison, Plan
-    from baselines.training import Point, Trajectory
-    from timing import Profile
+    from torch import Tensor, nn
 
-# The making of a new store fills the terminal otherwise.
+# The making of a new store fills the log otherwise.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
+_T = TypeVar("_T")
+
 EXPERIMENT = "lawa-opt"
-SECONDS_BETWEEN_WRITES = 5.0
+SECONDS_BETWEEN_SENDS = 2.0
+SECONDS_BETWEEN_SYSTEM_METRICS = 15.0
+RECORDS_AT_ONCE = 1000
+# MLflow's limits of one request.
+METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100
+# What a server answers to a record that it will not take, however often it is sent.
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+# Without it, the UI opens on an overview of generative AI and not on the runs.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
-class Tracker:
-    """A comparison in MLflow: a parent run, and in it a run for each method and seed.
+class Sender:
+    """Sends the records of a folder to MLflow.
 
-    A context manager; what leaves it by an exception is marked FAILED, or KILLED by an interrupt.
-    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the like hold as everywhere; without them the
-    store is `mlflow.db` (SQLite) in the working folder and the experiment "lawa-opt".
+    The first one to send from a folder decides where to: MLFLOW_TRACKING_URI,
+    MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID in its environment.
     """
 
-    def __init__(self, plan: Plan, profile: Profile) -> None:
-        self._plan, self._profile = plan, profile
-        self.run_id = ""
-        self.experiment_id = ""
-        self._client = mlflow.MlflowClient()
-        self._children: dict[tuple[str, int], str] = {}
-        self._unsent: dict[tuple[str, int], list[Metric]] = {}
-        self._sent = time.monotonic()
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sent = Sent.read(folder)
+        if not self._sent.tracking_uri:
+            self._sent.tracking_uri = mlflow.get_tracking_uri()
+            self._sent.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+            self._sent.experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+        self._sent.write(folder)
+        self._runs: dict[tuple[str, str], _Run] = {}
+        self._client: mlflow.MlflowClient | None = None
 
-    def __enter__(self) -> Self:
-        plan = self._plan
-        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
-            mlflow.set_experiment(EXPERIMENT)
-        name = f"{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
-        run = mlflow.start_run(run_name=os.environ.get("MLFLOW_RUN_NAME", name))
-        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
-        mlflow.log_params(
-            {
-                **self._shared_parameters(),
-                "methods": ",".join(plan.methods),
-                "seeds": len(plan.seeds),
-                **{f"data/{key}": value for key, value in plan.workload.data.items()},
-                **{f"workload/{key}": value for key, value in plan.workload.signature.items()},
-            }
+    @property
+    def comparisons(self) -> list[str]:
+        """The keys of the comparisons that have a run in MLflow."""
+        return list(self._sent.comparisons)
+
+    def send(self) -> bool:
+        """Send all there is; returns whether MLflow took it, else the folder says why not."""
+        while True:
+            records, offset = read(self._folder, self._sent.offset_bytes, RECORDS_AT_ONCE)
+            if not records:
+                return True
+            try:
+                self._send(records)
+            # Whatever goes wrong between here and a server of any kind is tried again.
+            except Exception as error:
+                self._sent.failure = _in_a_line(error)
+                self._sent.write(self._folder)
+                # What was opened may be in another state than was told.
+                self._runs.clear()
+                return False
+            self._sent.offset_bytes = offset
+            self._sent.failure = self._sent.failure if self._sent.refused else ""
+            self._sent.write(self._folder)
+
+    def _send(self, records: list[Record]) -> None:
+        if self._client is None:
+            self._client = mlflow.MlflowClient(self._sent.tracking_uri)
+        if not self._sent.experiment_id:
+            self._sent.experiment_id = _experiment_id(self._client, self._sent.experiment)
+        for same in _together(records):
+            try:
+                self._send_together(same)
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                self._sent.refused += len(same)
+                self._sent.failure = _in_a_line(error)
+
+    def _send_together(self, same: list[Record]) -> None:
+        """Send records of one run, of which only the last has more than metrics."""
+        record = same[-1]
+        run = self._opened(record)
+        run.log(same)
+        if record.view is not None:
+            assert self._client is not None
+            view = saved_view.experiment_tag(
+                record.comparison,
+                record.view,
+                f"tags.`{COMPARISON_TAG}` = '{record.comparison}'",
+                run.run_id,
+                record.time_milliseconds,
+            )
+            self._client.set_experiment_tag(self._sent.experiment_id, *view)
+        for name, path in record.files.items():
+            with contextlib.suppress(FileNotFoundError):
+                run.log_file(name, self._folder / path)
+        if record.model is not None:
+            run.log_model(self._folder / record.model, self._sent.experiment_id)
+        if record.status is not None:
+            run.set_status(record.status)
+
+    def _opened(self, record: Record) -> _Run:
+        key = record.comparison, record.run
+        if key not in self._runs:
+            self._runs[key] = self._found(record) or self._made(record)
+            if record.run == COMPARISON:
+                self._sent.comparisons[record.comparison] = self._runs[key].run_id
+        return self._runs[key]
+
+    def _found(self, record: Record) -> _Run | None:
+        assert self._client is not None
+        found = self._client.search_runs(
+            [self._sent.experiment_id],
+            f"tags.`{COMPARISON_TAG}` = '{record.comparison}' "
+            f"AND tags.`{RUN_TAG}` = '{record.run}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
         )
-        mlflow.set_tags({"reference": str(self._profile.machine), "metric": plan.workload.metric})
-        mlflow.log_metrics(
-            {f"reference/{name}_seconds": cost for name, cost in self._profile.seconds.items()}
-            | {"reference/closure": self._profile.closure}
+        if not found:
+            return None
+        return _Run(self._client, found[0].info.run_id, set(found[0].data.metrics))
+
+    def _made(self, record: Record) -> _Run:
+        assert self._client is not None
+        tags = {COMPARISON_TAG: record.comparison, RUN_TAG: record.run}
+        if record.run != COMPARISON:
+            # A comparison's own record is its first, so this finds or makes what is its parent.
+            parent = Record(comparison=record.comparison, name=record.comparison)
+            tags[MLFLOW_PARENT_RUN_ID] = self._opened(parent).run_id
+        made = self._client.create_run(
+            self._sent.experiment_id,
+            start_time=record.time_milliseconds,
+            run_name=record.name or record.run,
+            tags=tags,
         )
-        mlflow.log_text(self._profile.model_dump_json(indent=2), "reference-profile.json")
-        return self
+        return _Run(self._client, made.info.run_id, set())
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        status = "FINISHED"
-        if kind is not None:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._send()
-        for child in self._children.values():
-            self._client.set_terminated(child, status)
-        mlflow.end_run(status)
 
-    def _shared_parameters(self) -> dict[str, Any]:
-        plan = self._plan
-        return {
-            "workload": plan.workload.name,
-            "budget_seconds": plan.budget.seconds,
-            "learning_rate": plan.settings.learning_rate,
-            "k": plan.settings.k,
-            "every": plan.settings.every,
-        }
+class _Run:
+    """A run in MLflow, and which metrics it has at which steps."""
 
-    def run_started(self, method: str, seed: int) -> None:
-        """Open a child run, named by method and seed."""
-        child = self._client.create_run(
-            self.experiment_id,
-            run_name=f"{method} seed {seed}",
-            tags={MLFLOW_PARENT_RUN_ID: self.run_id, "title": METHODS[method].title},
+    def __init__(self, client: mlflow.MlflowClient, run_id: str, has: set[str]) -> None:
+        self.run_id = run_id
+        self._client = client
+        # Metrics that were there when the run was found, whose steps are asked for when needed.
+        self._has = has
+        self._times: dict[str, dict[int, int]] = {}
+
+    def log(self, records: Iterable[Record]) -> None:
+        """Log parameters, tags, the note and metrics."""
+        metrics = []
+        for record in records:
+            parameters = [Param(name, value) for name, value in record.parameters.items()]
+            for portion in _portions(self._missing(parameters), PARAMETERS_AT_ONCE):
+                self._client.log_batch(self.run_id, params=portion)
+            tags = [RunTag(name, value) for name, value in record.tags.items()]
+            if record.note is not None:
+                tags.append(RunTag(MLFLOW_RUN_NOTE, self._with_images(record)))
+            if record.tables:
+                # The UI shows a file as a table only where it is told to.
+                tables = [{"path": name, "type": "table"} for name in record.tables]
+                tags.append(RunTag(MLFLOW_LOGGED_ARTIFACTS, json.dumps(tables)))
+            if tags:
+                self._client.log_batch(self.run_id, tags=tags)
+            metrics += [
+                Metric(name, value, record.time_milliseconds, record.step)
+                for name, value in record.metrics.items()
+                if self._is_first(name, record)
+            ]
+        for some in _portions(metrics, METRICS_AT_ONCE):
+            self._client.log_batch(self.run_id, metrics=some)
+        for metric in metrics:
+            self._times[metric.key][metric.step] = metric.timestamp
+
+    def _missing(self, parameters: list[Param]) -> list[Param]:
+        """Those that the run has not: MLflow refuses another value for one that it has."""
+        if not parameters:
+            return []
+        there = self._client.get_run(self.run_id).data.params
+        return [parameter for parameter in parameters if parameter.key not in there]
+
+    def _is_first(self, metric: str, record: Record) -> bool:
+        """Whether the run lacks this metric at this step, or has it from this very record."""
+        if metric not in self._times:
+            history = self._client.get_metric_history(self.run_id, metric) if self._has else []
+            self._times[metric] = {known.step: known.timestamp for known in history}
+        time_milliseconds = record.time_milliseconds
+        return self._times[metric].get(record.step, time_milliseconds) == time_milliseconds
+
+    def _with_images(self, record: Record) -> str:
+        """The note, with the names of images as addresses that the UI serves."""
+        note = record.note or ""
+        for name in record.files:
+            address = f"get-artifact?path={name}&run_uuid={self.run_id}"
+            note = note.replace(f"]({name})", f"]({address})")
+        return note
+
+    def log_file(self, name: str, path: Path) -> None:
+        """Log a file as an artifact of this name; one that is there is replaced."""
+        # MLflow takes the name from the file.
+        folder = path.parent / self.run_id
+        folder.mkdir(exist_ok=True)
+        copy = folder / name
+        shutil.copyfile(path, copy)
+        try:
+            self._client.log_artifact(self.run_id, str(copy))
+        finally:
+            shutil.rmtree(folder)
+
+    def log_model(self, path: Path, experiment_id: str) -> None:
+        """Log a saved model, unless the run has one."""
+        found = self._client.search_logged_models(
+            [experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
         )
-        self._children[method, seed] = child.info.run_id
-        parameters = {"method": method, "seed": seed, **self._shared_parameters()}
-        self._client.log_batch(
-            child.info.run_id,
-            params=[Param(name, str(value)) for name, value in parameters.items()],
+        if any(model.status == "READY" for model in found):
+            return
+        made = self._client.create_logged_model(
+            experiment_id, name="averaged_model", source_run_id=self.run_id, model_type="pytorch"
         )
+        self._client.log_model_artifacts(made.model_id, str(path))
+        self._client.finalize_logged_model(made.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
 
-    def point(self, method: str, seed: int, point: Point) -> None:
-        """Log an evaluation; RST is a metric too, so that it can be the x axis."""
-        values = {
-            "validation/metric": point.value,
-            "train/loss": point.train_loss,
-            "train/learning_rate": point.learning_rate,
-            "rst_seconds": point.rst_seconds,
-        }
-        self._unsent.setdefault((method, seed), []).extend(_metrics(values, point.step))
-        # One write of many points costs hardly more than one of one.
-        if time.monotonic() - self._sent > SECONDS_BETWEEN_WRITES:
-            self._send()
-
-    def _send(self) -> None:
-        for key, metrics in self._unsent.items():
-            self._client.log_batch(self._children[key], metrics=metrics)
-        self._unsent.clear()
-        self._sent = time.monotonic()
-
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
-        """Close the child runs with their accounts; a failed one is marked so, with the reason."""
-        self._send()
-        for run in trajectory.runs:
-            child = self._children.pop((run.method, run.seed))
-            values = {
-                f"account/{line['operation']}_seconds": line["seconds"] for line in run.account
-            }
-            values |= {
-                "account/rst_seconds": run.rst_seconds,
-                "account/steps": run.steps,
-                "trajectory/rst_seconds": trajectory.rst_seconds,
-                "trajectory/measured_seconds": trajectory.measured_seconds,
-                "trajectory/other_cores": trajectory.other_cores,
-            }
-            if run.failure is None:
-                values["final/metric"] = run.final
-            else:
-                self._client.set_tag(child, "failure", run.failure)
-            self._client.log_batch(child, metrics=_metrics(values, run.steps))
-            self._client.log_dict(child, {"lines": list(run.account)}, "account.json")
-            self._client.set_terminated(child, "FAILED" if run.failure else "FINISHED")
-
-    def finish(self, comparison: Comparison) -> None:
-        """Put table, verdict and plot on the parent run."""
-        note = report.markdown(comparison)
-        mlflow.set_tag(MLFLOW_RUN_NOTE, note)
-        mlflow.log_text(note, "report.md")
-        mlflow.log_table(report.columns(comparison), "results.json")
-        mlflow.log_figure(metric_over_rst(comparison), "metric-over-rst.png")
+    def set_status(self, status: str) -> None:
+        """Set it; a run that has ended may go on."""
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status=status)
+        else:
+            self._client.set_terminated(self.run_id, status)
 
 
-def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
-    now_milliseconds = round(time.time() * 1000)
-    return [Metric(name, value, now_milliseconds, step) for name, value in values.items()]
+def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        with contextlib.suppress(MlflowException):
+            return str(client.create_experiment(name, tags=_KIND))
+        # Another process may have made it in between.
+        found = client.get_experiment_by_name(name)
+    if found is None:
+        raise MlflowException(f"the experiment {name!r} can neither be found nor made")
+    return str(found.experiment_id)
 
 
-def ui_command() -> str:
-    """The arguments after `python -m` that open the UI on this store, for this machine alone."""
-    uri = mlflow.get_tracking_uri()
-    return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000 --workers 1"
+def _together(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records of a run that go together, in their order: all but the last have metrics alone."""
+    waiting: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        key = record.comparison, record.run
+        waiting.setdefault(key, []).append(record)
+        if not record.is_metrics_alone:
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def _portions(values: list[_T], most: int) -> Iterator[list[_T]]:
+    for start in range(0, len(values), most):
+        yield values[start : start + most]
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # An address may hold a password.
+    return re.sub(r"//[^/@ ]*@", "//", text)[:300]
+
+
+def save_model(model: nn.Module, folder: Path, example_input: Tensor) -> None:
+    """Save a model for `mlflow.pytorch.load_model`: as a graph (pt2), which needs no pickle.
+
+    Args:
+        model: a copy of its weights is saved, in evaluation mode.
+        folder: is replaced.
+        example_input: a batch of two or more, so that the size of a batch stays free.
+    """
+    # Neither is of use to the process that sends, which starts the sooner without them.
+    import mlflow.pytorch
+    import torch
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(example_input)
+        example = example_input.detach().cpu().numpy()
+        with warnings.catch_warnings():
+            # MLflow warns of type hints in its own code.
+            warnings.simplefilter("ignore", UserWarning)
+            mlflow.pytorch.save_model(
+                model,
+                str(folder),
+                serialization_format="pt2",
+                input_example=example,
+                signature=mlflow.models.infer_signature(example, output.detach().cpu().numpy()),
+                # Looking for what the model imports would load it in a process of its own.
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            )
+    finally:
+        model.train(was_training)
+
+
+class _System:
+    """What the machine does meanwhile, as records of the comparison; step is its age in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._monitor: SystemMetricsMonitor | None = None
+        self._next = self._began = time.time()
+        self._comparison = ""
+
+    def record(self, comparisons: list[str]) -> None:
+        """Append what was measured since the last time, if it is long ago."""
+        if time.time() < self._next or not comparisons:
+            return
+        if self._monitor is None:
+            self._monitor = SystemMetricsMonitor(run_id="")  # type: ignore[no-untyped-call]
+        self._next = time.time() + SECONDS_BETWEEN_SYSTEM_METRICS
+        self._monitor.collect_metrics()  # type: ignore[no-untyped-call]
+        measured = self._monitor.aggregate_metrics()  # type: ignore[no-untyped-call]
+        for monitor in self._monitor.monitors:
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
+        with Records(self._folder) as records:
+            records.add(
+                Record(
+                    comparison=comparisons[-1],
+                    step=round(time.time() - self._began),
+                    metrics={f"system/{name}": float(value) for name, value in measured.items()},
+                )
+            )
+
+
+def follow(folder: Path, wait_seconds: float) -> bool:
+    """Send what is appended to a folder until standard input ends, and then what is left.
+
+    Returns:
+        Whether all was sent, within `wait_seconds` from the end of standard input.
+    """
+    sender = Sender(folder)
+    system = _System(folder)
+    ended = False
+    deadline = float("inf")
+    while True:
+        done = sender.send()
+        if ended and (done or time.monotonic() > deadline):
+            return done
+        if not ended:
+            system.record(sender.comparisons)
+        # Readable is the end: nothing is ever written there.
+        pipe = [] if ended else [sys.stdin]
+        if select.select(pipe, [], [], SECONDS_BETWEEN_SENDS)[0]:
+            ended = True
+            deadline = time.monotonic() + wait_seconds
+
+
+def _command() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m baselines.tracking", description="Send what a comparison left to MLflow."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--follow", action="store_true", help="go on until the end of standard input"
+    )
+    parser.add_argument("--wait", type=float, default=30.0, help="for the server, in seconds")
+    options = parser.parse_args()
+    if not (options.folder / FILE).exists():
+        parser.error(f"{options.folder} holds no records: give a folder with a {FILE}")
+    # One sender a folder: another one waits until this process is gone, in whatever way.
+    with (options.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if options.follow:
+            # Training goes before.
+            os.nice(5)
+            return 0 if follow(options.folder, options.wait) else 1
+        sender = Sender(options.folder)
+        deadline = time.monotonic() + options.wait
+        while not sender.send():
+            if time.monotonic() > deadline:
+                print(f"not sent: {Sent.read(options.folder).failure}", file=sys.stderr)
+                return 1
+            time.sleep(SECONDS_BETWEEN_SENDS)
+    print("all is sent")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_command())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from baselines.averagers import Averager
     from baselines.methods import Method, Settings
     from baselines.workloads.workload import Batch, Workload
+    from timing import Policy
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Run:
         seed: of initial weights and batches.
         points: the evaluations; the last is at the end of the budget.
         account: its lines, one an operation.
+        totals: reference seconds that each policy would have charged for it.
         step_seconds: the most that one step of this method costs, in reference seconds.
         failure: why it ended before its budget; None if it did not.
     """
@@ -59,6 +61,7 @@ class Run:
     seed: int
     points: tuple[Point, ...]
     account: tuple[Mapping[str, Any], ...]
+    totals: Mapping[Policy, float]
     step_seconds: float
     failure: str | None
 
@@ -73,9 +76,19 @@ class Run:
         return self.points[-1].rst_seconds if self.points else 0.0
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How often each operation ran."""
+        return {line["operation"]: line["times"] for line in self.account}
+
+    @property
     def final(self) -> float:
         """The metric at the end of the budget; infinite if the run failed."""
         return math.inf if self.failure else self.points[-1].value
+
+    def value_at(self, rst_seconds: float) -> float:
+        """The metric at the latest evaluation by then; infinite if there is none, or it failed."""
+        values = [point.value for point in self.points if point.rst_seconds <= rst_seconds]
+        return values[-1] if values and not self.failure else math.inf
 
     def rst_to(self, target: float) -> float:
         """Reference seconds charged until the metric first reached the target; infinite if never.
@@ -96,22 +109,33 @@ def training_step(
     return loss.detach()
 
 
-def prices(averager: Averager, costs: Mapping[str, float], budget: Budget) -> tuple[float, float]:
-    """Reference seconds of the dearest step with this averager, and of its dearest reading.
+STEP = {"load_data": 1, "train_step": 1}
+EVALUATION = {"evaluate": 1}
+
+
+def dearest_step(averager: Averager) -> dict[str, int]:
+    """The most that a step with this averager can run."""
+    return {**STEP, **averager.step_operations}
+
+
+def dearest_reading(averager: Averager) -> dict[str, int]:
+    """The most that an evaluation with this averager can run."""
+    return {**EVALUATION, **averager.read_operations}
+
+
+def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
+    """Refuse a budget that does not pay for one step and one evaluation.
 
     Raises:
-        ValueError: the budget does not pay for one of each.
+        ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    account = Account(costs)
-    step_seconds = account.cost({"train_step": 1, **averager.step_operations})
-    reading_seconds = account.cost(averager.read_operations)
-    if budget.seconds < step_seconds + reading_seconds:
+    least = account.cost({**dearest_step(averager), **dearest_reading(averager)})
+    if budget.seconds < least:
         raise ValueError(
-            f"a budget of {budget.seconds:g} s does not pay for one step and one reading "
-            f"({step_seconds + reading_seconds:.3g} s): give more"
+            f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
+            f"({least:.3g} s): give more"
         )
-    return step_seconds, reading_seconds
 
 
 @dataclass(frozen=True)
@@ -120,7 +144,7 @@ class Trajectory:
 
     Attributes:
         runs: one a method.
-        rst_seconds: reference seconds of everything charged in it, a shared step once.
+        rst_seconds: reference seconds of all that ran but evaluations, a shared step once.
         measured_seconds: wall time of the same, on this machine.
         other_cores: cores that other processes kept busy meanwhile.
     """
@@ -134,14 +158,16 @@ class Trajectory:
 class _Follower:
     """A method on its way along a trajectory, with an account of its own."""
 
-    def __init__(
-        self, name: str, averager: Averager, costs: Mapping[str, float], budget: Budget
-    ) -> None:
+    def __init__(self, name: str, averager: Averager, account: Account, budget: Budget) -> None:
+        check_budget(averager, account, budget)
         self.name = name
         self.averager = averager
-        self.account = Account(costs)
+        self.account = account
         self.budget = budget
-        self.step_seconds, self.reading_seconds = prices(averager, costs, budget)
+        self.step_seconds = account.cost(dearest_step(averager))
+        # In the account's own units, whole femtoseconds, since these are compared at every step.
+        self.step_cost = account.cost_femtoseconds(dearest_step(averager))
+        self.reading_cost = account.cost_femtoseconds(dearest_reading(averager))
         self.points: list[Point] = []
         self.next_point = 1
         self.loss_sum = torch.zeros(())
@@ -150,6 +176,7 @@ class _Follower:
     def step(self, loss: Tensor) -> None:
         self.loss_sum = self.loss_sum + loss
         self.steps_since += 1
+        self.account.charge("load_data")
         self.account.charge("train_step")
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
@@ -158,13 +185,16 @@ class _Follower:
     @property
     def can_pay(self) -> bool:
         """Whether the budget has another step and the reading that ends the run."""
-        return self.budget.left(self.account) >= self.step_seconds + self.reading_seconds
+        return self._left >= self.step_cost + self.reading_cost
+
+    @property
+    def _left(self) -> int:
+        return self.budget.femtoseconds - self.account.femtoseconds
 
     def is_due(self, evaluations: int) -> bool:
         """Whether a point of the grid was passed, and its reading can be paid."""
         passed = math.floor(self.budget.spent(self.account) * evaluations)
-        left = self.budget.left(self.account)
-        if passed < self.next_point or left < self.step_seconds + 2 * self.reading_seconds:
+        if passed < self.next_point or self._left < self.step_cost + 2 * self.reading_cost:
             return False
         self.next_point = passed + 1
         return True
@@ -193,6 +223,7 @@ class _Follower:
             seed=seed,
             points=tuple(self.points),
             account=tuple(self.account.lines()),
+            totals=self.account.totals(),
             step_seconds=self.step_seconds,
             failure=self.failure,
         )
@@ -207,16 +238,17 @@ def train(
     settings: Settings,
     evaluations: int,
     on_point: Callable[[str, Point], None] = lambda *_: None,
+    policy: Policy = "algoperf",
 ) -> Trajectory:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
     Methods that only read a training, as an average of the constant rate does, can follow one
     together: each has its own account and ends where its own budget does, just as if it had trained
     alone. A step is charged with all that a method adds to it, and each reading of an average too,
-    for it changes the weights or the statistics of the reported model; evaluation itself is counted
-    and not charged (as by No Train No Gain and AlgoPerf). So the RST charged to a method is at most
-    the budget, and falls short of it by less than one step. The learning rate follows the fraction
-    of the budget spent before each step.
+    for it changes the weights or the statistics of the reported model; evaluation itself and the
+    loading of data are counted, and charged by the policy `mlperf` alone. So the RST charged to a
+    method is at most the budget, and falls short of it by less than one step. The learning rate
+    follows the fraction of the budget spent before each step.
 
     Args:
         workload: model and data.
@@ -228,6 +260,7 @@ def train(
         settings: peak rate, k and interval.
         evaluations: over the budget, evenly spaced, the last at its end.
         on_point: told of each method's evaluations.
+        policy: which operations are charged.
 
     Returns:
         A run for each method. Where the loss or the metric is no finite number any more, it ends at
@@ -249,7 +282,7 @@ def train(
     followers = []
     for name, method in methods.items():
         averager = method.averager(model, optimizer, workload, settings)
-        followers.append(_Follower(name, averager, costs, budget))
+        followers.append(_Follower(name, averager, Account(costs, policy), budget))
         optimizer = averager.optimizer
     (factor,) = schedules
     spent = followers[0].account
@@ -288,15 +321,17 @@ def train(
                     evaluate(follower, follower.averager.reading()[1])
                     if follower.failure:
                         active.remove(follower)
-    everything = Account(costs)
-    everything.charge("train_step", step)
+    # The watch stood still for evaluations alone, so every other operation is part of both times.
+    timed = Account(costs, "mlperf")
+    for operation in STEP:
+        timed.charge(operation, step)
     for follower in followers:
         for operation, times in follower.account.counts.items():
-            if operation != "train_step":
-                everything.charge(operation, times)
+            if operation not in STEP and operation not in EVALUATION:
+                timed.charge(operation, times)
     return Trajectory(
         runs=tuple(follower.run(seed) for follower in followers),
-        rst_seconds=everything.rst_seconds,
+        rst_seconds=timed.rst_seconds,
         measured_seconds=watch.wall_seconds,
         other_cores=watch.other_cores,
     )

@@ -6,7 +6,17 @@ import itertools
 import pytest
 import torch
 
-from baselines.averagers import EMA_DECAY, SWA_EVERY, Averager, Ema, Lawa, Live, Swa
+from baselines.averagers import (
+    EMA_DECAY,
+    SWA_EVERY,
+    Averager,
+    Ema,
+    Lawa,
+    Live,
+    Swa,
+    fixed_decay,
+    growing_half_life,
+)
 from baselines.training import training_step
 from baselines.workloads import digits
 from baselines.workloads.workload import Workload
@@ -87,18 +97,29 @@ def test_lawa_reads_the_live_weights_for_nothing_until_it_has_collected(workload
     assert averager.reading()[1] == {}
 
 
-def test_ema(workload: Workload) -> None:
-    averager, history, operations = follow(workload, Ema)
+@pytest.mark.parametrize("decay_at", [fixed_decay, growing_half_life])
+def test_ema(workload: Workload, decay_at) -> None:
+    averager, history, operations = follow(workload, lambda m, o: Ema(m, o, decay_at))
     assert set(operations) == {"ema_update"}
     naive = {name: value.double() for name, value in history[0].items()}
     for update, state in enumerate(history[1:], start=1):
-        decay = min(EMA_DECAY, (1 + update) / (10 + update))
+        decay = decay_at(update)
         for name, value in state.items():
             if value.is_floating_point():
                 naive[name] = decay * naive[name] + (1 - decay) * value.double()
             else:
                 naive[name] = value
     close(reported(averager), naive)
+
+
+def test_the_decays() -> None:
+    assert [fixed_decay(t) for t in (1, 10**6)] == [2 / 11, EMA_DECAY]
+    # What a snapshot weighs has halved when a twentieth of the steps so far has passed.
+    for t in (1_000, 50_000):
+        weight = 1.0
+        for step in range(t, t + t // 20):
+            weight *= growing_half_life(step)
+        assert weight == pytest.approx(0.5, rel=0.03)
 
 
 def test_swa_averages_the_last_quarter_and_recomputes_the_statistics(workload: Workload) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from baselines.methods import METHODS
-from timing import commandline
+from baselines.methods import DEFAULT, METHODS
+from baselines.reference import calibratable
+from timing import Profile, calibrate, commandline, this_machine, this_software
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
@@ -54,13 +55,17 @@ def test_what_is_printed(first: subprocess.CompletedProcess[str]) -> None:
     out = first.stdout
     assert "Reference profile: reference-digits.json" in out
     assert "NVML" in out or "NVIDIA" in out
-    for method in METHODS.values():
-        assert method.title in out
+    for method in DEFAULT:
+        assert METHODS[method].title in out
+    assert "RST by policy, means over seeds" in out
+    assert "5 processes give a run's seconds to ±" in " ".join(out.split())
     assert "RST to target" in out
     assert "LAWA of the constant rate" in out
     assert "2 paired seeds" in out
-    *_, address, how = out.strip().splitlines()
-    assert re.search(r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}$", address)
+    *_, how, page, _, address = out.strip().splitlines()
+    ui = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs"
+    assert re.search(rf" {ui}/[0-9a-f]{{32}}\?workflowType=machine_learning$", page)
+    assert re.search(rf"^{ui}\?\S+&viewStateShareKey=[0-9a-f]+$", address)
     assert re.search(
         r"-m mlflow ui --backend-store-uri sqlite:\S+mlflow\.db --host 127\.0\.0\.1", how
     )
@@ -72,7 +77,7 @@ def test_one_parent_and_a_child_for_each_method_and_seed(
     client, (parent, *_), children = runs_of(folder)
     mine = [r for r in children if r.data.tags["mlflow.parentRunId"] == parent.info.run_id]
     assert {(r.data.params["method"], int(r.data.params["seed"])) for r in mine} == {
-        (method, seed) for method in METHODS for seed in (0, 1)
+        (method, seed) for method in DEFAULT for seed in (0, 1)
     }
     assert {r.info.status for r in [parent, *mine]} == {"FINISHED"}
     for child in mine:
@@ -93,7 +98,8 @@ def test_the_parent_has_table_verdict_plot_and_reference(
 ) -> None:
     client, (parent, *_), children = runs_of(folder)
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert names == {"reference-profile.json", "report.md", "results.json", "metric-over-rst.png"}
+    plots = {"metric-over-rst.png", "final-metric.png", "time-to-target.png", "account.png"}
+    assert names == {"reference-profile.json", "report.md", "results.json", *plots}
     note = parent.data.tags["mlflow.note.content"]
     assert "| LAWA of the decayed rate |" in note
     assert "paired seeds" in note
@@ -102,8 +108,7 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     for child in children:
         if child.data.tags["mlflow.parentRunId"] == parent.info.run_id:
             key = child.data.params["method"], int(child.data.params["seed"])
-            # MLflow rounds the floats of a table to ten digits.
-            assert finals[key] == pytest.approx(child.data.metrics["final/metric"], rel=1e-9)
+            assert finals[key] == child.data.metrics["final/metric"]
     reference = json.loads(
         mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/reference-profile.json")
     )
@@ -132,11 +137,26 @@ def test_the_same_reference_gives_the_same_digits(
     assert told(parents[0]) == told(parents[1])
 
 
+def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
+    """A profile of one process, this one: it is quick, and good enough to train under."""
+    measured = calibratable(workload, data, k)
+    every = {name: operation.every for name, operation in measured.operations.items()}
+    calibration = calibrate(measured.operations, 0.1, float("inf"))
+    path = folder / "measured-here.json"
+    signature = dict(measured.workload)
+    Profile.of(this_machine(), this_software(), signature, every, [calibration]).write(path)
+    return str(path)
+
+
 def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
-    options = "--budget 1s --seeds 1 --methods constant,lawa --k 3 --every 5 --lr 0.003"
+    options = (
+        "--budget 1s,2s --seeds 1 --methods constant,lawa,annealed-50 --k 3 --every 5 --lr 0.003 "
+        "--policy mlperf"
+    )
     done = command(
         folder,
         *("compare", "--workload", "text", "--data", str(wikitext), *options.split()),
+        *("--reference", measured_here(folder, "text", str(wikitext), k=3)),
         MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'other.db'}",
         MLFLOW_EXPERIMENT_NAME="elsewhere",
     )
@@ -144,21 +164,33 @@ def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'other.db'}")
     experiment = client.get_experiment_by_name("elsewhere")
     found = client.search_runs([experiment.experiment_id])
-    lawa = next(run for run in found if run.data.params.get("method") == "lawa")
+    by_budget = [run for run in found if run.data.params.get("method") == "lawa"]
+    assert {run.data.params["budget_seconds"] for run in by_budget} == {"1.0", "2.0"}
+    assert "by budget" in done.stdout
+    lawa = by_budget[0]
     assert lawa.data.params["every"] == "5"
     assert lawa.data.params["k"] == "3"
     assert lawa.data.params["learning_rate"] == "0.003"
     account = json.loads(mlflow.artifacts.load_text(f"{lawa.info.artifact_uri}/account.json"))
     counts = {line["operation"]: line["times"] for line in account["lines"]}
     assert counts["collect"] == counts["train_step"] // 5
-    assert len(found) == 3
+    assert all(line["charged"] for line in account["lines"])
+    assert lawa.data.params["policy"] == "mlperf"
+    assert len(found) == 2 * 4
+    spent = {
+        run.data.params["budget_seconds"]: run.data.metrics["account/rst_seconds"]
+        for run in found
+        if run.data.params.get("method") == "annealed-50"
+    }
+    assert 0 < spent["1.0"] <= 0.5 < spent["2.0"] <= 1.0
 
 
 WRONG = {
     "--workload cifar": "--workload: 'cifar' is none of pydocs, digits, text",
-    "--workload text": "--data PATH goes with --workload text",
-    "--workload digits --data x.txt": "--data PATH goes with --workload text",
-    "--workload text --data missing.txt": "--data: missing.txt: No such file or directory",
+    "--workload nowhere.py": "--workload: nowhere.py: No such file or directory",
+    "--workload text": "--workload: workload text needs --data PATH",
+    "--workload digits --data x.txt": "--workload: workload digits takes no --data PATH",
+    "--workload text --data missing.txt": "--workload: missing.txt: No such file or directory",
     "--budget soon": "--budget: 'soon' is no length of time such as 90s",
     "--budget 0": "--budget: '0' is no length of time",
     "--seeds 0": "--seeds must be at least 1: 0",
@@ -170,6 +202,8 @@ WRONG = {
     "--every manual": "--every must be a number of steps from 1, or auto: 'manual'",
     "--lr -1": "--lr must be a positive number: -1",
     "--lr nan": "--lr must be a positive number: nan",
+    "--policy free": "--policy: 'free' is none of algoperf, ntng, mlperf",
+    "--budget 1s,soon": "--budget: 'soon' is no length of time",
     "--threads 0": "--threads must be at least 1: 0",
     "--reference nowhere.json": "--reference: nowhere.json: No such file or directory",
     "--nonsense": "No such option",

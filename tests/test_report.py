@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from test_profile import profile_of
 
 from baselines import report
 from baselines.comparison import Comparison, Plan
@@ -14,27 +15,24 @@ from baselines.methods import Settings
 from baselines.plots import metric_over_rst
 from baselines.training import Point, Run, Trajectory
 from baselines.workloads import digits
-from timing import Budget, Cost, Profile, this_machine
+from timing import Budget
 
 WORKLOAD = digits.load()
 
 
 def run(method: str, seed: int, values: list[float], failure: str | None = None) -> Run:
     points = tuple(Point(10 * i, float(i), v, v, 0.1) for i, v in enumerate(values, start=1))
-    return Run(method, seed, points, (), 0.1, failure)
+    totals = {"algoperf": 4.0 + seed, "ntng": 3.0, "mlperf": 5.0}
+    line = {"operation": "train_step", "times": 40, "seconds_each": 0.1, "seconds": 4.0}
+    account = ({**line, "charged": True},)
+    return Run(method, seed, points, account, totals, 0.1, failure)
 
 
 def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
     """Runs from what they measured: for each method, for each seed, the metric at 1, 2, ... s."""
     seeds = tuple(range(len(next(iter(curves.values())))))
     plan = Plan(WORKLOAD, tuple(curves), seeds, Budget(4.0), Settings(0.1, 5, "auto"), 4)
-    profile = Profile(
-        machine=this_machine(),
-        workload=plan.signature,
-        costs={"train_step": Cost(median_seconds=0.1, spread_seconds=0.0, samples=9)},
-        closure=0.0,
-        other_cores=0.0,
-    )
+    profile = profile_of([{"train_step": 0.1}], plan.signature)
     runs = tuple(
         run(method, seed, values)
         for method, by_seed in curves.items()
@@ -150,6 +148,40 @@ def test_without_the_constant_rate_there_is_no_target() -> None:
     made = comparison({name: CURVES[name] for name in ("decayed", "lawa")})
     assert {report.target_cell(row) for row in report.rows(made)} == {"never (3 of 3 missed)"}
     assert "no saving is claimed" in report.verdict(made)[0]
+
+
+def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> None:
+    # After 2 of 4 s LAWA is at 1.9, 2.0 and 2.1; what it comes to later must not count.
+    for annealed, word in (
+        ([[1.0, 1.2], [1.0, 1.3], [1.0, 1.45]], "WORSE than"),
+        ([[9.0, 2.9], [9.0, 3.0], [9.0, 3.2]], "BETTER than"),
+        ([[9.0, 1.9], [9.0, 2.1], [9.0, 2.0]], "not shown to differ from"),
+    ):
+        curves = {"lawa": CURVES["lawa"], "annealed-50": annealed}
+        (sentence,) = report.verdict(comparison(curves))
+        assert f"After 2 s, LAWA of the constant rate is {word} a run fully decayed" in sentence
+        assert "2.0000 against" in sentence
+
+
+def test_totals_are_means_over_seeds() -> None:
+    head, constant, *_ = report.totals(comparison(CURVES))
+    assert head == ["method", "algoperf, s", "ntng, s", "mlperf, s"]
+    assert constant == ["constant rate", "5.000", "3.000", "5.000"]
+
+
+def test_the_ranking_moves_with_the_budget() -> None:
+    worse = {**CURVES, "lawa": [[9.0], [9.0], [math.nan]]}
+    failed = comparison(worse)
+    runs = tuple(
+        run("lawa", 2, [math.nan], "diverged") if r.final != r.final else r for r in failed.runs
+    )
+    failed = Comparison(failed.plan, failed.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    head, constant, decayed, lawa = report.ranking([comparison(CURVES), failed])
+    assert head == ["method", "4 s", "4 s"]
+    assert [cell.rpartition(" ")[2] for cell in constant[1:]] == ["(3)", "(2)"]
+    assert [cell.rpartition(" ")[2] for cell in decayed[1:]] == ["(1)", "(1)"]
+    assert [cell.rpartition(" ")[2] for cell in lawa[1:]] == ["(2)", "(-)"]
+    assert "(1 of 3 failed)" in lawa[2]
 
 
 def test_without_a_pair_nothing_is_claimed() -> None:

@@ -1,6 +1,7 @@
 """The training loop keeps to its budget and its schedule, and is repeatable."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from baselines.methods import METHODS, Settings
 from baselines.training import Run, Trajectory, train
 from baselines.workloads import digits
-from timing import Budget
+from timing import POLICIES, Budget
 from timing.schedules import constant
 
 WORKLOAD = digits.load()
 COSTS = {
+    "load_data": 0.0003,
     "train_step": 0.01,
     "collect": 0.0007,
     "average": 0.002,
@@ -28,7 +30,13 @@ SETTINGS = Settings(learning_rate=0.05, k=3, every=4)
 
 
 def follow(
-    *methods: str, budget: float = 0.5, costs=COSTS, workload=WORKLOAD, seed=0, evaluations=5
+    *methods: str,
+    budget: float = 0.5,
+    costs=COSTS,
+    workload=WORKLOAD,
+    seed=0,
+    evaluations=5,
+    policy="algoperf",
 ) -> Trajectory:
     return train(
         workload,
@@ -38,6 +46,7 @@ def follow(
         costs=costs,
         settings=SETTINGS,
         evaluations=evaluations,
+        policy=policy,
     )
 
 
@@ -62,14 +71,42 @@ def test_the_account_is_within_a_step_of_the_budget(method, budget, costs) -> No
 
 def test_the_account_counts_what_ran() -> None:
     result = run("lawa")
-    counts = {line["operation"]: line["times"] for line in result.account}
-    assert counts["train_step"] == result.steps
+    counts = result.counts
+    assert counts["train_step"] == counts["load_data"] == result.steps
     assert counts["collect"] == result.steps // 4
     assert counts["evaluate"] == len(result.points) == 5
     # The first point comes after the first snapshot here.
     assert counts["average"] == 5
-    assert counts.keys() == {"train_step", "collect", "evaluate", "average"}
-    assert not next(line for line in result.account if line["operation"] == "evaluate")["charged"]
+    assert counts.keys() == {"load_data", "train_step", "collect", "evaluate", "average"}
+    free = {line["operation"] for line in result.account if not line["charged"]}
+    assert free == {"load_data", "evaluate"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_decides_what_the_budget_pays(policy) -> None:
+    result = run("lawa", 5.0, policy=policy)
+    unpaid = {
+        "algoperf": {"load_data", "evaluate"},
+        "ntng": {"load_data", "evaluate", "average"},
+        "mlperf": set(),
+    }
+    paid = {name: times for name, times in result.counts.items() if name not in unpaid[policy]}
+    assert math.fsum(COSTS[name] * times for name, times in paid.items()) == pytest.approx(
+        result.rst_seconds
+    )
+    assert result.rst_seconds == result.totals[policy] <= 5.0
+    # The evaluation that ends a run is set aside for, and an early one may be left out for it.
+    spare = 2 * COSTS["evaluate"] if policy == "mlperf" else 0.0
+    assert 5.0 - result.rst_seconds < result.step_seconds + spare
+    assert result.totals["ntng"] < result.totals["algoperf"] < result.totals["mlperf"]
+
+
+def test_the_value_at_a_time_is_the_latest_by_then() -> None:
+    result = run("constant", 1.0)
+    for earlier, later in itertools.pairwise(result.points):
+        assert result.value_at(earlier.rst_seconds) == earlier.value
+        assert result.value_at((earlier.rst_seconds + later.rst_seconds) / 2) == earlier.value
+    assert result.value_at(result.points[0].rst_seconds / 2) == math.inf
 
 
 def test_swa_is_charged_for_its_statistics_once_it_averages() -> None:
@@ -118,7 +155,8 @@ def test_a_shared_step_is_paid_once_by_the_trajectory() -> None:
     together = follow("constant", "ema")
     steps = max(result.steps for result in together.runs)
     updates = together.runs[1].steps
-    naive = steps * COSTS["train_step"] + updates * COSTS["ema_update"]
+    naive = steps * (COSTS["load_data"] + COSTS["train_step"])
+    naive += updates * COSTS["ema_update"]
     assert together.rst_seconds == pytest.approx(naive)
     assert together.measured_seconds > 0
 
@@ -156,14 +194,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_when() -> None:
 
 def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"does not pay for one step and one reading \(0\.0127 s\)"
+        ValueError, match=r"does not pay for one step and one evaluation \(0\.0127 s\)"
     ):
         run("lawa", 0.0126)
 
 
 def test_an_operation_without_a_cost_is_refused() -> None:
     with pytest.raises(KeyError, match="'collect' has no cost"):
-        run("lawa", costs={"train_step": 0.01, "average": 0.1, "evaluate": 1.0})
+        run("lawa", costs={"load_data": 1e-4, "train_step": 0.01, "average": 0.1, "evaluate": 1.0})
 
 
 def test_rst_to_a_target() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads.workload import Batch, Workload
+from baselines.workloads.workload import Batch, Workload, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +34,15 @@ def make_model() -> nn.Module:
     )
 
 
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to a pixel each way: 1,437 images alone are soon known by heart."""
+def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Each image moved by up to a pixel each way: 1,437 images alone are soon known by heart.
+
+    Args:
+        images: (n, 1, 8, 8).
+        down: (n, 1, 1), 0 to 2, where 1 leaves an image where it is.
+        right: the same.
+    """
     padded = F.pad(images, (1, 1, 1, 1))
-    down, right = torch.randint(3, (2, len(images), 1, 1), generator=generator)
     rows = torch.arange(8)[None, :, None] + down
     columns = torch.arange(8)[None, None, :] + right
     return padded[torch.arange(len(images))[:, None, None], 0, rows, columns].unsqueeze(1)
@@ -48,25 +54,26 @@ def load() -> Workload:
     images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(raw.target).long()
     part = torch.arange(len(images)) % 10
-    train, held_out = part < 8, part == 8
+    train, held_out, test = part < 8, part == 8, part == 9
     train_images, train_labels = images[train], labels[train]
-    validation = images[held_out], labels[held_out]
+    per_epoch = len(train_images) // BATCH
 
-    def batches(seed: int) -> Iterator[Batch]:
+    def batches(seed: int, start: int = 0) -> Iterator[Batch]:
+        # Numbers are drawn for the batches left out too, in microseconds, so that the stream is
+        # one; the images are not made.
         generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(train_images), generator=generator)
-            for chosen in order.split(BATCH):
-                if len(chosen) == BATCH:
-                    yield _shifted(train_images[chosen], generator), train_labels[chosen]
+        for index in itertools.count():
+            if index % per_epoch == 0:
+                order = torch.randperm(len(train_images), generator=generator)
+            down, right = torch.randint(3, (2, BATCH, 1, 1), generator=generator)
+            if index >= start:
+                first = index % per_epoch * BATCH
+                chosen = order[first : first + BATCH]
+                yield _shifted(train_images[chosen], down, right), train_labels[chosen]
 
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> float:
-        model.eval()
-        inputs, targets = validation
-        loss = F.cross_entropy(model(inputs), targets)
-        model.train()
-        return float(loss)
+    def evaluate(model: nn.Module, part: Tensor) -> float:
+        with evaluating(model):
+            return float(F.cross_entropy(model(images[part]), labels[part]))
 
     generator = torch.Generator().manual_seed(0)
     return Workload(
@@ -79,9 +86,10 @@ def load() -> Workload:
         learning_rate=0.1,
         batches=batches,
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
-        evaluate=evaluate,
+        evaluate=lambda model: evaluate(model, held_out),
+        evaluate_test=lambda model: evaluate(model, test),
         statistics_batches=[
-            _shifted(images, generator)
+            _shifted(images, *torch.randint(3, (2, BATCH, 1, 1), generator=generator))
             for images in train_images[: STATISTICS_BATCHES * BATCH].split(BATCH)
         ],
         budget_seconds=5.0,

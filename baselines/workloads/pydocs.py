@@ -4,6 +4,7 @@ import platform
 from pydoc_data.topics import topics
 
 from baselines.workloads import text
+from baselines.workloads.corpus import Corpus
 from baselines.workloads.workload import Workload
 
 
@@ -11,4 +12,4 @@ def load() -> Workload:
     """The workload of `pydoc_data.topics`, some 460 kB that every Python brings along."""
     reference = "\n".join(topics[name] for name in sorted(topics))
     source = f"pydoc_data.topics of Python {platform.python_version()}"
-    return text.workload(reference.encode(), "pydocs", source)
+    return text.workload(Corpus.divide(reference.encode(), source), "pydocs")

@@ -1,129 +1,139 @@
-"""Byte-level language modelling on any text: a small causal transformer."""
+"""Byte-level language modelling on any text: a small decoder in the manner of GPT-2."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads.workload import Batch, Workload
+from baselines.workloads import corpus
+from baselines.workloads.workload import Batch, Workload, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 64, 2, 2, 64, 8
-CHUNK_BYTES = 1024
+    from baselines.workloads.corpus import Corpus
+
+BATCH = 8
 EVALUATION_SEQUENCES = 256
+# In one batch of an evaluation.
+EVALUATION_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a decoder; `context` and `vocabulary` in tokens."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    vocabulary: int = 256
+
+    def __str__(self) -> str:
+        return f"transformer-{self.layers}x{self.width}"
+
+
+SIZE = Size(layers=2, width=64, heads=2, context=64)
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(WIDTH)
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
-        self.norm_mlp = nn.LayerNorm(WIDTH)
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, WIDTH) to the same."""
-        batch, time, _ = x.shape
+        """(batch, time, width) to the same."""
         q, k, v = (
-            part.view(batch, time, HEADS, -1).transpose(1, 2)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm_attention(x)).chunk(3, dim=-1)
         )
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, time, WIDTH))
+        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
         return x + self.mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """A decoder over bytes with learned positions: (batch, time) int64 to logits (…, 256)."""
+    """A causal decoder with learned positions: (batch, time) int64 to logits (…, vocabulary)."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size = SIZE) -> None:
         super().__init__()
-        self.bytes = nn.Embedding(256, WIDTH)
-        self.positions = nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, 256)
+        self.tokens = nn.Embedding(size.vocabulary, size.width)
+        self.positions = nn.Embedding(size.context, size.width)
+        self.blocks = nn.Sequential(*(Block(size.width, size.heads) for _ in range(size.layers)))
+        self.norm = nn.LayerNorm(size.width)
+        self.head = nn.Linear(size.width, size.vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next byte at each position."""
+        """Logits of the next token at each position."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.bytes(tokens) + self.positions(positions)
+        x = self.tokens(tokens) + self.positions(positions)
         return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]
 
 
-def split(text: bytes) -> dict[str, Tensor]:
-    """Divide a text by chunks into "train", "validation" and "test", 8 : 1 : 1, as uint8 tensors.
-
-    The tenth chunk of every ten is for testing and the one before it for validation, so both parts
-    come from everywhere in the text and no byte is in two parts.
-    """
-    chunks = [text[at : at + CHUNK_BYTES] for at in range(0, len(text), CHUNK_BYTES)]
-    parts: dict[str, list[bytes]] = {"train": [], "validation": [], "test": []}
-    for index, chunk in enumerate(chunks):
-        parts[{8: "validation", 9: "test"}.get(index % 10, "train")].append(chunk)
-    return {
-        name: torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8)
-        for name, part in parts.items()
-    }
-
-
-def _sequences(text: Tensor, starts: Tensor) -> Batch:
-    """Inputs and targets, (len(starts), CONTEXT) int64, read from each start."""
-    windows = text[starts[:, None] + torch.arange(CONTEXT + 1)].long()
+def sequences(stream: Tensor, starts: Tensor, context: int) -> Batch:
+    """Inputs and targets, (len(starts), context) int64, read from each start of a stream."""
+    windows = stream[starts[:, None] + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
 
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    inputs, targets = batch
+def random_sequences(
+    stream: Tensor, batch: int, context: int, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """Endless batches from anywhere in a stream, as `Workload.batches`."""
+    generator = torch.Generator().manual_seed(seed)
+    for index in itertools.count():
+        # Drawn for those left out too, in microseconds, so that the stream of batches is one.
+        starts = torch.randint(len(stream) - context, (batch,), generator=generator)
+        if index >= start:
+            yield sequences(stream, starts, context)
+
+
+def held_out(stream: Tensor, context: int) -> Batch:
+    """Evenly spaced sequences of a part, at most EVALUATION_SEQUENCES, that do not overlap."""
+    last = len(stream) - context - 1
+    count = min(EVALUATION_SEQUENCES, max(1, last // context))
+    return sequences(stream, torch.arange(count) * last // count, context)
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean nats per token."""
+    device = next(model.parameters()).device
+    inputs, targets = (part.to(device) for part in batch)
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def workload(text: bytes, name: str, source: str) -> Workload:
-    """The workload of a text.
+def evaluate(model: nn.Module, part: Batch) -> float:
+    """Mean nats per token over the sequences of a part."""
+    rows = max(1, EVALUATION_TOKENS // part[0].shape[1])
+    with evaluating(model):
+        batches = list(zip(*(tokens.split(rows) for tokens in part), strict=True))
+        losses = torch.stack([loss(model, batch) for batch in batches]).double().cpu()
+    sizes = torch.tensor([len(inputs) for inputs, _ in batches], dtype=torch.float64)
+    return float((losses * sizes).sum() / sizes.sum())
 
-    Args:
-        text: raw bytes, whatever their encoding.
-        name: as given to `--workload`.
-        source: where the text comes from, for the record.
 
-    Raises:
-        ValueError: the text is too short to be divided into training, validation and test parts.
-    """
-    shortest = 20 * CHUNK_BYTES
-    if len(text) < shortest:
-        raise ValueError(f"{source} has {len(text)} bytes; at least {shortest} are needed")
-    parts = split(text)
-    train, validation = parts["train"], parts["validation"]
-    last = len(validation) - CONTEXT - 1
-    count = min(EVALUATION_SEQUENCES, last // CONTEXT)
-    held_out = _sequences(validation, torch.arange(count) * last // count)
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            last_start = len(train) - CONTEXT
-            yield _sequences(train, torch.randint(last_start, (BATCH,), generator=generator))
-
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> float:
-        model.eval()
-        losses = [_loss(model, part) for part in zip(*(t.split(64) for t in held_out), strict=True)]
-        sizes = torch.tensor([len(part) for part in held_out[0].split(64)], dtype=torch.float64)
-        model.train()
-        return float((torch.stack(losses).double() * sizes).sum() / sizes.sum())
-
+def workload(text: Corpus, name: str) -> Workload:
+    """The byte-level workload of a text."""
+    train, validation, test = (
+        torch.frombuffer(bytearray(part), dtype=torch.uint8)
+        for part in (text.train, text.validation, text.test)
+    )
+    parts = {"validation": held_out(validation, SIZE.context), "test": held_out(test, SIZE.context)}
     return Workload(
         name=name,
         metric="nats per byte",
@@ -132,23 +142,23 @@ def workload(text: bytes, name: str, source: str) -> Workload:
             model.parameters(), lr=rate, fused=True
         ),
         learning_rate=1e-2,
-        batches=batches,
-        loss=_loss,
-        evaluate=evaluate,
-        statistics_batches=(),
+        batches=lambda seed, start=0: random_sequences(train, BATCH, SIZE.context, seed, start),
+        loss=loss,
+        evaluate=lambda model: evaluate(model, parts["validation"]),
+        evaluate_test=lambda model: evaluate(model, parts["test"]),
         budget_seconds=30.0,
         signature={
-            "model": f"transformer-{LAYERS}x{WIDTH}",
+            "model": str(SIZE),
             "batch": BATCH,
-            "context": CONTEXT,
-            "evaluation_sequences": count,
+            "context": SIZE.context,
+            "evaluation_sequences": len(parts["validation"][0]),
             "dtype": "float32",
             "optimizer": "AdamW",
         },
-        data={"source": source, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
+        data=text.data,
     )
 
 
-def load(path: Path) -> Workload:
-    """The workload of a text file; raises OSError if it cannot be read, ValueError if too short."""
-    return workload(path.read_bytes(), "text", path.name)
+def load(data: Path) -> Workload:
+    """The workload of a text file or folder; raises WorkloadError if it cannot be read."""
+    return workload(corpus.read(data), "text")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -15,23 +19,48 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor]
 
 
+class WorkloadError(ValueError):
+    """A workload that cannot be loaded: one line that says what is missing and what to do."""
+
+
+class Batches(Protocol):
+    """Endless training batches."""
+
+    def __call__(self, seed: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of a seed, from index `start` on.
+
+        The same as taking `start` of them away, but they need not be made: a resumed run begins
+        here. Nothing is drawn from torch's global random generator.
+        """
+
+
 @dataclass(frozen=True)
 class Workload:
     """Model, data, loss and metric.
 
+    The data are in three fixed parts. Training reads the first; everything that is chosen by
+    results (rates, targets, the best of several runs) is chosen on the validation part; the test
+    part is read once, at the end of a run.
+
     Attributes:
-        name: as given to `--workload`.
+        name: of files and tables; letters, digits, "-", "_" and ".".
         metric: name and unit of what `evaluate` returns; lower is better.
-        make_model: a model with initial weights drawn from torch's global random generator.
+        make_model: a model with initial weights drawn from torch's global random generator, on the
+            device it is to be trained on.
         make_optimizer: the optimizer of a model at a peak learning rate.
         learning_rate: the peak learning rate by default.
         batches: endless training batches, the same for the same seed.
-        loss: the mean training loss of a batch, in training mode.
-        evaluate: the metric on the whole validation part, in evaluation mode.
-        statistics_batches: training inputs from which BatchNorm statistics are recomputed.
+        loss: the mean training loss of a batch, in training mode, which it leaves as it is.
+        evaluate: the metric on the whole validation part, in evaluation mode; leaves the model, its
+            mode and torch's random generator as they were.
+        evaluate_test: the same on the test part.
         budget_seconds: the budget by default, in reference seconds.
         signature: what the cost of a step depends on (shapes, dtype, optimizer), for the profile.
-        data: where the data come from, their size and their SHA-256 digest.
+        data: where the data come from, their size, and a SHA-256 digest as "sha256".
+        statistics_batches: training inputs from which BatchNorm statistics are recomputed; may be
+            empty for a model without BatchNorm.
+        source: what `baselines.workloads.load` was given, so that another process can load the
+            same; it sets this itself.
     """
 
     name: str
@@ -39,10 +68,50 @@ class Workload:
     make_model: Callable[[], nn.Module]
     make_optimizer: Callable[[nn.Module, float], Optimizer]
     learning_rate: float
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Batches
     loss: Callable[[nn.Module, Batch], Tensor]
     evaluate: Callable[[nn.Module], float]
-    statistics_batches: Sequence[Tensor]
+    evaluate_test: Callable[[nn.Module], float]
     budget_seconds: float
     signature: dict[str, str | int]
     data: dict[str, Any]
+    statistics_batches: Sequence[Tensor] = ()
+    source: tuple[str, str | None] | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"a workload's name goes into file names: {self.name!r} must be letters, digits, "
+                '"-", "_" or "."'
+            )
+        if len(str(self.data.get("sha256", ""))) != 64:
+            raise ValueError(
+                f'data["sha256"] of workload {self.name} must be the SHA-256 digest of its data, '
+                f"64 hexadecimal digits: {self.data.get('sha256')!r}"
+            )
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A generator of its own for these numbers, such as a seed and an epoch.
+
+    What it draws depends on them alone, so any batch can be made without those before it.
+    """
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, and the mode there was afterwards; gives its device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one: where models that are too large for a CPU are trained."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

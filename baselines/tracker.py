@@ -1,0 +1,361 @@
+"""What a comparison tells of itself: written down at once, sent to MLflow by another process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from baselines import plots, report, saved_view
+from baselines.methods import METHODS
+from baselines.records import Record, Records, Sent, count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from baselines.comparison import Comparison, Plan
+    from baselines.training import Point, Trajectory
+    from timing import Profile
+
+# Of a tag in MLflow, where the note is kept, and some to spare for the addresses of the images.
+NOTE_CHARACTERS = 7000
+
+
+class Tracker:
+    """A comparison in MLflow: a parent run, and in it a run for each method and seed.
+
+    A context manager; what leaves it by an exception is marked FAILED, or KILLED by an interrupt.
+    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the like hold as everywhere; without them the
+    store is `mlflow.db` (SQLite) in the working folder and the experiment "lawa-opt".
+
+    No method waits for the server or fails because of it. Leaving the context waits until all is
+    sent, `wait_seconds` at the most; what is not sent then stays in the folder.
+
+    Args:
+        plan: what is compared.
+        profile: of the reference machine.
+        key: of the comparison. The same key finds the same runs in MLflow, and goes on with them;
+            by default they are new ones.
+        folder: of what is to be sent; by default a temporary one, removed once all is sent.
+        wait_seconds: for the server, at the end.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        profile: Profile,
+        *,
+        key: str | None = None,
+        folder: Path | None = None,
+        wait_seconds: float = 30.0,
+    ) -> None:
+        self._plan, self._profile = plan, profile
+        self.key = key or uuid.uuid4().hex
+        self._folder, self._temporary = folder, folder is None
+        self._wait_seconds = wait_seconds
+        self._open: dict[str, None] = {}
+        self._sent = Sent()
+        self._unsent = ""
+
+    def __enter__(self) -> Self:
+        plan = self._plan
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="lawa-opt-"))
+        self._records = Records(self._folder)
+        name = f"{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
+        reference = {f"reference/{name}_seconds": s for name, s in self._profile.seconds.items()}
+        self._records.add_file(
+            Record(
+                comparison=self.key,
+                name=os.environ.get("MLFLOW_RUN_NAME", name),
+                parameters=_strings(
+                    {
+                        **self._shared_parameters(),
+                        "methods": ",".join(plan.methods),
+                        "seeds": len(plan.seeds),
+                        **{f"data/{key}": value for key, value in plan.workload.data.items()},
+                        **{f"workload/{k}": v for k, v in plan.workload.signature.items()},
+                    }
+                ),
+                tags={"reference": str(self._profile.machine), "metric": plan.workload.metric},
+                view=name,
+                metrics={**reference, "reference/closure": self._profile.closure},
+                status="RUNNING",
+            ),
+            {"reference-profile.json": self._profile.model_dump_json(indent=2).encode()},
+        )
+        with (self._folder / "sending.log").open("ab") as log:
+            self._sender = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "baselines.tracking", str(self._folder)),
+                    *("--follow", "--wait", str(self._wait_seconds)),
+                ],
+                # The sender lives until this pipe ends, also when this process is killed.
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # An interrupt from the keyboard is for training; the sender sends what there is.
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        status = "FINISHED"
+        if kind is not None:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        for run in self._open:
+            self._records.add(Record(comparison=self.key, run=run, status=status))
+        self._records.add(Record(comparison=self.key, status=status))
+        self._records.close()
+        assert self._sender.stdin is not None
+        self._sender.stdin.close()
+        try:
+            # With a little more than it has itself, to start and to end.
+            self._sender.wait(self._wait_seconds + 10)
+        except subprocess.TimeoutExpired:
+            self._sender.kill()
+            self._sender.wait()
+        self._sent = Sent.read(self.folder)
+        self._unsent = self._what_is_unsent()
+        if not self._unsent and self._temporary:
+            shutil.rmtree(self.folder)
+
+    def _what_is_unsent(self) -> str:
+        """A line on what did not reach MLflow, and how to send it; empty if all did."""
+        if self._records.failure:
+            return f"Not all could be written down for MLflow: {self._records.failure}"
+        left = count(self.folder, self._sent.offset_bytes)
+        if left:
+            why = self._sent.failure or "no answer"
+            command = shlex.join([sys.executable, "-m", "baselines.tracking", str(self.folder)])
+            return (
+                f"{left} record(s) did not reach MLflow ({why}) and lie in {self.folder}: "
+                f"send them with {command}"
+            )
+        if self._sent.refused:
+            return (
+                f"{self._sent.refused} record(s) were refused by MLflow ({self._sent.failure}) "
+                f"and lie in {self.folder}"
+            )
+        return ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the records lie until they are sent."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's; known after the end, and empty if MLflow was not reached."""
+        return self._sent.experiment_id
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's, of the comparison; known after the end, and empty if it was not reached."""
+        return self._sent.comparisons.get(self.key, "")
+
+    def _shared_parameters(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "workload": plan.workload.name,
+            "budget_seconds": plan.budget.seconds,
+            "policy": plan.policy,
+            "learning_rate": plan.settings.learning_rate,
+            "k": plan.settings.k,
+            "every": plan.settings.every,
+        }
+
+    def _run(self, method: str, seed: int) -> str:
+        return f"{method}/{seed}/{self._plan.budget.seconds:g}s"
+
+    def run_started(self, method: str, seed: int) -> None:
+        """Open a run, named by method and seed, or go on with it if it is there."""
+        run = self._run(method, seed)
+        self._open[run] = None
+        self._records.add(
+            Record(
+                comparison=self.key,
+                run=run,
+                name=f"{method}, seed {seed}",
+                parameters=_strings({"method": method, "seed": seed, **self._shared_parameters()}),
+                tags={"title": METHODS[method].title},
+                status="RUNNING",
+            )
+        )
+
+    def point(self, method: str, seed: int, point: Point) -> None:
+        """Record an evaluation; RST is a metric too, so that it can be the x axis."""
+        run = self._run(method, seed)
+        self._open[run] = None
+        self._records.add(
+            Record(
+                comparison=self.key,
+                run=run,
+                step=point.step,
+                metrics={
+                    "validation/metric": point.value,
+                    f"validation/{_weights(method)}": point.value,
+                    "train/loss": point.train_loss,
+                    "train/learning_rate": point.learning_rate,
+                    saved_view.X_AXIS: point.rst_seconds,
+                },
+            )
+        )
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Close runs with their accounts; a failed one is marked so, with the reason."""
+        for run in trajectory.runs:
+            key = self._run(run.method, run.seed)
+            self._open.pop(key, None)
+            metrics = {
+                f"account/{line['operation']}_seconds": float(line["seconds"])
+                for line in run.account
+            }
+            metrics |= {
+                **{f"account/rst_by_{name}_seconds": s for name, s in run.totals.items()},
+                "account/rst_seconds": run.rst_seconds,
+                "account/steps": run.steps,
+                "trajectory/rst_seconds": trajectory.rst_seconds,
+                "trajectory/measured_seconds": trajectory.measured_seconds,
+                "trajectory/other_cores": trajectory.other_cores,
+            }
+            if run.failure is None:
+                metrics["final/metric"] = run.final
+            # Of step 0, the one from which the UI draws bars and not curves.
+            record = Record(comparison=self.key, run=key, metrics=metrics)
+            account = json.dumps({"lines": list(run.account)}, indent=2)
+            self._records.add_file(record, {"account.json": account.encode()})
+            if run.failure is None:
+                self._records.add(Record(comparison=self.key, run=key, status="FINISHED"))
+            else:
+                self.run_failed(run.method, run.seed, run.failure)
+
+    def run_failed(self, method: str, seed: int, reason: str) -> None:
+        """Mark a run FAILED, with the reason as a tag and as its note."""
+        run = self._run(method, seed)
+        self._open.pop(run, None)
+        self._records.add(
+            Record(
+                comparison=self.key,
+                run=run,
+                tags={"failure": reason},
+                note=f"**Failed**: {reason}",
+                status="FAILED",
+            )
+        )
+
+    def log_model(self, method: str, seed: int, model: nn.Module, example_input: Tensor) -> None:
+        """Log a model that `mlflow.pytorch.load_model` loads, as a graph and without pickle.
+
+        It is exported and written here, which takes seconds: keep it off the training clock. A
+        model that cannot be exported is left out, and the run's tag `model` says why.
+
+        Args:
+            method: of the run that it belongs to.
+            seed: of the run that it belongs to.
+            model: in the weights to be logged, which are copied.
+            example_input: a batch of at least two; the batch size of the logged model is free.
+        """
+        run = self._run(method, seed)
+        name = f"models/{run.replace('/', '-')}"
+        # MLflow takes seconds to import: only where it is needed.
+        from baselines.tracking import save_model
+
+        try:
+            save_model(model, self.folder / name, example_input)
+        # Not every model can be exported, and no result depends on it.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            tags = {"model": f"not logged: {type(error).__name__}: {reason}"}
+            self._records.add(Record(comparison=self.key, run=run, tags=tags))
+        else:
+            self._records.add(Record(comparison=self.key, run=run, model=name))
+
+    def finish(self, comparison: Comparison) -> None:
+        """Put table, verdict and plots on the parent run."""
+        text = report.markdown(comparison)
+        figures = plots.figures(comparison)
+        links = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
+        table = report.columns(comparison)
+        rows = [list(row) for row in zip(*table.values(), strict=True)]
+        results = {"columns": list(table), "data": rows}
+        self._records.add_file(
+            Record(
+                comparison=self.key,
+                note=_shortened(text, f"\n\n{links}"),
+                tables=("results.json",),
+            ),
+            {
+                "report.md": f"{text}\n\n{links}\n".encode(),
+                "results.json": json.dumps(results).encode(),
+                **{f"{name}.png": _png(figure) for name, figure in figures.items()},
+            },
+        )
+
+    def how_to_review(self) -> list[str]:
+        """What to print after the end, a line each: how to look at the comparison.
+
+        The last one is the address of its saved view; or, where MLflow was never reached, the only
+        one says where what is unsent lies.
+        """
+        unsent = [self._unsent] if self._unsent else []
+        if not self.run_id:
+            return unsent
+        uri = self._sent.tracking_uri
+        if uri.startswith("http"):
+            parts = urlsplit(uri)
+            # A password in the address is not for the screen.
+            server = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+            how = unsent
+        else:
+            server = "http://127.0.0.1:5000"
+            command = (
+                f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000 --workers 1"
+            )
+            how = [
+                *unsent,
+                "To review the runs, start the MLflow UI:",
+                f"  {sys.executable} -m {command}",
+            ]
+        page = f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return [
+            *how,
+            f"Table, verdict and plots: {page}?workflowType=machine_learning",
+            "Curves over RST, by method:",
+            saved_view.address(server, self.experiment_id, self.key),
+        ]
+
+
+def _weights(method: str) -> str:
+    """Which weights a method reports: the live ones or an average."""
+    return "live" if METHODS[method].averager is METHODS["constant"].averager else "averaged"
+
+
+def _strings(values: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def _shortened(text: str, end: str) -> str:
+    """A note within MLflow's limit of a tag, cut between two lines."""
+    if len(text) + len(end) <= NOTE_CHARACTERS:
+        return text + end
+    more = "\n\n_The rest is in the artifact report.md._"
+    kept = text[: NOTE_CHARACTERS - len(end) - len(more)].rpartition("\n")[0]
+    return kept + more + end
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()

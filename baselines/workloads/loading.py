@@ -1,0 +1,129 @@
+"""A workload by its name, or from a Python file of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baselines.workloads.workload import Workload, WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+# A name is that of a file beside this one, and after a "-" the size that its `load` is given.
+NAMES = {
+    "pydocs": "a byte-level transformer on CPython's language reference",
+    "digits": "a small convolutional net on scikit-learn's images",
+    "text": "the transformer on the bytes of --data",
+    "gpt-mini": "GPT-2's decoder of 4 layers on the byte pairs of --data",
+    "gpt-small": "of 12 layers",
+    "gpt-medium": "of 24 layers",
+    "roberta": "masked words in --data, or in WikiText-103 from the hub",
+    "roberta-mini": "of 4 layers",
+    "cifar10": "ResNet-20 on the class folders of --data",
+    "imagenet": "ResNet-50 on the class folders of --data",
+}
+
+
+def load(name_or_path: str, data: Path | None = None) -> Workload:
+    """The workload of this name, or that `load` of this Python file returns.
+
+    A file defines `load() -> Workload`, or `load(data: Path)` where it needs `--data PATH`, or
+    `load(data: Path | None = None)` where it can do without. Its own digest is added to the
+    workload's `data`, so that a comparison does not go on with another file of the same name.
+
+    Args:
+        name_or_path: one of NAMES, or a path that ends in ".py".
+        data: handed to `load`.
+
+    Raises:
+        WorkloadError: what is wrong, in one line.
+    """
+    source = (name_or_path, None if data is None else str(data))
+    if not name_or_path.endswith(".py"):
+        return dataclasses.replace(_named(name_or_path, data), source=source)
+    path = Path(name_or_path)
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise WorkloadError(f"{path}: {error.strerror}") from error
+    workload = _run(path, lambda: _call(_load_of(path), str(path), data))
+    code = {"file": path.name, "file_sha256": hashlib.sha256(text).hexdigest()}
+    return dataclasses.replace(workload, data={**workload.data, **code}, source=source)
+
+
+def _named(name: str, data: Path | None) -> Workload:
+    if name not in NAMES:
+        raise WorkloadError(f"{name!r} is none of {', '.join(NAMES)}, nor a path to a .py file")
+    module, _, size = name.partition("-")
+    found = importlib.import_module(f"baselines.workloads.{module}")
+    return _call(found.load, name, data, **({"size": size} if size else {}))
+
+
+def _call(load: Callable[..., object], name: str, data: Path | None, **size: str) -> Workload:
+    """Call `load` with what it takes."""
+    parameters = inspect.signature(load).parameters
+    others = [p.name for p in parameters.values() if p.name != "data" and p.default is p.empty]
+    if others:
+        raise WorkloadError(
+            f"{name}: load must take no argument but `data`; it takes {', '.join(others)}"
+        )
+    parameter = parameters.get("data")
+    if parameter is None and data is not None:
+        raise WorkloadError(f"workload {name} takes no --data PATH; it was given {data}")
+    if parameter is not None and parameter.default is parameter.empty and data is None:
+        raise WorkloadError(f"workload {name} needs --data PATH")
+    given = size if parameter is None else {"data": data, **size}
+    workload = load(**given)
+    if not isinstance(workload, Workload):
+        raise WorkloadError(
+            f"load() of {name} must return a baselines.workloads.Workload; it returned a "
+            f"{type(workload).__name__}"
+        )
+    return workload
+
+
+def _load_of(path: Path) -> Callable[..., object]:
+    """The function `load` of a file, run as a module of its own."""
+    module = _imported(path)
+    load = getattr(module, "load", None)
+    if not callable(load):
+        raise WorkloadError(f"{path} defines no function `load`, which must return a Workload")
+    return load  # type: ignore[no-any-return]
+
+
+def _imported(path: Path) -> ModuleType:
+    # A digest in the name keeps two files called alike apart.
+    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses and pickle look a class's module up there.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(path: Path, load: Callable[[], Workload]) -> Workload:
+    """Call, with any exception of the file's own told in one line that says where it rose."""
+    try:
+        return load()
+    except WorkloadError:
+        raise
+    except SyntaxError as error:
+        raise WorkloadError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+        where = f", line {lines[-1]}" if lines else ""
+        said = " ".join(str(error).split())
+        raise WorkloadError(f"{path}{where}: {type(error).__name__}: {said}") from error
