@@ -1,17 +1,16 @@
 """When a snapshot is collected."""
 
-from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 Every = int | Literal["auto", "manual"]
 
 
-@dataclass
 class Interval:
     """Counts optimizer steps and says after which of them a snapshot is due.
 
     Steps count from 1 and a snapshot is taken after the update, so that a reading at step t can
-    include the weights of step t. The fields may be set at any time; `enabled = False` switches
+    include the weights of step t. All but `k` may be set at any time; `enabled = False` switches
     collecting off while steps are still counted.
 
     Attributes:
@@ -25,34 +24,100 @@ class Interval:
         enabled: False to count steps without collecting.
         step: optimizer steps so far.
         newest: the step of the newest snapshot, 0 before the first.
+
+    Raises:
+        ValueError: a value out of its range, here or set later; nothing has been changed.
+        AttributeError: `k` is set later.
     """
 
-    every: Every = "auto"
-    k: int = 5
-    span: float = 0.1
-    start: int = 1
-    enabled: bool = True
-    step: int = 0
-    newest: int = 0
+    def __init__(
+        self, every: Every = "auto", k: int = 5, span: float = 0.1, start: int = 1
+    ) -> None:
+        self._k = k
+        self.every = every
+        self.span = span
+        self.start = start
+        self.enabled = True
+        self.step = 0
+        self.newest = 0
 
-    def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not (
-            self.every in ("auto", "manual") or (isinstance(self.every, int) and self.every >= 1)
-        ):
+    def __repr__(self) -> str:
+        values = (f"{name.lstrip('_')}={value!r}" for name, value in vars(self).items())
+        return f"Interval({', '.join(values)})"
+
+    @property
+    def every(self) -> Every:
+        """Optimizer steps between two collects, "auto" or "manual"."""
+        return self._every
+
+    @every.setter
+    def every(self, every: Every) -> None:
+        if not (every in ("auto", "manual") or _is_count(every)):
             raise ValueError(
-                f'every must be a whole number of steps from 1, "auto" or "manual": {self.every!r}'
+                f'every must be a whole number of steps from 1, "auto" or "manual": {every!r}'
             )
-        if not 0 < self.span <= 1:
-            raise ValueError(f"span must be a share of training in (0, 1]: {self.span!r}")
-        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1:
-            raise ValueError(f"start must be a step from 1 on: {self.start!r}")
+        self._every = every
+
+    @property
+    def k(self) -> int:
+        """Snapshots in the window."""
+        return self._k
+
+    @k.setter
+    def k(self, k: int) -> None:
+        raise AttributeError(
+            f"k cannot be set to {k!r}: the window has {self._k} slots. averaged(latest=j) reads "
+            "fewer; for more, make another LAWA"
+        )
+
+    @property
+    def span(self) -> float:
+        """The share of the steps so far that an "auto" window reaches back."""
+        return self._span
+
+    @span.setter
+    def span(self, span: float) -> None:
+        if not _is_share(span):
+            raise ValueError(f"span must be a share of training in (0, 1]: {span!r}")
+        self._span = span
+
+    @property
+    def start(self) -> int:
+        """The first step that may be collected."""
+        return self._start
+
+    @start.setter
+    def start(self, start: int) -> None:
+        if not _is_count(start):
+            raise ValueError(f"start must be a step from 1 on: {start!r}")
+        self._start = start
+
+    @property
+    def enabled(self) -> bool:
+        """False to count steps without collecting."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise ValueError(f"enabled must be True or False: {enabled!r}")
+        self._enabled = enabled
 
     def advance(self) -> bool:
         """Count one optimizer step and say whether a snapshot is due after it."""
+        # Every step of a training comes through here, and a property costs as much as all the rest.
         self.step += 1
-        if self.every == "manual" or not self.enabled or self.step < self.start:
+        if self._every == "manual" or not self._enabled or self.step < self._start:
             return False
-        if self.every == "auto":
+        if self._every == "auto":
             age = self.step - self.newest
-            return age >= 1 and age * self.k >= self.span * self.step
-        return self.step % self.every == 0
+            return age >= 1 and age * self._k >= self._span * self.step
+        return self.step % self._every == 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) <= 1

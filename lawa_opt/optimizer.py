@@ -440,6 +440,9 @@ class LAWA(Optimizer):
         gives them back on `train()`. After the first step the window is always in it, even where
         nothing has been collected, since torch.distributed.checkpoint loads into equal keys.
 
+        Of the interval it carries the step, the step of the newest snapshot and `enabled`, which
+        are states of a training; `every`, `span` and `start` are of the LAWA that loads it.
+
         Raises:
             RuntimeError: averaged weights are in the model and it is in parts.
         """
@@ -447,7 +450,8 @@ class LAWA(Optimizer):
             raise RuntimeError(
                 "state_dict() of a model or window in parts while averaged weights are in the "
                 "model: its checkpoint could not give the live weights back, so call train(), or "
-                "leave the `averaged()` block, on all ranks first"
+                "leave the `averaged()` block, on all ranks first (under Transformers' Trainer, "
+                "which saves right after it evaluates, call it in a callback's on_evaluate)"
             )
         if self.interval.step:
             self.window.allocate(self._tensors())
@@ -485,7 +489,8 @@ class LAWA(Optimizer):
         """Load what `state_dict` gave, or the wrapped optimizer's own state dict.
 
         The latter leaves an empty window, so a project can adopt LAWA in mid-training. Snapshots
-        are copied, to the parameters' device and the window's dtype.
+        are copied, to the parameters' device and the window's dtype. Collecting is then switched on
+        or off as it was when saved, and left as it is by a state dict that does not say.
 
         Args:
             state_dict: as returned by `state_dict`, also after `torch.load(weights_only=True)`.

@@ -30,7 +30,7 @@ def entries_of(window: Window, interval: Interval, *, averaged: bool) -> dict[in
 
     Args:
         window: its snapshots are not copied.
-        interval: its position.
+        interval: its position, and whether it is switched on.
         averaged: whether averaged weights are in the model, and so in a checkpoint of it.
     """
     entries: dict[int, dict[str, Any]] = {}
@@ -49,6 +49,7 @@ def entries_of(window: Window, interval: Interval, *, averaged: bool) -> dict[in
                 f"{PREFIX}held": ring.held,
                 f"{PREFIX}step": interval.step,
                 f"{PREFIX}newest": interval.newest,
+                f"{PREFIX}enabled": int(interval.enabled),
                 f"{PREFIX}averaged": int(averaged),
             }
     return entries
@@ -105,6 +106,9 @@ def check(entries: Iterable[tuple[str, Tensor, Mapping[str, Any]]], window: Wind
         for position in (f"{PREFIX}step", f"{PREFIX}newest"):
             if not isinstance(entry.get(position), int):
                 raise ValueError(f"{name}: {position} must be a step: {entry.get(position)!r}")
+        enabled = entry.get(f"{PREFIX}enabled", 1)
+        if not (isinstance(enabled, int) and enabled in (0, 1)):
+            raise ValueError(f"{name}: {PREFIX}enabled must be 0 or 1: {enabled!r}")
         if entry.get(f"{PREFIX}averaged") and f"{PREFIX}live" not in entry:
             raise ValueError(
                 f"{name}: saved while averaged weights were in the model, and its live weights "
@@ -150,10 +154,15 @@ def _described(sharding: tuple[DeviceMesh, tuple[Any, ...]] | None) -> str:
 def fill(
     window: Window, interval: Interval, saved: Sequence[tuple[Tensor, Mapping[str, Any]]]
 ) -> None:
-    """Replace the window's snapshots and the interval's position by checked, saved ones."""
+    """Replace the window's snapshots and the interval's position by checked, saved ones.
+
+    What was saved without `lawa_enabled` leaves the interval switched on or off as it is.
+    """
     window.clear()
     interval.step = max((entry.get(f"{PREFIX}step", 0) for _, entry in saved), default=0)
     interval.newest = max((entry.get(f"{PREFIX}newest", 0) for _, entry in saved), default=0)
+    switches = [entry[f"{PREFIX}enabled"] for _, entry in saved if f"{PREFIX}enabled" in entry]
+    interval.enabled = all(switches) if switches else interval.enabled
     entries = {id(tensor): entry for tensor, entry in saved if entry}
     by_held: dict[int, list[Tensor]] = {}
     for tensor, entry in saved:

@@ -357,6 +357,19 @@ def check_fsdp2_resumes_through_distributed_checkpoint(folder):
     resumes_undisturbed("fsdp2", folder)
 
 
+def check_switched_off_comes_back_through_distributed_checkpoint(folder):
+    for kind in ("split", "fsdp2"):
+        model, opt = setting(kind)
+        train(model, opt, range(SAVED_AT))
+        opt.interval.enabled = False
+        save(folder / f"{kind}_off", model, opt)
+        fresh, resumed = setting(kind)
+        load(folder / f"{kind}_off", fresh, resumed)
+        assert not resumed.interval.enabled
+        load(folder / kind, fresh, resumed)
+        assert resumed.interval.enabled
+
+
 CHECKS = [name for name in list(globals()) if name.startswith("check_")]
 
 

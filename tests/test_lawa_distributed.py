@@ -25,6 +25,7 @@ from distributed_worker import (
     setting,
     train,
 )
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -122,6 +123,23 @@ def test_checkpoint_from_before_the_first_collect_keeps_the_step(tmp_path):
     assert resumed.held == 1, "collected at step 5 of the whole run"
     with opt.averaged(), resumed.averaged():
         assert torch.equal(outputs(fresh), outputs(model))
+
+
+def test_checkpoint_that_does_not_say_leaves_collecting_switched_off(tmp_path):
+    model, opt = setting("one")
+    train(model, opt, range(SAVED_AT))
+    state = {"opt": get_optimizer_state_dict(model, opt)}
+    for entry in state["opt"]["state"].values():
+        del entry["lawa_enabled"]
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    fresh, resumed = setting("one")
+    resumed.interval.enabled = False
+    state = {"opt": get_optimizer_state_dict(fresh, resumed)}
+    planner = DefaultLoadPlanner(allow_partial_load=True)
+    dcp.load(state, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    set_optimizer_state_dict(fresh, resumed, state["opt"])
+    assert (resumed.interval.step, resumed.held) == (SAVED_AT, K)
+    assert not resumed.interval.enabled
 
 
 def test_checkpoint_of_the_base_optimizer_starts_an_empty_window(tmp_path):

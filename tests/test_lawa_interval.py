@@ -78,19 +78,56 @@ def test_switched_off_and_on() -> None:
     assert [step for step in range(13, 21) if takes_snapshot(opt)] == [15, 20]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"every": 0}, 'every must be a whole number of steps from 1, "auto" or "manual": 0'),
-        ({"every": True}, "every must be .*: True"),
-        ({"every": 1.5}, "every must be .*: 1.5"),
-        ({"every": "epoch"}, "every must be .*: 'epoch'"),
-        ({"span": 0.0}, r"span must be a share of training in \(0, 1\]: 0.0"),
-        ({"span": 1.1}, "span must be .*: 1.1"),
-        ({"start": 0}, "start must be a step from 1 on: 0"),
-        ({"start": 2.0}, "start must be .*: 2.0"),
-    ],
-)
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_settings_changed_later_count_from_the_next_step() -> None:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), every="manual")
+    interval = opt.interval
+    assert not any(takes_snapshot(opt) for _ in range(10))
+    interval.every, interval.start = 2, 15
+    assert [step for step in range(11, 20) if takes_snapshot(opt)] == [16, 18]
+    interval.every, interval.start, interval.span = "auto", 1, 1.0
+    assert (interval.every, interval.start, interval.span) == ("auto", 1, 1.0)
+    # k=5 snapshots spread over all steps so far: 5 * (step - 18) >= step first holds at 23.
+    assert [step for step in range(20, 29) if takes_snapshot(opt)] == [23]
+
+
+BAD_SETTINGS = [
+    ("every", 0, 'every must be a whole number of steps from 1, "auto" or "manual": 0'),
+    ("every", True, "every must be .*: True"),
+    ("every", 1.5, "every must be .*: 1.5"),
+    ("every", "epoch", "every must be .*: 'epoch'"),
+    ("span", 0.0, r"span must be a share of training in \(0, 1\]: 0.0"),
+    ("span", 1.1, "span must be .*: 1.1"),
+    ("span", math.nan, "span must be .*: nan"),
+    ("span", "0.1", "span must be .*: '0.1'"),
+    ("start", 0, "start must be a step from 1 on: 0"),
+    ("start", 2.0, "start must be .*: 2.0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD_SETTINGS)
+def test_bad_arguments_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), **options)
+        LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [*BAD_SETTINGS, ("enabled", "no", "enabled must be True or False: 'no'")],
+)
+def test_bad_values_set_later_are_refused_and_change_nothing(
+    name: str, value: Any, message: str
+) -> None:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), every=3)
+    opt.step()
+    before = dict(vars(opt.interval))
+    with pytest.raises(ValueError, match=message):
+        setattr(opt.interval, name, value)
+    assert vars(opt.interval) == before
+    assert [step for step in range(2, 8) if takes_snapshot(opt)] == [3, 6]
+
+
+def test_k_cannot_be_changed_since_the_window_has_its_slots() -> None:
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=3)
+    with pytest.raises(AttributeError, match=r"k cannot be set to 9: the window has 3 slots"):
+        opt.interval.k = 9
+    assert (opt.interval.k, opt.window.k) == (3, 3)

@@ -60,6 +60,40 @@ def test_the_interval_goes_on_where_nothing_was_collected_yet() -> None:
     assert (again.held, again.interval.step, again.interval.newest) == (1, 10, 10)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_switched_off_in_mid_training_it_comes_back_so(enabled: bool) -> None:
+    model = small_model()
+    opt = LAWA(adamw(model), k=2, every=1, buffers=[torch.zeros(1)])
+    train(model, opt, 3)
+    opt.interval.enabled = enabled
+    train(model, opt, 1)
+    again = LAWA(adamw(small_model()), k=2, every=3, start=2, buffers=[torch.zeros(1)])
+    again.interval.enabled = not enabled
+    again.load_state_dict(through_a_file(opt.state_dict()))
+    assert again.interval.enabled is enabled
+    assert (again.interval.every, again.interval.start) == (3, 2), "settings are not in it"
+    newest = again.interval.newest
+    train(model, again, range(4, 8))
+    assert again.interval.newest == (6 if enabled else newest)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_state_dict_that_does_not_say_leaves_it_switched_as_it_is(enabled: bool) -> None:
+    model = small_model()
+    opt = LAWA(adamw(model), k=2, every=1)
+    train(model, opt, 3)
+    opt.interval.enabled = not enabled
+    unsaid = opt.state_dict()
+    for entry in unsaid["state"].values():
+        del entry["lawa_enabled"]
+    for state_dict in (unsaid, opt.base.state_dict()):
+        again = LAWA(adamw(small_model()), k=2, every=1)
+        again.interval.enabled = enabled
+        again.load_state_dict(through_a_file(state_dict))
+        assert again.interval.enabled is enabled
+    assert again.held == 0
+
+
 def test_a_fresh_lawa_saves_what_its_optimizer_would() -> None:
     model = small_model()
     opt = LAWA(adamw(model))
@@ -210,6 +244,8 @@ REFUSED = {
     "held": (changed("lawa_held", 7), "parameter 2: lawa_held must be from 0 to 3: 7"),
     "step": (changed("lawa_step", "ten"), "parameter 2: lawa_step must be a step: 'ten'"),
     "newest": (changed("lawa_newest", None), "parameter 2: lawa_newest must be a step: None"),
+    "enabled": (changed("lawa_enabled", "no"), "parameter 2: lawa_enabled must be 0 or 1: 'no'"),
+    "enabled out of range": (changed("lawa_enabled", 2), "lawa_enabled must be 0 or 1: 2"),
     "live weights of another shape": (changed("lawa_live", torch.ones(1)), "lawa_live has"),
 }
 
