@@ -1,4 +1,4 @@
-"""The command line: `python -m baselines compare`."""
+"""The command line: `python -m baselines compare` and `python -m baselines ablate`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.table import Table
 
 from baselines import dry_run as dry_runs
 from baselines import report
+from baselines.ablation import Cell, ablate
+from baselines.ablation import table as ablation_table
 from baselines.comparison import Comparison, Plan, check, compare
 from baselines.methods import DEFAULT, METHODS, Settings
 from baselines.reference import measure_profile
@@ -34,6 +36,35 @@ if TYPE_CHECKING:
     from baselines.training import Point, Trajectory
     from lawa_opt.interval import Every
 
+WorkloadOption = Annotated[
+    str,
+    typer.Option(
+        help="A Python file that defines load() -> Workload, or one of these. "
+        + " ".join(f"{name}: {what}." for name, what in NAMES.items())
+    ),
+]
+DataOption = Annotated[
+    Path | None, typer.Option(help="The file or folder that the workload reads.")
+]
+SeedsOption = Annotated[int, typer.Option(help="How many seeds.")]
+RateOption = Annotated[
+    float | None, typer.Option(help="Peak learning rate.", show_default="the workload's")
+]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Reference profile that gives each operation's cost.",
+        show_default="calibrated now, on this machine",
+    ),
+]
+ThreadsOption = Annotated[
+    int,
+    typer.Option(
+        help="Threads of torch. One is best for small models, and is least disturbed by other "
+        "processes."
+    ),
+]
+
 app = typer.Typer(add_completion=False)
 console = Console()
 
@@ -45,16 +76,8 @@ def _commands() -> None:
 
 @app.command("compare")
 def compare_command(
-    workload: Annotated[
-        str,
-        typer.Option(
-            help="A Python file that defines load() -> Workload, or one of these. "
-            + " ".join(f"{name}: {what}." for name, what in NAMES.items())
-        ),
-    ] = "pydocs",
-    data: Annotated[
-        Path | None, typer.Option(help="The file or folder that the workload reads.")
-    ] = None,
+    workload: WorkloadOption = "pydocs",
+    data: DataOption = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +86,7 @@ def compare_command(
             show_default="30s, digits 5s",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    seeds: SeedsOption = 3,
     methods: Annotated[
         str, typer.Option(help=f"Which methods, with commas between them: {', '.join(METHODS)}.")
     ] = ",".join(DEFAULT),
@@ -74,16 +97,8 @@ def compare_command(
             help="Steps between two snapshots, or auto: spread over the latest tenth of training."
         ),
     ] = "auto",
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="the workload's")
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="Reference profile that gives each operation's cost.",
-            show_default="calibrated now, on this machine",
-        ),
-    ] = None,
+    lr: RateOption = None,
+    reference: ReferenceOption = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -91,13 +106,7 @@ def compare_command(
             "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
         ),
     ] = "algoperf",
-    threads: Annotated[
-        int,
-        typer.Option(
-            help="Threads of torch. One is best for small models, and is least disturbed by other "
-            "processes."
-        ),
-    ] = 1,
+    threads: ThreadsOption = 1,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -110,9 +119,7 @@ def compare_command(
 
     Prints the table and what it bears; everything is recorded in MLflow.
     """
-    if threads < 1:
-        raise typer.BadParameter(f"--threads must be at least 1: {threads}")
-    torch.set_num_threads(threads)
+    _set_threads(threads)
     plans = _plans(workload, data, budget, seeds, methods, k, every, lr, policy)
     if dry_run:
         for plan in plans:
@@ -134,6 +141,80 @@ def compare_command(
             _say(line)
     if len(comparisons) > 1:
         _print_ranking(comparisons)
+
+
+@app.command("ablate")
+def ablate_command(
+    workload: WorkloadOption = "pydocs",
+    data: DataOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Reference time each window may spend.", show_default="30s, digits 5s"),
+    ] = None,
+    seeds: SeedsOption = 3,
+    k: Annotated[
+        str, typer.Option(help="Lengths of the window, with commas between.")
+    ] = "1,2,3,5,8",
+    every: Annotated[
+        str, typer.Option(help="Intervals in steps, or auto, with commas between.")
+    ] = "auto,5,20,80",
+    lr: RateOption = None,
+    reference: ReferenceOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Try every k with every interval, all on one training of the constant rate a seed.
+
+    Prints the metric of each at half of the budget and at its end, beside the live weights.
+    """
+    _set_threads(threads)
+    ks = [_count("--k", text) for text in k.split(",")]
+    intervals = [_interval(text.strip()) for text in every.split(",")]
+    cells = [Cell(length, interval) for interval in intervals for length in ks]
+    if len(set(cells)) < len(cells):
+        raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
+    plans = _plans(workload, data, budget, seeds, "constant", max(ks), "auto", lr, "algoperf")
+    if len(plans) > 1:
+        raise typer.BadParameter(f"--budget: an ablation takes one: {budget}")
+    (plan,) = plans
+    profile = _read_profile(reference) if reference else _calibrated(plan)
+    ended: dict[tuple[str, int], float] = {}
+    with _progress() as progress:
+        task = progress.add_task("", total=float(len(plan.seeds) * (len(cells) + 1)))
+
+        def show(name: str, seed: int, point: Point) -> None:
+            ended[name, seed] = point.rst_seconds / plan.budget.seconds
+            done = math.fsum(ended.values())
+            progress.update(task, description=f"{name}, seed {seed}", completed=done)
+
+        try:
+            comparison = ablate(plan, profile, cells, show)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    for share in (0.5, 1.0):
+        seconds = plan.budget.seconds * share
+        title = f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST"
+        console.print(_table_of(ablation_table(comparison, cells, share), title))
+    _say(f"Constant rate. {report.conditions(comparison)}")
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 1:
+        raise typer.BadParameter(f"--threads must be at least 1: {threads}")
+    torch.set_num_threads(threads)
+
+
+def _count(option: str, text: str) -> int:
+    if not (text.strip().isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"{option} must be a whole number from 1: {text!r}")
+    return int(text)
+
+
+def _interval(text: str) -> Every:
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {text!r}")
+    return int(text)
 
 
 def _dry_run(plan: Plan, profile: Profile | None) -> None:
@@ -179,13 +260,7 @@ def _plans(
         raise typer.BadParameter(f"--seeds must be at least 1: {seeds}")
     if lr is not None and not 0 < lr < math.inf:
         raise typer.BadParameter(f"--lr must be a positive number: {lr}")
-    interval: Every
-    if every == "auto":
-        interval = "auto"
-    elif every.isdecimal() and int(every) >= 1:
-        interval = int(every)
-    else:
-        raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {every!r}")
+    interval = _interval(every)
     if k < 1:
         raise typer.BadParameter(f"--k must be at least 1: {k}")
     if policy not in POLICIES:

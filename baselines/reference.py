@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from baselines.comparison import Plan, trajectories_of
 from baselines.methods import Settings
 from baselines.training import training_step
 from baselines.workloads import load
-from timing import Budget, Calibratable, Operation, Profile, calibrate_in_processes
+from timing import Budget, Calibratable, Operation, Profile, calibrate_in_processes, count_flops
 from timing.flags import LEAST_PROCESSES
+from timing.profile import FLOPS
 from timing.schedules import constant
 
 if TYPE_CHECKING:
@@ -70,7 +72,27 @@ def calibratable(workload: str, data: str | None = None, k: int = 5) -> Calibrat
     loaded = load(workload, None if data is None else Path(data))
     settings = Settings(loaded.learning_rate, k, "manual")
     plan = Plan(loaded, (), (), Budget(loaded.budget_seconds), settings)
-    return Calibratable(plan.signature, operations(loaded, settings))
+    signature = {**plan.signature, **flops_per_step(loaded)}
+    return Calibratable(signature, operations(loaded, settings))
+
+
+def flops_per_step(workload: Workload) -> dict[str, int]:
+    """FLOPs of a training step, the optimizer left out; nothing where they cannot be counted.
+
+    Kernels of a user's own need not run as PyTorch's counter wants them to.
+    """
+
+    def make() -> Callable[[], object]:
+        torch.manual_seed(0)
+        model = workload.make_model().train()
+        batch = next(workload.batches(0))
+        return lambda: workload.loss(model, batch).backward()
+
+    try:
+        return {FLOPS: count_flops(make, device="cpu").total}
+    except RuntimeError as error:
+        warnings.warn(f"the FLOPs of {workload.name} are not counted: {error}", stacklevel=2)
+        return {}
 
 
 def operations(workload: Workload, settings: Settings) -> dict[str, Operation]:

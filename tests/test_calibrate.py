@@ -17,9 +17,10 @@ def test_operations_are_interleaved_in_their_proportions() -> None:
         seconds=0.01,
         largest_closure=float("inf"),
     )
-    # The warm-up of ten steps begins two steps before the first "b".
-    text = "".join(order).removeprefix("aab")
-    assert text.count("a") >= 200
+    # The warm-up of ten passes begins with the one numbered 0, which "b" is due in.
+    assert "".join(order).startswith("ab" + "aaaab" * 2 + "a" + "aaaab" * 10)
+    text = "".join(order[13:])
+    assert text.count("a") >= 2 * 200
     assert set(text.replace("aaaab", "")) <= {"a"}
     samples = {name: cost.samples for name, cost in calibration.costs.items()}
     assert samples["a"] // 4 == samples["b"]
@@ -58,15 +59,28 @@ def test_what_does_not_close_is_measured_again() -> None:
     def drifting() -> None:
         nonlocal loops
         loops += 1
-        # Slower in the loop timed as a whole, the first time over.
-        if 15 < loops < 215:
+        # Slower in the passes timed as a whole, the first time over.
+        if loops <= 410 and (loops - 11) // 20 % 2 == 1:
             time.sleep(0.0005)
 
     fractions: list[float] = []
     calibration = calibrate({"step": Operation(drifting)}, 1e-6, 0.5, fractions.append)
-    assert loops > 420
+    assert loops == 2 * 410
     assert fractions[-1] == 1.0
     assert abs(calibration.closure) <= 0.5
+
+
+def test_a_machine_that_grows_slower_does_so_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    def slower_and_slower() -> None:
+        nonlocal clock
+        clock += 1.0 + clock / 1000
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    calibration = calibrate({"step": Operation(slower_and_slower)}, 1.0, float("inf"))
+    # Timed first and then as a whole, the costs would predict a good quarter too little.
+    assert abs(calibration.closure) < 0.06
 
 
 def test_what_makes_no_loop_is_refused() -> None:

@@ -114,6 +114,10 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     )
     assert reference == json.loads((folder / "reference-digits.json").read_text())
     assert len(parent.data.params["data/sha256"]) == 64
+    # Two each, forward and backward; the images themselves need no gradient.
+    first, second, linear = 64 * 9 * 16, 16 * 9 * 16 * 32, 512 * 10
+    assert reference["workload"]["flops_per_step"] == 64 * 2 * (2 * first + 3 * (second + linear))
+    assert reference["process_count"] == 5
 
 
 def test_the_same_reference_gives_the_same_digits(

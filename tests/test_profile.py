@@ -168,6 +168,15 @@ def test_a_missing_operation_is_refused() -> None:
     profile().require(profile().workload, {"train_step"})
 
 
+def test_flops_are_a_cross_check_where_both_sides_have_them() -> None:
+    bare = profile()
+    counted = bare.model_copy(update={"workload": {**bare.workload, "flops_per_step": 100}})
+    counted.require(bare.workload, set())
+    bare.require(counted.workload, set())
+    with pytest.raises(ProfileError, match=r"flops_per_step=100 and this run has .*=101"):
+        counted.require({**bare.workload, "flops_per_step": 101}, set())
+
+
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from timing.processes import (
     CalibrationError,
     calibrate_in_processes,
 )
-from timing.profile import Profile, ProfileError
+from timing.profile import FLOPS, Profile, ProfileError
 from timing.series import check_series
 from timing.uncertainty import operation_ratio, rst_interval
 
@@ -239,6 +239,10 @@ def _print_profile(path: Path, profile: Profile) -> None:
         f"mixed loop: {loop} s (95% interval over processes, closure not in it)",
     ):
         _say(line)
+    flops = profile.workload.get(FLOPS)
+    if isinstance(flops, int) and "train_step" in profile.seconds:
+        rate = flops / profile.seconds["train_step"] / 1e9
+        _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
     _print_flags(profile.flags(), "this profile")
 
 

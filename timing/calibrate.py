@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WARM_UP_STEPS = 10
 CLOSURE_STEPS = 200
+SHORTEST_CHUNK = 20
 ATTEMPTS = 3
 
 
@@ -54,14 +55,16 @@ def calibrate(
     """Time the operations interleaved, as they alternate in training, not each in a tight loop.
 
     In tight loops small operations run from the cache and look up to three times cheaper than they
-    are. A loop of `seconds` is timed operation by operation; then the same loop is timed as a whole
-    and compared with what the medians predict. Where the two differ by more than `largest_closure`,
-    the noise of the moment is in one of them, and the measurement is repeated, at most twice; the
-    attempt that closes best is returned.
+    are. Some passes are timed operation by operation, and as many as a whole, to be compared with
+    what the medians predict. The two take turns, so that a machine that grows slower in the
+    meantime does so for both. Where they differ by more than `largest_closure`, the noise of the
+    moment is in one of them, and the measurement is repeated, at most twice; the attempt that
+    closes best is returned.
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.
-        seconds: time for the single timings of one attempt, above zero.
+        seconds: time for the single timings of one attempt, above zero; the passes timed as a whole
+            take as long again, and 200 of each are the least.
         largest_closure: a share, such as 0.05.
         on_progress: told the fraction done, from 0 to 1.
 
@@ -86,26 +89,27 @@ def _attempt(
     operations: Mapping[str, Operation], seconds: float, on_progress: Callable[[float], None]
 ) -> Calibration:
     samples: dict[str, list[float]] = {name: [] for name in operations}
-    # Two samples of the rarest operation, before the time given is looked at.
-    least = 2 * math.lcm(*(operation.every for operation in operations.values()))
+    period = math.lcm(*(operation.every for operation in operations.values()))
+    chunk = period * math.ceil(SHORTEST_CHUNK / period)
     watch = NoiseWatch()
     with watch:
-        done = -WARM_UP_STEPS
-        begin = time.perf_counter()
-        while done < least or time.perf_counter() - begin < seconds:
-            done += 1
-            for name, operation in operations.items():
-                if done % operation.every == 0:
-                    took = _timed(operation.run)
-                    if done > 0:
-                        samples[name].append(took)
-            on_progress(0.9 * min(1.0, (time.perf_counter() - begin) / seconds))
-        medians = {name: statistics.median(taken) for name, taken in samples.items()}
-        steps = max(CLOSURE_STEPS, least)
-        measured = _timed(lambda: _loop(operations, steps))
-    predicted = math.fsum(
-        medians[name] * (steps // operation.every) for name, operation in operations.items()
-    )
+        _loop(operations, range(WARM_UP_STEPS))
+        timed_seconds = whole_seconds = 0.0
+        chunks = 0
+        # Two chunks give two samples, at the least, of the rarest operation.
+        while chunks < 2 or chunks * chunk < CLOSURE_STEPS or timed_seconds < seconds:
+            begin = time.perf_counter()
+            for number in range(1, chunk + 1):
+                for name, operation in operations.items():
+                    if number % operation.every == 0:
+                        samples[name].append(_timed(operation.run))
+            timed_seconds += time.perf_counter() - begin
+            whole_seconds += _timed(lambda: _loop(operations, range(1, chunk + 1)))
+            chunks += 1
+            share = min(timed_seconds / seconds, chunks * chunk / CLOSURE_STEPS)
+            on_progress(0.9 * min(1.0, share))
+    medians = {name: statistics.median(taken) for name, taken in samples.items()}
+    predicted = math.fsum(medians[name] * len(taken) for name, taken in samples.items())
     costs = {
         name: Cost(
             median_seconds=medians[name],
@@ -114,13 +118,13 @@ def _attempt(
         )
         for name, taken in samples.items()
     }
-    return Calibration(costs=costs, closure=predicted / measured - 1, noise=watch.noise())
+    return Calibration(costs=costs, closure=predicted / whole_seconds - 1, noise=watch.noise())
 
 
-def _loop(operations: Mapping[str, Operation], steps: int) -> None:
-    for step in range(1, steps + 1):
+def _loop(operations: Mapping[str, Operation], passes: range) -> None:
+    for number in passes:
         for operation in operations.values():
-            if step % operation.every == 0:
+            if number % operation.every == 0:
                 operation.run()
 
 

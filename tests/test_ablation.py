@@ -1,0 +1,107 @@
+"""An ablation reads from one training what a training for each window would have given."""
+
+import sys
+
+import pytest
+from test_profile import profile_of
+from test_training import COSTS, WORKLOAD
+
+from baselines.ablation import Cell, ablate, table
+from baselines.averagers import Lawa
+from baselines.comparison import Comparison, Plan
+from baselines.methods import METHODS, Method, Settings
+from baselines.training import train
+from timing import Budget, ProfileError, commandline
+from timing.schedules import constant
+
+PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.8), Settings(0.05, 4, "auto"), 4)
+PROFILE = profile_of([COSTS], PLAN.signature)
+CELLS = [Cell(k, every) for every in ("auto", 7) for k in (1, 2, 4)]
+
+
+@pytest.fixture(scope="module")
+def ablation() -> Comparison:
+    return ablate(PLAN, PROFILE, CELLS)
+
+
+def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> None:
+    for cell in CELLS:
+        naive = Method(
+            cell.name, constant, lambda m, o, *_, cell=cell: Lawa(m, o, cell.k, cell.every)
+        )
+        for seed in PLAN.seeds:
+            (alone,) = train(
+                *(WORKLOAD, {cell.name: naive}, seed, PLAN.budget, COSTS, PLAN.settings, 4)
+            ).runs
+            assert ablation.of(cell.name)[seed] == alone
+
+
+def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -> None:
+    naive = {"constant": METHODS["constant"]}
+    for seed in PLAN.seeds:
+        alone = train(WORKLOAD, naive, seed, PLAN.budget, COSTS, PLAN.settings, 4).runs[0]
+        assert ablation.of("constant")[seed] == alone
+
+
+def test_one_training_a_seed_serves_all(ablation: Comparison) -> None:
+    assert [len(trajectory.runs) for trajectory in ablation.trajectories] == [7, 7]
+
+
+def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
+    head, live, auto, seven = table(ablation, CELLS)
+    assert head == ["every", "k=1", "k=2", "k=4"]
+    assert live[0] == "live"
+    assert live[2:] == ["", ""]
+    for row, every in ((auto, "auto"), (seven, 7)):
+        assert row[0] == str(every)
+        for place, k in enumerate((1, 2, 4), start=1):
+            finals = [run.final for run in ablation.of(Cell(k, every).name)]
+            assert row[place].startswith(f"{sum(finals) / 2:.4f} ± ")
+    halves = table(ablation, CELLS, 0.5)
+    values = [run.value_at(0.4) for run in ablation.of("lawa-k4-every-7")]
+    assert halves[3][3].startswith(f"{sum(values) / 2:.4f} ± ")
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="wants cells, each once"):
+        ablate(PLAN, PROFILE, [])
+    with pytest.raises(ValueError, match="wants cells, each once"):
+        ablate(PLAN, PROFILE, [Cell(4, 7), Cell(4, 7)])
+    with pytest.raises(ValueError, match="the longest k is 3, and the plan is of k=4"):
+        ablate(PLAN, PROFILE, [Cell(3, 7)])
+    other = profile_of([COSTS], {**PLAN.signature, "k": 5})
+    with pytest.raises(ProfileError, match="measured with k=5 and this run has k=4"):
+        ablate(PLAN, other, CELLS)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys) -> None:
+    from baselines.__main__ import app
+
+    PROFILE.write(tmp_path / "reference.json")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        arguments = ["baselines", "ablate", "--workload", "digits", *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            commandline.run(app)
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    options = "--k 1,4 --every auto,7 --seeds 2 --budget 0.4s --reference reference.json"
+    code, out, err = run(*options.split())
+    assert (code, err) == (0, "")
+    assert "digits: nats per image after 0.2 s of RST" in out
+    assert "digits: nats per image after 0.4 s of RST" in out
+    assert out.count(" ± ") == 2 * 5
+    for wrong, message in (
+        ("--k 0", "--k must be a whole number from 1: '0'"),
+        ("--k 2,2", "names a value twice"),
+        ("--every soon", "--every must be a number of steps from 1, or auto: 'soon'"),
+        ("--budget 1s,2s", "an ablation takes one"),
+        ("--k 1,5 --reference reference.json", "measured with k=4 and this run has k=5"),
+    ):
+        code, out, err = run(*wrong.split())
+        assert (code, out) == (2, "")
+        assert message in err
