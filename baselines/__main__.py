@@ -15,6 +15,7 @@ from rich.table import Table
 from baselines import dry_run as dry_runs
 from baselines import report
 from baselines.ablation import Cell, ablate
+from baselines.ablation import check as check_ablation
 from baselines.ablation import table as ablation_table
 from baselines.comparison import Comparison, Plan, check, compare
 from baselines.methods import DEFAULT, METHODS, Settings
@@ -177,6 +178,10 @@ def ablate_command(
         raise typer.BadParameter(f"--budget: an ablation takes one: {budget}")
     (plan,) = plans
     profile = _read_profile(reference) if reference else _calibrated(plan)
+    try:
+        check_ablation(plan, profile, cells)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     ended: dict[tuple[str, int], float] = {}
     with _progress() as progress:
         task = progress.add_task("", total=float(len(plan.seeds) * (len(cells) + 1)))
@@ -186,10 +191,7 @@ def ablate_command(
             done = math.fsum(ended.values())
             progress.update(task, description=f"{name}, seed {seed}", completed=done)
 
-        try:
-            comparison = ablate(plan, profile, cells, show)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+        comparison = ablate(plan, profile, cells, show)
     for share in (0.5, 1.0):
         seconds = plan.budget.seconds * share
         title = f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from baselines.comparison import Comparison, Plan
 from baselines.methods import METHODS, Method
 from baselines.report import estimate
-from baselines.training import EVALUATION, STEP, train
+from baselines.training import EVALUATION, STEP, check_budget, train
 from lawa_opt import LAWA
+from timing import Account
 from timing.schedules import constant
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Cell:
 
 
 class SharedWindow:
-    """The window of one interval, as long as the longest k asked of it; shorter ones are in it."""
+    """A window that several cells read; shorter ones are its latest snapshots."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, k: int, every: Every) -> None:
         # Beside the optimizer and not around it: there are several windows, and one training.
@@ -114,21 +115,16 @@ def ablate(
         A run for each cell and seed, by the cell's name, and one of the live weights, "constant".
 
     Raises:
-        ValueError: no cell, one of them twice, or the longest k is not that of the plan.
+        ValueError: no cell, one of them twice, the longest k is not that of the plan, or the budget
+            is below one step.
         ProfileError: the profile is of another workload or k, or lacks an operation.
     """
-    if not cells or len(set(cells)) < len(cells):
-        raise ValueError(f"an ablation wants cells, each once: {list(cells)}")
-    longest = max(cell.k for cell in cells)
-    if longest != plan.settings.k:
-        raise ValueError(f"the longest k is {longest}, and the plan is of k={plan.settings.k}")
-    needed = {*STEP, *EVALUATION, *Slice.step_operations, *Slice.read_operations}
-    profile.require(plan.signature, needed)
+    check(plan, profile, cells)
     names = (LIVE, *(cell.name for cell in cells))
     trajectories = tuple(
         train(
             plan.workload,
-            {LIVE: METHODS[LIVE], **_methods(cells, longest)},
+            {LIVE: METHODS[LIVE], **_methods(cells)},
             seed,
             plan.budget,
             profile.seconds,
@@ -142,15 +138,36 @@ def ablate(
     return Comparison(replace(plan, methods=names), profile, trajectories)
 
 
-def _methods(cells: Sequence[Cell], longest: int) -> dict[str, Method]:
-    """A method for each cell; those of one interval share a window, made for one training."""
-    windows: dict[Every, SharedWindow] = {}
+def check(plan: Plan, profile: Profile, cells: Sequence[Cell]) -> None:
+    """Refuse what `ablate` cannot do; raises as it does."""
+    if not cells or len(set(cells)) < len(cells):
+        raise ValueError(f"an ablation wants cells, each once: {list(cells)}")
+    longest = max(cell.k for cell in cells)
+    if longest != plan.settings.k:
+        raise ValueError(f"the longest k is {longest}, and the plan is of k={plan.settings.k}")
+    needed = {*STEP, *EVALUATION, *Slice.step_operations, *Slice.read_operations}
+    profile.require(plan.signature, needed)
+    model = plan.workload.make_model()
+    optimizer = plan.workload.make_optimizer(model, plan.settings.learning_rate)
+    window = SharedWindow(model, optimizer, longest, "manual")
+    account = Account(profile.seconds, plan.policy)
+    check_budget(Slice(model, optimizer, window, longest), account, plan.budget)
+
+
+def _methods(cells: Sequence[Cell]) -> dict[str, Method]:
+    """A method for each cell, for one training; those of one interval in steps share a window.
+
+    "auto" spreads its k snapshots over the latest tenth, so each k has an interval of its own.
+    """
+    windows: dict[Cell, SharedWindow] = {}
+    longest = max(cell.k for cell in cells)
 
     def method(cell: Cell) -> Method:
         def averager(model: nn.Module, optimizer: Optimizer, _: Workload, __: Settings) -> Averager:
-            if cell.every not in windows:
-                windows[cell.every] = SharedWindow(model, optimizer, longest, cell.every)
-            return Slice(model, optimizer, windows[cell.every], cell.k)
+            window = cell if cell.every == "auto" else Cell(longest, cell.every)
+            if window not in windows:
+                windows[window] = SharedWindow(model, optimizer, window.k, window.every)
+            return Slice(model, optimizer, windows[window], cell.k)
 
         return Method(cell.name, constant, averager)
 

@@ -100,6 +100,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
         ("--k 2,2", "names a value twice"),
         ("--every soon", "--every must be a number of steps from 1, or auto: 'soon'"),
         ("--budget 1s,2s", "an ablation takes one"),
+        ("--k 4 --budget 0.00001s --reference reference.json", "does not pay for one step"),
         ("--k 1,5 --reference reference.json", "measured with k=4 and this run has k=5"),
     ):
         code, out, err = run(*wrong.split())
