@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from baselines.averagers import Live, check_keys
 from baselines.comparison import Comparison, Plan
-from baselines.methods import METHODS, Method
-from baselines.report import estimate
-from baselines.training import EVALUATION, STEP, check_budget, train
+from baselines.intervals import Estimate, estimate
+from baselines.methods import Method, find
+from baselines.report import conditions
+from baselines.training import check_budget, dearest_reading, dearest_step, train
 from lawa_opt import LAWA
 from timing import Account
 from timing.schedules import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
     from torch.optim import Optimizer
 
     from baselines.averagers import Averager
+    from baselines.comparison import Listener
     from baselines.methods import Settings
     from baselines.training import Point
     from baselines.workloads.workload import Workload
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from timing import Profile
 
 LIVE = "constant"
+# Of the budget, at which the windows are compared.
+SHARES = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Cell:
     @property
     def name(self) -> str:
         """As a method's name."""
-        return f"lawa-k{self.k}-every-{self.every}"
+        return f"k={self.k} every={self.every}"
 
 
 class SharedWindow:
@@ -62,7 +68,7 @@ class SharedWindow:
         return self._collected
 
 
-class Slice:
+class Slice(Live):
     """An averager: the latest k snapshots of a shared window."""
 
     step_operations: Mapping[str, int] = {"collect": 1}
@@ -71,8 +77,7 @@ class Slice:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, window: SharedWindow, k: int
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
+        super().__init__(model, optimizer)
         self.window = window
         self.k = k
         self._steps = 0
@@ -92,12 +97,28 @@ class Slice:
         with self.window.lawa.averaged(latest, if_empty="live"):
             yield self.model
 
+    def state_dict(self) -> dict[str, Any]:
+        """Its place, and the window: the same tensors for all that share it."""
+        return {"steps": self._steps, "window": self.window.lawa.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; raises as `Averager` says."""
+        check_keys(state, self.state_dict())
+        self.window.lawa.load_state_dict(state["window"])
+        self._steps = state["steps"]
+
+
+def plan_of(plan: Plan, cells: Sequence[Cell]) -> Plan:
+    """The plan with its cells as methods, each with its own k and interval, and the live weights.
+
+    The test part is not read: an ablation chooses.
+    """
+    own = {cell.name: replace(plan.settings, k=cell.k, every=cell.every) for cell in cells}
+    return replace(plan, methods=(LIVE, *own), tuned=own, read_test=False)
+
 
 def ablate(
-    plan: Plan,
-    profile: Profile,
-    cells: Sequence[Cell],
-    on_point: Callable[[str, int, Point], None] = lambda *_: None,
+    plan: Plan, profile: Profile, cells: Sequence[Cell], listener: Listener | None = None
 ) -> Comparison:
     """Train once a seed at the constant rate, and read every cell's average beside the live one.
 
@@ -109,7 +130,7 @@ def ablate(
         plan: its methods are not looked at; `settings.k` must be the longest k of the cells.
         profile: of the plan's signature.
         cells: windows to try.
-        on_point: told of each evaluation: name, seed and point.
+        listener: told of all but the models.
 
     Returns:
         A run for each cell and seed, by the cell's name, and one of the live weights, "constant".
@@ -120,22 +141,34 @@ def ablate(
         ProfileError: the profile is of another workload or k, or lacks an operation.
     """
     check(plan, profile, cells)
-    names = (LIVE, *(cell.name for cell in cells))
-    trajectories = tuple(
-        train(
+    whole = plan_of(plan, cells)
+    trajectories = []
+    for seed in plan.seeds:
+        if listener:
+            for name in whole.methods:
+                listener.run_started(name, seed)
+        trajectory = train(
             plan.workload,
-            {LIVE: METHODS[LIVE], **_methods(cells)},
+            methods_of(cells),
             seed,
             plan.budget,
             profile.seconds,
             plan.settings,
             plan.evaluations,
-            lambda name, point, seed=seed: on_point(name, seed, point),  # type: ignore[misc]
+            partial(_tell, listener, seed),
             plan.policy,
+            read_test=False,
         )
-        for seed in plan.seeds
-    )
-    return Comparison(replace(plan, methods=names), profile, trajectories)
+        if listener:
+            listener.trajectory_ended(trajectory)
+        trajectories.append(trajectory)
+    # What each cell has of its own is in its name, and need not be told of as tuned.
+    return Comparison(replace(whole, tuned={}), profile, tuple(trajectories))
+
+
+def _tell(listener: Listener | None, seed: int, name: str, point: Point) -> None:
+    if listener:
+        listener.point(name, seed, point)
 
 
 def check(plan: Plan, profile: Profile, cells: Sequence[Cell]) -> None:
@@ -145,19 +178,19 @@ def check(plan: Plan, profile: Profile, cells: Sequence[Cell]) -> None:
     longest = max(cell.k for cell in cells)
     if longest != plan.settings.k:
         raise ValueError(f"the longest k is {longest}, and the plan is of k={plan.settings.k}")
-    needed = {*STEP, *EVALUATION, *Slice.step_operations, *Slice.read_operations}
-    profile.require(plan.signature, needed)
     model = plan.workload.make_model()
     optimizer = plan.workload.make_optimizer(model, plan.settings.learning_rate)
     window = SharedWindow(model, optimizer, longest, "manual")
-    account = Account(profile.seconds, plan.policy)
-    check_budget(Slice(model, optimizer, window, longest), account, plan.budget)
+    averager = Slice(model, optimizer, window, longest)
+    profile.require(plan.signature, {*dearest_step(averager), *dearest_reading(averager)})
+    check_budget(averager, Account(profile.seconds, plan.policy), plan.budget)
 
 
-def _methods(cells: Sequence[Cell]) -> dict[str, Method]:
-    """A method for each cell, for one training; those of one interval in steps share a window.
+def methods_of(cells: Sequence[Cell]) -> dict[str, Method]:
+    """A method for the live weights and each cell, for one training.
 
-    "auto" spreads its k snapshots over the latest tenth, so each k has an interval of its own.
+    Cells of one interval in steps share a window. "auto" spreads its k snapshots over the latest
+    tenth, so each k has an interval of its own.
     """
     windows: dict[Cell, SharedWindow] = {}
     longest = max(cell.k for cell in cells)
@@ -171,7 +204,20 @@ def _methods(cells: Sequence[Cell]) -> dict[str, Method]:
 
         return Method(cell.name, constant, averager)
 
-    return {cell.name: method(cell) for cell in cells}
+    return {LIVE: find(LIVE), **{cell.name: method(cell) for cell in cells}}
+
+
+def means(
+    comparison: Comparison, cells: Sequence[Cell], share: float = 1.0
+) -> dict[Cell, Estimate | None]:
+    """The metric of each cell at this share of the budget, over seeds; None if a run failed."""
+    return {cell: _metric(comparison, cell.name, share) for cell in cells}
+
+
+def _metric(comparison: Comparison, name: str, share: float) -> Estimate | None:
+    at = comparison.plan.budget.seconds * share
+    values = [run.value_at(at) for run in comparison.of(name)]
+    return estimate(values) if all(map(math.isfinite, values)) else None
 
 
 def table(comparison: Comparison, cells: Sequence[Cell], share: float = 1.0) -> list[list[str]]:
@@ -181,10 +227,10 @@ def table(comparison: Comparison, cells: Sequence[Cell], share: float = 1.0) -> 
     """
     ks = sorted({cell.k for cell in cells})
     rows: dict[Every, list[str]] = {}
-    for cell in cells:
+    for cell, mean in means(comparison, cells, share).items():
         rows.setdefault(cell.every, ["" for _ in ks])
-        rows[cell.every][ks.index(cell.k)] = _metric(comparison, cell.name, share)
-    live = [_metric(comparison, LIVE, share), *("" for _ in ks[1:])]
+        rows[cell.every][ks.index(cell.k)] = str(mean or "failed")
+    live = [str(_metric(comparison, LIVE, share) or "failed"), *("" for _ in ks[1:])]
     return [
         ["every", *(f"k={k}" for k in ks)],
         ["live", *live],
@@ -192,7 +238,50 @@ def table(comparison: Comparison, cells: Sequence[Cell], share: float = 1.0) -> 
     ]
 
 
-def _metric(comparison: Comparison, name: str, share: float) -> str:
-    at = comparison.plan.budget.seconds * share
-    values = [run.value_at(at) for run in comparison.of(name)]
-    return str(estimate(values)) if all(map(math.isfinite, values)) else "failed"
+def title(comparison: Comparison, share: float) -> str:
+    """Of a table at this share of the budget."""
+    plan = comparison.plan
+    seconds = plan.budget.seconds * share
+    return f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST"
+
+
+def verdict(comparison: Comparison, cells: Sequence[Cell]) -> str:
+    """Which window ends best, and how far from the live weights."""
+    ends = {cell: mean for cell, mean in means(comparison, cells).items() if mean}
+    live = _metric(comparison, LIVE, 1.0)
+    if not ends or not live:
+        return "A training failed, so no window is best."
+    best = min(ends, key=lambda cell: ends[cell].mean)
+    return (
+        f"Best at the end: {best.name} with {ends[best]}, where the live weights have {live}. "
+        f"Chosen among {len(ends)} windows by the validation part, so it flatters itself."
+    )
+
+
+def markdown(comparison: Comparison, cells: Sequence[Cell]) -> str:
+    """Both tables and the verdict, for the note on the parent run."""
+    lines = [f"- {verdict(comparison, cells)}"]
+    for share in SHARES:
+        head, *body = [" | ".join(row) for row in table(comparison, cells, share)]
+        rule = "|" + "---|" * (head.count(" | ") + 1)
+        lines += ["", f"## {title(comparison, share)}", "", f"| {head} |", rule]
+        lines += [f"| {row} |" for row in body]
+    return "\n".join([*lines, "", f"_Constant rate. {conditions(comparison)}_"])
+
+
+def columns(comparison: Comparison, cells: Sequence[Cell]) -> dict[str, list[str | float]]:
+    """The tables by column, unrounded, a line a cell and seed."""
+    half, end = (comparison.plan.budget.seconds * share for share in SHARES)
+    lines = [
+        (cell.k, str(cell.every), run.seed, *map(_or_failed, map(run.value_at, (half, end))))
+        for cell in cells
+        for run in comparison.of(cell.name)
+    ]
+    names = ("k", "every", "seed", "metric_at_half", "final_metric")
+    return {
+        name: list(values) for name, values in zip(names, zip(*lines, strict=True), strict=True)
+    }
+
+
+def _or_failed(value: float) -> str | float:
+    return value if math.isfinite(value) else "failed"

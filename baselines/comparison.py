@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from baselines.methods import METHODS, Settings
+from baselines.methods import METHODS, Settings, find
 from baselines.training import (
     Point,
     Run,
@@ -19,6 +20,12 @@ from timing import Account, Budget, Policy, Profile
 from timing.schedules import constant
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from baselines.checkpoint import Checkpoints
+    from baselines.tuning import Trial
     from baselines.workloads.workload import Workload
 
 EVALUATIONS = 30
@@ -36,6 +43,10 @@ class Plan:
         settings: peak rate, k and interval of all methods.
         evaluations: over each budget.
         policy: which operations the budget is charged for.
+        tuned: settings of single methods, in place of `settings`.
+        read_test: whether the test part is read at the end of each run.
+        trials: settings to be tried for each method before; 0 for no tuning.
+        tried: what came of them.
     """
 
     workload: Workload
@@ -45,20 +56,36 @@ class Plan:
     settings: Settings
     evaluations: int = EVALUATIONS
     policy: Policy = "algoperf"
+    tuned: Mapping[str, Settings] = field(default_factory=dict)
+    read_test: bool = True
+    trials: int = 0
+    tried: tuple[Trial, ...] = ()
 
     @property
     def resolution_seconds(self) -> float:
         """Reference seconds between two evaluations: what a time to target is known to."""
         return self.budget.seconds / self.evaluations
 
+    def settings_of(self, method: str) -> Settings:
+        """Those of a method: its own if it was tuned."""
+        return self.tuned.get(method, self.settings)
+
+    @property
+    def tuning_rst_seconds(self) -> dict[str, float]:
+        """Reference seconds of each method's trials, as if it had trained alone."""
+        return {
+            method: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == method)
+            for method in self.methods
+        }
+
     def budget_of(self, method: str) -> Budget:
         """What a run of the method may spend: the budget, or its share of it."""
-        share = METHODS[method].share
+        share = find(method).share
         return self.budget if share == 1 else Budget(self.budget.seconds * share)
 
     def evaluations_of(self, method: str) -> int:
         """Evaluations over a run of the method, as dense as those of the others."""
-        return max(1, round(self.evaluations * METHODS[method].share))
+        return max(1, round(self.evaluations * find(method).share))
 
     @property
     def signature(self) -> dict[str, str | int | float]:
@@ -93,6 +120,12 @@ class Listener(Protocol):
     def point(self, method: str, seed: int, point: Point) -> None:
         """An evaluation of a run that has begun."""
 
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        """A run has ended well, with this model in the weights it reports; inputs are of training.
+
+        Not told again of a run that ended before a comparison was cut off.
+        """
+
     def trajectory_ended(self, trajectory: Trajectory) -> None:
         """Runs have ended, all those that followed one training."""
 
@@ -105,46 +138,102 @@ def check(plan: Plan, profile: Profile) -> None:
         ValueError: the budget does not pay for a step of some method.
     """
     for name in plan.methods:
+        settings = plan.settings_of(name)
         model = plan.workload.make_model()
-        base = plan.workload.make_optimizer(model, plan.settings.learning_rate)
-        averager = METHODS[name].averager(model, base, plan.workload, plan.settings)
+        base = plan.workload.make_optimizer(model, settings.learning_rate)
+        averager = find(name).averager(model, base, plan.workload, settings)
         needed = {*dearest_step(averager), *dearest_reading(averager)}
         profile.require(plan.signature, needed)
         check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(name))
 
 
+class Silent:
+    """A listener that tells nobody."""
+
+    def run_started(self, method: str, seed: int) -> None:
+        """A run begins."""
+
+    def point(self, method: str, seed: int, point: Point) -> None:
+        """An evaluation."""
+
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        """A run has ended well."""
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Runs have ended."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a plan: what may be carried out apart from all others.
+
+    Attributes:
+        methods: that follow it.
+        seed: of initial weights and batches.
+    """
+
+    methods: tuple[str, ...]
+    seed: int
+
+
+def tasks(plan: Plan) -> list[Task]:
+    """All trainings of a plan, seed by seed."""
+    return [Task(methods, seed) for seed in plan.seeds for methods in trajectories_of(plan)]
+
+
+def carry_out(
+    plan: Plan,
+    task: Task,
+    profile: Profile,
+    listener: Listener,
+    checkpoints: Checkpoints | None = None,
+) -> Trajectory:
+    """Train once, or go on with a training that was cut off.
+
+    Raises:
+        StorageError: a checkpoint cannot be written.
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    for name in task.methods:
+        listener.run_started(name, task.seed)
+    trajectory = train(
+        plan.workload,
+        {name: find(name) for name in task.methods},
+        task.seed,
+        plan.budget_of(task.methods[0]),
+        profile.seconds,
+        plan.settings,
+        plan.evaluations_of(task.methods[0]),
+        lambda name, point: listener.point(name, task.seed, point),
+        plan.policy,
+        tuned=plan.tuned,
+        checkpoints=checkpoints,
+        read_test=plan.read_test,
+        on_end=lambda name, model, inputs: listener.ended(name, task.seed, model, inputs),
+    )
+    listener.trajectory_ended(trajectory)
+    return trajectory
+
+
 def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
-    """Train every method with every seed.
+    """Train every method with every seed; nothing is kept but what is returned.
 
     Raises:
         ValueError: as `check` does, before anything is run.
     """
     check(plan, profile)
-    trajectories = []
-    for seed in plan.seeds:
-        for names in trajectories_of(plan.methods):
-            for name in names:
-                listener.run_started(name, seed)
-            trajectory = train(
-                plan.workload,
-                {name: METHODS[name] for name in names},
-                seed,
-                plan.budget_of(names[0]),
-                profile.seconds,
-                plan.settings,
-                plan.evaluations_of(names[0]),
-                lambda name, point, seed=seed: listener.point(name, seed, point),  # type: ignore[misc]
-                plan.policy,
-            )
-            listener.trajectory_ended(trajectory)
-            trajectories.append(trajectory)
+    trajectories = [carry_out(plan, task, profile, listener) for task in tasks(plan)]
     return Comparison(plan, profile, tuple(trajectories))
 
 
-def trajectories_of(methods: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The methods, those together that can follow one training."""
-    together = tuple(
-        name for name in methods if METHODS[name].schedule is constant and METHODS[name].share == 1
-    )
-    alone: list[tuple[str, ...]] = [(name,) for name in methods if name not in together]
-    return [together, *alone] if together else alone
+def trajectories_of(plan: Plan) -> list[tuple[str, ...]]:
+    """The methods, those together that can follow one training: of the constant rate, and alike."""
+    together: dict[float, list[str]] = {}
+    alone: list[tuple[str, ...]] = []
+    for name in plan.methods:
+        # A method of a user's own may change the training that it follows.
+        if name in METHODS and METHODS[name].schedule is constant and METHODS[name].share == 1:
+            together.setdefault(plan.settings_of(name).learning_rate, []).append(name)
+        else:
+            alone.append((name,))
+    return [*map(tuple, together.values()), *alone]

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from baselines.comparison import trajectories_of
-from baselines.methods import METHODS
+from baselines.methods import find
 from baselines.training import training_step
 from baselines.workloads.contract import faults
 from baselines.workloads.workload import WorkloadError
@@ -76,7 +76,7 @@ class Estimate:
         evaluation_seconds: of one evaluation here.
         steps_per_run: that the budget pays for, at most, since averages are charged too.
         rst_seconds_per_run: reference seconds charged to a run: its budget.
-        runs: methods times seeds.
+        runs: methods times seeds, and trials before.
         trainings: fewer than runs where methods follow one training together.
         wall_seconds: of the whole comparison here, calibration included.
         problems: what is wrong with the plan, a line each; empty if it can start.
@@ -127,7 +127,7 @@ def estimate(
                 f"machine: take a smaller model or batch ({str(error).splitlines()[0]:.120})"
             ) from error
         raise
-    groups = trajectories_of(plan.methods)
+    groups = trajectories_of(plan)
     weights = _bytes_of([*model.parameters(), *model.buffers()])
     memory = Memory(
         parameters=weights,
@@ -151,8 +151,13 @@ def estimate(
             "take a smaller model, batch, k or number of jobs"
         )
     readings = sum(plan.evaluations_of(method) + 1 for method in plan.methods)
-    shares = sum(METHODS[group[0]].share for group in groups)
-    per_seed = shares * steps * step_seconds + readings * evaluation_seconds
+    shares = sum(find(group[0]).share for group in groups)
+    # Once tuned, no two methods need have the same rate.
+    final = [(method,) for method in plan.methods] if plan.trials else groups
+    final_shares = sum(find(group[0]).share for group in final)
+    training = shares * plan.trials + final_shares * len(plan.seeds)
+    rounds = plan.trials + len(plan.seeds)
+    training_seconds = training * steps * step_seconds + readings * rounds * evaluation_seconds
     passes = LEAST_PROCESSES * (WARM_UP_STEPS + 2 * CLOSURE_STEPS)
     calibration = 0.0 if profile else passes * (step_seconds + evaluation_seconds / 40)
     return Estimate(
@@ -161,9 +166,9 @@ def estimate(
         evaluation_seconds=evaluation_seconds,
         steps_per_run=steps,
         rst_seconds_per_run=plan.budget.seconds,
-        runs=len(plan.methods) * len(plan.seeds),
-        trainings=len(groups) * len(plan.seeds),
-        wall_seconds=calibration + per_seed * len(plan.seeds) / jobs,
+        runs=len(plan.methods) * rounds,
+        trainings=len(groups) * plan.trials + len(final) * len(plan.seeds),
+        wall_seconds=calibration + training_seconds / jobs,
         problems=tuple(found),
     )
 
@@ -186,7 +191,7 @@ def window_copies(methods: tuple[str, ...], plan: Plan) -> float:
     gc.freeze()
     try:
         for name in methods:
-            averager = METHODS[name].averager(model, optimizer, plan.workload, settings)
+            averager = find(name).averager(model, optimizer, plan.workload, settings)
             averagers.append(averager)
             optimizer = averager.optimizer
         optimizer.step()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from itertools import cycle
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
 
 from baselines import report
-from baselines.methods import METHODS
+from baselines.intervals import CONFIDENCE, estimate, median, median_coverage
+from baselines.methods import find
+from baselines.score import LONGEST, profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from baselines.comparison import Comparison
+    from baselines.score import Score
 
 
 class Style(NamedTuple):
@@ -34,6 +39,11 @@ _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...]
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v")
+# What is judged is filled and solid, what was chosen by is hollow and dotted.
+_DRAWN: dict[str, dict[str, Any]] = {
+    "test": {"linestyle": "-", "linewidth": 2},
+    "validation": {"linestyle": ":", "linewidth": 1.5, "markerfacecolor": "white"},
+}
 _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "ooo", "|||")
 
 
@@ -55,7 +65,7 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 
 def metric_over_rst(comparison: Comparison) -> Figure:
     """The validation metric against RST: each method's mean over seeds and its 95% interval."""
-    figure, axes = _figure(5.0)
+    figure, axes = _figure(4.7 + 0.12 * len(comparison.plan.methods))
     plan = comparison.plan
     late: list[float] = []
     for index, (method, style) in enumerate(styles(plan.methods).items()):
@@ -64,7 +74,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         points = list(zip(*(run.points for run in runs), strict=False))
         if not points:
             continue
-        means = [report.estimate([p.value for p in same]) for same in points]
+        means = [estimate([p.value for p in same]) for same in points]
         # A few intervals a line, at other places than those of the next line; bands of several
         # methods would hide each other.
         apart = max(1, len(points) // 6)
@@ -79,7 +89,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
             marker=style.marker,
             markersize=5,
             markevery=some,
-            label=METHODS[method].title,
+            label=find(method).title,
         )
         axes.errorbar(
             seconds,
@@ -101,30 +111,71 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         # The first quarter is far above what tells the methods apart.
         margin = 0.05 * (max(late) - min(late)) or 0.05
         axes.set_ylim(min(late) - margin, max(late) + margin)
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside lower center", ncols=2)
     axes.grid(alpha=0.3)
     return figure
 
 
 def final_metric(comparison: Comparison) -> Figure:
-    """The metric at the end of the budget: each seed, the mean and its 95% interval."""
+    """The metric at the end of the budget, on the test part and below it on the validation part.
+
+    Each seed, the mean and its 95% interval; failures are named.
+    """
     plan = comparison.plan
-    finals = {method: [run.final for run in comparison.of(method)] for method in plan.methods}
-    figure, axes = _by_method(plan.methods, finals)
+    figure, axes = _figure(1.8 + 0.6 * len(plan.methods))
+    table = report.rows(comparison)
+    for place, row in enumerate(table):
+        style = styles(plan.methods)[row.method]
+        _seeds(axes, place - 0.16, row.tests, style)
+        _mean(axes, place - 0.16, row.tests, style, "test")
+        _seeds(axes, place + 0.16, row.finals, style)
+        _mean(axes, place + 0.16, row.finals, style, "validation")
+    _name_methods(axes, plan.methods, {row.method: row.ends for row in table}, "failed")
+    axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(f"{plan.workload.metric} at the end of the budget (lower is better)")
     axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(len(plan.seeds))}")
+    parts = ("test", "validation") if plan.read_test else ("validation",)
+    figure.legend(
+        handles=[
+            Line2D([], [], color="black", marker="o", label=f"{part} part", **_DRAWN[part])
+            for part in parts
+        ],
+        loc="outside lower center",
+        ncols=2,
+    )
     return figure
 
 
 def time_to_target(comparison: Comparison) -> Figure:
-    """RST to the target: each seed, the mean and its 95% interval; a miss is "never"."""
+    """RST to the target: each seed, the median and its interval; misses are never, and named.
+
+    An interval that goes on to never ends in an arrow at the right edge.
+    """
     plan = comparison.plan
-    times = {row.method: row.rst_to_target for row in report.rows(comparison)}
-    figure, axes = _by_method(plan.methods, times)
-    axes.axvline(plan.budget.seconds, color="0.6", linewidth=1, label="budget")
+    figure, axes = _figure(1.8 + 0.45 * len(plan.methods))
+    axes.set_xlim(0, 1.12 * plan.budget.seconds)
+    _, edge = axes.get_xlim()
+    table = report.rows(comparison)
+    for place, row in enumerate(table):
+        style = styles(plan.methods)[row.method]
+        found = median(row.rst_to_target)
+        _seeds(axes, place, row.rst_to_target, style)
+        if found.low is not None and found.high is not None and math.isfinite(found.low):
+            axes.hlines(place, found.low, min(found.high, edge), color=style.colour, linewidth=2)
+            if math.isinf(found.high):
+                axes.plot([edge], [place], ">", color=style.colour, markersize=9, clip_on=False)
+        if math.isfinite(found.median):
+            axes.plot([found.median], [place], style.marker, color=style.colour, markersize=9)
+    axes.axvline(plan.budget.seconds, color="0.4", linestyle="--", linewidth=1, label="budget")
+    _name_methods(axes, plan.methods, {row.method: row.rst_to_target for row in table}, "never")
+    axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("reference system time to the target [s]")
-    axes.set_title(f"{plan.workload.name}: {_over(len(plan.seeds))}")
-    axes.set_xlim(left=0)
+    count = len(plan.seeds)
+    over = "one seed, so no interval"
+    if count > 1:
+        over = f"median of {count} seeds, {median_coverage(count):.0%} interval"
+    axes.set_title(f"{plan.workload.name}: {over}")
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -140,7 +191,7 @@ def account(comparison: Comparison) -> Figure:
                 by_method = totals.setdefault(key, {})
                 seconds = float(line["seconds"]) / len(runs)
                 by_method[method] = by_method.get(method, 0.0) + seconds
-    figure, axes = _figure(1.6 + 0.45 * len(plan.methods))
+    figure, axes = _figure(2.4 + 0.45 * len(plan.methods))
     places = range(len(plan.methods))
     ends = [0.0] * len(plan.methods)
     # What is charged first, so that it adds up to the budget from the left.
@@ -165,7 +216,40 @@ def account(comparison: Comparison) -> Figure:
     _name_methods(axes, plan.methods)
     axes.set_xlabel("reference system time [s], mean of the seeds")
     axes.set_title(f"{plan.workload.name}: the account")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def performance_profile(scores: Sequence[Score]) -> Figure:
+    """The share of comparisons done within tau times the least RST: a step line a method.
+
+    The lines are set apart by a hair each, so that equal ones are both seen.
+    """
+    figure, axes = _figure(4.7 + 0.12 * len(scores))
+    drawn = styles(one.method for one in scores)
+    for index, one in enumerate(scores):
+        style = drawn[one.method]
+        reached = sorted(ratio for ratio in one.ratios if ratio <= LONGEST)
+        taus = [1.0, *reached, LONGEST]
+        axes.step(
+            taus,
+            [profile(one.ratios, tau) for tau in taus],
+            where="post",
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            markersize=5,
+            label=f"{one.title}: {one.score:.2f}",
+            transform=offset_copy(axes.transData, figure, y=2.0 * index, units="points"),
+            clip_on=False,
+        )
+    axes.set_xlim(1, LONGEST)
+    axes.set_ylim(0, 1.1)
+    axes.set_xlabel("tau: RST to the target over the least of all methods")
+    axes.set_ylabel("share of comparisons")
+    axes.set_title("Performance profile (score: the mean over tau)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -174,39 +258,52 @@ def _figure(height_inches: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _by_method(
-    methods: Sequence[str], values: Mapping[str, Sequence[float]]
-) -> tuple[Figure, Axes]:
-    """A row a method: its seeds hollow, mean and interval filled; what is infinite is named."""
-    figure, axes = _figure(1.6 + 0.45 * len(methods))
-    for place, (method, style) in enumerate(styles(methods).items()):
-        finite = [value for value in values[method] if math.isfinite(value)]
-        missed = len(values[method]) - len(finite)
-        if finite:
-            mean = report.estimate(finite)
-            seeds = [place] * len(finite)
-            axes.plot(
-                finite, seeds, style.marker, color=style.colour, fillstyle="none", markersize=5
-            )
-            if mean.low is not None and mean.high is not None:
-                axes.hlines(place, mean.low, mean.high, color=style.colour, linewidth=2)
-            axes.plot([mean.mean], [place], style.marker, color=style.colour, markersize=9)
-        if missed:
-            axes.annotate(
-                f"{missed} of {len(values[method])} never",
-                (1.0, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(-4, 6),
-                textcoords="offset points",
-                horizontalalignment="right",
-            )
-    _name_methods(axes, methods)
-    axes.grid(axis="x", alpha=0.3)
-    return figure, axes
+def _seeds(axes: Axes, place: float, values: Sequence[float], style: Style) -> None:
+    """Each seed, hollow and small; what is infinite is left out."""
+    finite = [value for value in values if math.isfinite(value)]
+    axes.plot(
+        finite,
+        [place] * len(finite),
+        style.marker,
+        color=style.colour,
+        fillstyle="none",
+        markersize=4,
+    )
 
 
-def _name_methods(axes: Axes, methods: Sequence[str]) -> None:
-    axes.set_yticks(range(len(methods)), [METHODS[method].title for method in methods])
+def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part: str) -> None:
+    """The mean of what is finite, and its 95% interval."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return
+    mean = estimate(finite)
+    ends = [value for value in (mean.low, mean.mean, mean.high) if value is not None]
+    axes.plot(
+        ends,
+        [place] * len(ends),
+        color=style.colour,
+        marker=style.marker,
+        # On the mean alone, not on the ends of its interval.
+        markevery=[len(ends) // 2],
+        markersize=9,
+        **_DRAWN[part],
+    )
+
+
+def _name_methods(
+    axes: Axes,
+    methods: Sequence[str],
+    values: Mapping[str, Sequence[float]] | None = None,
+    word: str = "",
+) -> None:
+    """A row a method, and how many of its values are infinite, in this word."""
+    labels = []
+    for method in methods:
+        of = values[method] if values else ()
+        missed = sum(not math.isfinite(value) for value in of)
+        note = f"\n{missed} of {len(of)} {word}" if missed else ""
+        labels.append(find(method).title + note)
+    axes.set_yticks(range(len(methods)), labels)
     # As a table is read: the first method on top.
     axes.set_ylim(len(methods) - 0.4, -0.6)
 
@@ -214,4 +311,4 @@ def _name_methods(axes: Axes, methods: Sequence[str]) -> None:
 def _over(seeds: int) -> str:
     if seeds < 2:
         return "one seed, so no interval"
-    return f"mean of {seeds} seeds and its {report.CONFIDENCE:.0%} interval"
+    return f"mean of {seeds} seeds and its {CONFIDENCE:.0%} interval"

@@ -23,6 +23,8 @@ _SENT = "sent.json"
 COMPARISON = "comparison"
 # Tags by which the runs are found again.
 COMPARISON_TAG, RUN_TAG = "lawa_opt.comparison", "lawa_opt.run"
+# Why a run failed that ended by itself, and was not cut off.
+FAILURE_TAG = "failure"
 
 
 class Record(BaseModel):

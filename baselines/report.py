@@ -7,53 +7,26 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy import stats
-
-from baselines.methods import METHODS
+from baselines import tuning
+from baselines.intervals import CONFIDENCE, Estimate, estimate, median, median_coverage
+from baselines.methods import METHODS, find
 from timing import POLICIES, rst_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from baselines.comparison import Comparison
+    from baselines.comparison import Comparison, Plan
 
-CONFIDENCE = 0.95
 TARGET_METHOD = "constant"
-BASELINES = ("constant", "decayed", "ema", "swa")
+BASELINES = ("constant", "decayed", "ema", "swa", "schedule-free")
 CLAIMS = (
     ("lawa", "constant"),
     ("lawa", "ema"),
     ("lawa", "swa"),
     ("lawa", "decayed"),
+    ("lawa", "schedule-free"),
     ("lawa-decayed", "decayed"),
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its 95% t-interval; no interval (None) from one seed.
-
-    Student's t, for a bootstrap of three seeds covers far less than it says.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} ± {(self.high - self.low) / 2:.4f}"
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and interval of one value a seed; values must be finite."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean, None, None)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    return Estimate(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -61,8 +34,9 @@ class Row:
     """A method's line in the table; every tuple is by seed.
 
     Attributes:
-        method: name in the table of methods.
-        finals: metric at the end of the budget; infinite for a failed run.
+        method: its name.
+        finals: metric on the validation part at the end of the budget; infinite for a failed run.
+        tests: the same on the test part; empty if the plan does not read it.
         rst_to_target: reference seconds to the target; infinite if never reached.
         savings: for each baseline, 1 - RST of this method / RST of the baseline, paired by seed;
             None where either never reached the target.
@@ -70,35 +44,42 @@ class Row:
 
     method: str
     finals: tuple[float, ...]
+    tests: tuple[float, ...]
     rst_to_target: tuple[float, ...]
     savings: dict[str, tuple[float | None, ...]]
 
     @property
     def title(self) -> str:
         """The method's title."""
-        return METHODS[self.method].title
+        return find(self.method).title
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """What the end of the budget is judged by: the test part, or else the validation part."""
+        return self.tests or self.finals
 
 
 def rows(comparison: Comparison) -> list[Row]:
     """The table: a row a method, in the order of the plan.
 
-    The target of a seed is what its constant-rate run ends with. Without one there is none, and
-    every time to target is infinite.
+    The target of a seed is what its constant-rate run ends with on the validation part. Without one
+    there is none, and every time to target is infinite.
     """
-    seeds = comparison.plan.seeds
-    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [-math.inf] * len(seeds)
+    plan = comparison.plan
+    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [-math.inf] * len(plan.seeds)
     # A failed run reaches nothing, and its infinite end is no target.
     targets = [target if math.isfinite(target) else -math.inf for target in targets]
     reached = {
         method: tuple(
             run.rst_to(target) for run, target in zip(comparison.of(method), targets, strict=True)
         )
-        for method in comparison.plan.methods
+        for method in plan.methods
     }
     return [
         Row(
             method=method,
             finals=tuple(run.final for run in comparison.of(method)),
+            tests=tuple(run.test for run in comparison.of(method)) if plan.read_test else (),
             rst_to_target=reached[method],
             savings={
                 baseline: tuple(map(_saving, reached[method], reached[baseline]))
@@ -106,7 +87,7 @@ def rows(comparison: Comparison) -> list[Row]:
                 if baseline in reached and baseline != method
             },
         )
-        for method in comparison.plan.methods
+        for method in plan.methods
     ]
 
 
@@ -114,21 +95,27 @@ def _saving(mine: float, theirs: float) -> float | None:
     return 1 - mine / theirs if math.isfinite(mine) and math.isfinite(theirs) else None
 
 
-def final_cell(row: Row) -> str:
-    """The final metric with its interval, and how many runs failed."""
-    good = [value for value in row.finals if math.isfinite(value)]
-    failed = len(row.finals) - len(good)
+def metric_cell(values: Sequence[float]) -> str:
+    """A metric at the end of the budget with its interval, and how many runs failed."""
+    good = [value for value in values if math.isfinite(value)]
+    failed = len(values) - len(good)
     text = str(estimate(good)) if good else "no run ended"
-    return f"{text} ({failed} of {len(row.finals)} failed)" if failed and good else text
+    return f"{text} ({failed} of {len(values)} failed)" if failed and good else text
 
 
 def target_cell(row: Row) -> str:
-    """Median reference seconds to the target, with the misses counted as never."""
+    """Median reference seconds to the target with its interval, the misses counted as never."""
     missed = sum(math.isinf(seconds) for seconds in row.rst_to_target)
-    # The median of an even number is the later one: nothing is averaged with a miss.
-    median = statistics.median_high(row.rst_to_target)
-    text = "never" if math.isinf(median) else f"{median:.1f} s"
+    found = median(row.rst_to_target)
+    text = seconds_cell(found.median)
+    if found.low is not None and found.high is not None and found.low < math.inf:
+        text += f" [{seconds_cell(found.low)}, {seconds_cell(found.high)}]"
     return f"{text} ({missed} of {len(row.rst_to_target)} missed)" if missed else text
+
+
+def seconds_cell(seconds: float) -> str:
+    """Reference seconds, or never."""
+    return "never" if math.isinf(seconds) else f"{seconds:.{2 if seconds < 10 else 1}f} s"
 
 
 def saving_cell(row: Row, baseline: str) -> str:
@@ -151,15 +138,47 @@ def percent(value: Estimate) -> str:
     return f"{value.mean:.0%} ± {(value.high - value.low) / 2:.0%}"
 
 
+def results(comparison: Comparison) -> list[list[str]]:
+    """The end of the budget and the time to target, a line a method; the first row heads."""
+    metric = comparison.plan.workload.metric
+    parts = ["test", "validation"] if comparison.plan.read_test else ["validation"]
+    seeds = len(comparison.plan.seeds)
+    # Not the 95% of all else, so it is said here.
+    interval = f" (median, {median_coverage(seeds):.0%} interval)" if seeds > 1 else ""
+    return [
+        ["method", *(f"final {part} {metric}" for part in parts), f"RST to target{interval}"],
+        *(
+            [
+                row.title,
+                *([metric_cell(row.tests)] if row.tests else []),
+                metric_cell(row.finals),
+                target_cell(row),
+            ]
+            for row in rows(comparison)
+        ),
+    ]
+
+
+def savings(comparison: Comparison) -> list[list[str]]:
+    """Shares of RST saved on the way to the target, a column a baseline; the first row heads."""
+    baselines = [name for name in BASELINES if name in comparison.plan.methods]
+    return [
+        ["method", *(f"saved vs {name}" for name in baselines)],
+        *([row.title, *(saving_cell(row, name) for name in baselines)] for row in rows(comparison)),
+    ]
+
+
 def verdict(comparison: Comparison) -> list[str]:
     """One plain sentence for each claim, and what its interval bears."""
     table = {row.method: row for row in rows(comparison)}
-    sentences = []
-    for method, baseline in CLAIMS:
-        if method in table and baseline in table:
-            sentences.append(_claim(table[method], table[baseline], comparison))
+    own = [(name, baseline) for name in table if name not in METHODS for baseline in BASELINES]
+    sentences = [
+        _claim(table[method], table[baseline], comparison)
+        for method, baseline in (*CLAIMS, *own)
+        if method in table and baseline in table
+    ]
     for method, row in table.items():
-        if METHODS[method].share < 1 and "lawa" in table:
+        if find(method).share < 1 and "lawa" in table:
             sentences.append(_midway_claim(row, comparison))
     if not sentences:
         sentences.append("No two methods of a claim were compared, so nothing is claimed.")
@@ -167,53 +186,67 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def _claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
+    ending = _end_claim(mine, theirs, comparison)
+    return f"{ending} {_time_claim(mine, theirs, comparison.plan.resolution_seconds)}"
+
+
+def _end_claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
+    """Of the end of the budget."""
+    part = "test" if comparison.plan.read_test else "validation"
     metric = comparison.plan.workload.metric
     a, b = mine.title, theirs.title
-    pairs = list(zip(mine.finals, theirs.finals, strict=True))
-    if not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
+    if not all(map(math.isfinite, [*mine.ends, *theirs.ends])):
         return f"{a} against {b}: a run failed, so the end of the budget is not compared."
-    gain = estimate([y - x for x, y in pairs])
-    ends = f"{estimate(mine.finals).mean:.4f} against {estimate(theirs.finals).mean:.4f} {metric}"
+    gain, shown = _gain(mine.ends, theirs.ends, metric)
     if gain.low is None or gain.high is None:
-        ending = f"{a} ends at {ends} of {b}; one seed bears no conclusion"
-    else:
-        shown = f"{ends} (gain {gain.mean:+.4f}, {CONFIDENCE:.0%} interval "
-        shown += f"[{gain.low:+.4f}, {gain.high:+.4f}] over {len(pairs)} paired seeds)"
-        if gain.low > 0:
-            ending = f"{a} ends BETTER than {b}: {shown}"
-        elif gain.high < 0:
-            ending = f"{a} ends WORSE than {b}: {shown}"
-        else:
-            ending = f"{a} and {b}: no difference shown at the end: {shown}"
-    return f"{ending}. {_time_claim(mine, theirs, comparison.plan.resolution_seconds)}"
+        return f"On the {part} part {a} ends at {shown} of {b}; one seed bears no conclusion."
+    if gain.low > 0:
+        return f"On the {part} part {a} ends BETTER than {b}: {shown}."
+    if gain.high < 0:
+        return f"On the {part} part {a} ends WORSE than {b}: {shown}."
+    return f"On the {part} part {a} and {b}: no difference shown at the end: {shown}."
 
 
 def _midway_claim(annealed: Row, comparison: Comparison) -> str:
-    """LAWA in the middle of its run against a shorter run that was decayed to end there."""
-    metric = comparison.plan.workload.metric
+    """LAWA in the middle of its run against a shorter run that was decayed to end there.
+
+    On the validation part, for the test part is read only at the end of a run.
+    """
     end = comparison.plan.budget_of(annealed.method).seconds
     values = [run.value_at(end) for run in comparison.of("lawa")]
-    a, b = METHODS["lawa"].title, f"a run {annealed.title}"
+    a, b = find("lawa").title, f"a run {annealed.title}"
     if not all(map(math.isfinite, [*values, *annealed.finals])):
         return f"{a} against {b}: a run failed, or was not yet evaluated, so nothing is claimed."
-    gain = estimate([y - x for x, y in zip(values, annealed.finals, strict=True)])
-    ends = f"{estimate(values).mean:.4f} against {estimate(annealed.finals).mean:.4f} {metric}"
+    gain, shown = _gain(values, annealed.finals, comparison.plan.workload.metric)
+    then = f"After {end:g} s, on the validation part, {a}"
     if gain.low is None or gain.high is None:
-        return f"After {end:g} s, {a} is at {ends} of {b}; one seed bears no conclusion."
+        return f"{then} is at {shown} of {b}; one seed bears no conclusion."
     word = "not shown to differ from"
     if gain.low > 0 or gain.high < 0:
         word = "BETTER than" if gain.low > 0 else "WORSE than"
-    return (
-        f"After {end:g} s, {a} is {word} {b}: {ends} (gain {gain.mean:+.4f}, {CONFIDENCE:.0%} "
-        f"interval [{gain.low:+.4f}, {gain.high:+.4f}] over {len(values)} paired seeds)."
-    )
+    return f"{then} is {word} {b}: {shown}."
+
+
+def _gain(mine: Sequence[float], theirs: Sequence[float], metric: str) -> tuple[Estimate, str]:
+    """By how much the first is lower, paired by seed; and both, in words."""
+    gain = estimate([y - x for x, y in zip(mine, theirs, strict=True)])
+    shown = f"{estimate(mine).mean:.4f} against {estimate(theirs).mean:.4f} {metric}"
+    if gain.low is not None and gain.high is not None:
+        shown += (
+            f" (gain {gain.mean:+.4f}, {CONFIDENCE:.0%} interval [{gain.low:+.4f}, "
+            f"{gain.high:+.4f}] over {len(mine)} paired seeds)"
+        )
+    return gain, shown
 
 
 def _time_claim(mine: Row, theirs: Row, resolution_seconds: float) -> str:
-    savings = mine.savings.get(theirs.method, ())
-    known = [saving for saving in savings if saving is not None]
-    if not savings or len(known) < len(savings):
-        return "Not both reached the target with every seed, so no saving is claimed."
+    saved = mine.savings[theirs.method]
+    known = [saving for saving in saved if saving is not None]
+    if len(known) < len(saved):
+        return (
+            f"Both reached the target with {len(known)} of {len(saved)} seeds, so no saving is "
+            "claimed."
+        )
     saving = estimate(known)
     if saving.low is None or saving.high is None:
         return f"To the target it took {-saving.mean:+.0%} RST; one seed bears no conclusion."
@@ -231,26 +264,20 @@ def _time_claim(mine: Row, theirs: Row, resolution_seconds: float) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Table and verdict, for the note on the parent run."""
+    """Tables and verdict, for the note on the parent run."""
     plan = comparison.plan
-    table = rows(comparison)
-    baselines = [name for name in BASELINES if name in plan.methods]
-    head = ["method", f"final {plan.workload.metric}", "RST to target"]
-    head += [f"saving vs {name}" for name in baselines]
-    lines = [head]
-    for row in table:
-        cells = [row.title, final_cell(row), target_cell(row)]
-        lines.append(cells + [saving_cell(row, name) for name in baselines])
+    tables = [savings(comparison), totals(comparison)]
+    if plan.tried:
+        tables.append(tuning.rows(plan))
     return "\n".join(
         [
             f"## {plan.workload.name}: {plan.budget.seconds:g} s of RST, {len(plan.seeds)} seeds",
             "",
-            *_markdown_table(lines),
+            *_markdown_table(results(comparison)),
             "",
             *(f"- {sentence}" for sentence in verdict(comparison)),
             "",
-            *_markdown_table(totals(comparison)),
-            "",
+            *(line for table in tables for line in (*_markdown_table(table), "")),
             f"_{conditions(comparison)}_",
         ]
     )
@@ -263,17 +290,50 @@ def _markdown_table(table: list[list[str]]) -> list[str]:
 
 
 def conditions(comparison: Comparison) -> str:
-    """Under which conditions the table holds."""
+    """Under which conditions the tables and the verdict hold."""
     plan = comparison.plan
     return (
         f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
-        f"{comparison.profile.machine}; {len(plan.seeds)} seed(s), "
-        f"{CONFIDENCE:.0%} t-intervals over seeds, lower is better. Target: what the "
-        f"constant rate ends with, seed by seed; times to it are known to "
-        f"{plan.resolution_seconds:.2g} s. Peak rate "
-        f"{plan.settings.learning_rate:g} for all, untuned; k={plan.settings.k}, "
-        f"every={plan.settings.every}. Policy {plan.policy}. {_known_to(comparison)}"
+        f"{comparison.profile.machine}; lower is better. {_intervals(len(plan.seeds))} "
+        f"{_parts(plan)} Target: what the constant rate ends with on the validation part, seed by "
+        f"seed; times to it are known to {plan.resolution_seconds:.2g} s. {_tuning(plan)} "
+        f"Policy {plan.policy}. {_known_to(comparison)}"
     )
+
+
+def _intervals(seeds: int) -> str:
+    if seeds < 2:
+        return "One seed, so no interval."
+    return (
+        f"{seeds} seeds; means and savings with {CONFIDENCE:.0%} t-intervals over them, each "
+        "sentence's by itself; a median time with that of the sign test, which here covers the "
+        f"true one {median_coverage(seeds):.0%} of the time."
+    )
+
+
+def _parts(plan: Plan) -> str:
+    if not plan.read_test:
+        return "All on the validation part."
+    return (
+        "The end of the budget is judged on the test part, read once a run; all else on the "
+        "validation part."
+    )
+
+
+def _tuning(plan: Plan) -> str:
+    """What was set for all, or tried for each."""
+    if plan.tried:
+        seconds = math.fsum(plan.tuning_rst_seconds.values())
+        return (
+            f"Tuned on the validation part, {plan.trials} trial(s) a method with a seed of their "
+            f"own and the whole budget each: {seconds:.4g} s of RST that are charged to no run."
+        )
+    shared = plan.settings
+    common = f"k={shared.k}, every={shared.every}"
+    if plan.tuned:
+        rates = ", ".join(f"{plan.settings_of(m).learning_rate:g} for {m}" for m in plan.methods)
+        return f"Settings of their own: peak rate {rates}; else {common}."
+    return f"Peak rate {shared.learning_rate:g} for all, untuned; {common}."
 
 
 def _known_to(comparison: Comparison) -> str:
@@ -293,7 +353,7 @@ def totals(comparison: Comparison) -> list[list[str]]:
     head = ["method", *(f"{policy}, s" for policy in POLICIES)]
     body = [
         [
-            METHODS[method].title,
+            find(method).title,
             *(
                 f"{statistics.fmean(run.totals[policy] for run in comparison.of(method)):.3f}"
                 for policy in POLICIES
@@ -305,21 +365,22 @@ def totals(comparison: Comparison) -> list[list[str]]:
 
 
 def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Each method's final metric and its rank by the mean, a column a budget; the first row heads.
+    """Each method's end of the budget and its rank by the mean, a column a budget.
 
-    A method with a failed run has no rank.
+    Judged on the test part, or on the validation part if that was not read. A method with a failed
+    run has no rank. The first row heads.
     """
     tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
     head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
     ranks = []
     for table in tables:
-        whole = {m: row for m, row in table.items() if all(map(math.isfinite, row.finals))}
-        order = sorted(whole, key=lambda method: statistics.fmean(whole[method].finals))
+        whole = {m: row for m, row in table.items() if all(map(math.isfinite, row.ends))}
+        order = sorted(whole, key=lambda method: statistics.fmean(whole[method].ends))
         ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
     return [head] + [
-        [METHODS[method].title]
+        [find(method).title]
         + [
-            f"{final_cell(table[method])} {rank.get(method, '(-)')}"
+            f"{metric_cell(table[method].ends)} {rank.get(method, '(-)')}"
             for table, rank in zip(tables, ranks, strict=True)
         ]
         for method in comparisons[0].plan.methods
@@ -327,18 +388,26 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 
 def columns(comparison: Comparison) -> dict[str, list[str | float]]:
-    """The table by column, unrounded, a line a method and seed; misses are "never"."""
+    """The table by column, unrounded, a line a method and seed.
+
+    Misses are "never"; a test part that was not read has no column.
+    """
     table: dict[str, list[str | float]] = {}
     for row in rows(comparison):
-        for seed, final, seconds in zip(
-            comparison.plan.seeds, row.finals, row.rst_to_target, strict=True
-        ):
+        for place, seed in enumerate(comparison.plan.seeds):
             line: dict[str, str | float] = {
                 "method": row.method,
                 "seed": seed,
-                "final_metric": final if math.isfinite(final) else "failed",
-                "rst_to_target_seconds": seconds if math.isfinite(seconds) else "never",
+                "final_metric": _or(row.finals[place], "failed"),
+                "rst_to_target_seconds": _or(row.rst_to_target[place], "never"),
             }
+            if row.tests:
+                line["test_metric"] = _or(row.tests[place], "failed")
             for key, value in line.items():
                 table.setdefault(key, []).append(value)
     return table
+
+
+def _or(value: float, word: str) -> float | str:
+    """The value; a word in place of what JSON cannot say."""
+    return value if math.isfinite(value) else word

@@ -16,7 +16,7 @@ from typing import Any
 TAG = "mlflow.sharedViewState."
 X_AXIS = "rst_seconds"
 # From above, what a reviewer asks for first. A metric's section is all before its last slash.
-SECTIONS = ("validation", "train", "final", "account", "trajectory")
+SECTIONS = ("validation", "train", "final", "work")
 
 
 def view_key(comparison: str) -> str:

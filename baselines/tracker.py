@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,15 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from baselines import plots, report, saved_view
-from baselines.methods import METHODS
-from baselines.records import Record, Records, Sent, count
+from baselines import plots, report, saved_view, tuning
+from baselines.methods import find
+from baselines.records import FAILURE_TAG, Record, Records, Sent, count
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from baselines.comparison import Comparison, Plan
+    from baselines.methods import Method, Settings
     from baselines.training import Point, Trajectory
     from timing import Profile
 
@@ -42,11 +47,13 @@ class Tracker:
     sent, `wait_seconds` at the most; what is not sent then stays in the folder.
 
     Args:
-        plan: what is compared.
+        plan: what is compared, each method with its own settings if it was tuned.
         profile: of the reference machine.
         key: of the comparison. The same key finds the same runs in MLflow, and goes on with them;
-            by default they are new ones.
+            by default they are new ones. What is told again of them changes nothing.
         folder: of what is to be sent; by default a temporary one, removed once all is sent.
+        name: of the comparison in MLflow, before workload, budget and seeds.
+        methods: by name; by default as they are found by it.
         wait_seconds: for the server, at the end.
     """
 
@@ -57,9 +64,13 @@ class Tracker:
         *,
         key: str | None = None,
         folder: Path | None = None,
+        name: str = "",
+        methods: Mapping[str, Method] | None = None,
         wait_seconds: float = 30.0,
     ) -> None:
         self._plan, self._profile = plan, profile
+        self._name = f"{name} " if name else ""
+        self._methods = methods or {method: find(method) for method in plan.methods}
         self.key = key or uuid.uuid4().hex
         self._folder, self._temporary = folder, folder is None
         self._wait_seconds = wait_seconds
@@ -73,6 +84,7 @@ class Tracker:
             self._folder = Path(tempfile.mkdtemp(prefix="lawa-opt-"))
         self._records = Records(self._folder)
         name = f"{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
+        name = self._name + name
         reference = {f"reference/{name}_seconds": s for name, s in self._profile.seconds.items()}
         self._records.add_file(
             Record(
@@ -80,14 +92,19 @@ class Tracker:
                 name=os.environ.get("MLFLOW_RUN_NAME", name),
                 parameters=_strings(
                     {
-                        **self._shared_parameters(),
                         "methods": ",".join(plan.methods),
                         "seeds": len(plan.seeds),
+                        **self._settings(plan.settings),
+                        **_tuning(plan),
                         **{f"data/{key}": value for key, value in plan.workload.data.items()},
                         **{f"workload/{k}": v for k, v in plan.workload.signature.items()},
                     }
                 ),
-                tags={"reference": str(self._profile.machine), "metric": plan.workload.metric},
+                tags={
+                    "reference": str(self._profile.machine),
+                    "metric": plan.workload.metric,
+                    "command": shlex.join(sys.orig_argv)[:5000],
+                },
                 view=name,
                 metrics={**reference, "reference/closure": self._profile.closure},
                 status="RUNNING",
@@ -165,31 +182,36 @@ class Tracker:
         """MLflow's, of the comparison; known after the end, and empty if it was not reached."""
         return self._sent.comparisons.get(self.key, "")
 
-    def _shared_parameters(self) -> dict[str, Any]:
-        plan = self._plan
+    def _settings(self, settings: Settings, *own: str) -> dict[str, Any]:
+        """In the order in which the UI shows them: what matters first."""
+        names = dict.fromkeys(("learning_rate", "k", "every", *own))
         return {
-            "workload": plan.workload.name,
-            "budget_seconds": plan.budget.seconds,
-            "policy": plan.policy,
-            "learning_rate": plan.settings.learning_rate,
-            "k": plan.settings.k,
-            "every": plan.settings.every,
+            "budget_seconds": self._plan.budget.seconds,
+            **{name: getattr(settings, name) for name in names},
+            "workload": self._plan.workload.name,
+            "policy": self._plan.policy,
         }
 
     def _run(self, method: str, seed: int) -> str:
         return f"{method}/{seed}/{self._plan.budget.seconds:g}s"
 
+    def _weights(self, method: str) -> str:
+        """Which weights a method reports: the live ones or an average."""
+        live = self._methods[method].averager is find("constant").averager
+        return "live" if live else "averaged"
+
     def run_started(self, method: str, seed: int) -> None:
         """Open a run, named by method and seed, or go on with it if it is there."""
         run = self._run(method, seed)
         self._open[run] = None
+        own = self._settings(self._plan.settings_of(method), *self._methods[method].space)
         self._records.add(
             Record(
                 comparison=self.key,
                 run=run,
                 name=f"{method}, seed {seed}",
-                parameters=_strings({"method": method, "seed": seed, **self._shared_parameters()}),
-                tags={"title": METHODS[method].title},
+                parameters=_strings({"method": method, "seed": seed, **own}),
+                tags={"title": self._methods[method].title},
                 status="RUNNING",
             )
         )
@@ -205,7 +227,7 @@ class Tracker:
                 step=point.step,
                 metrics={
                     "validation/metric": point.value,
-                    f"validation/{_weights(method)}": point.value,
+                    f"validation/{self._weights(method)}": point.value,
                     "train/loss": point.train_loss,
                     "train/learning_rate": point.learning_rate,
                     saved_view.X_AXIS: point.rst_seconds,
@@ -219,19 +241,21 @@ class Tracker:
             key = self._run(run.method, run.seed)
             self._open.pop(key, None)
             metrics = {
-                f"account/{line['operation']}_seconds": float(line["seconds"])
-                for line in run.account
+                f"work/{line['operation']}_seconds": float(line["seconds"]) for line in run.account
             }
             metrics |= {
-                **{f"account/rst_by_{name}_seconds": s for name, s in run.totals.items()},
-                "account/rst_seconds": run.rst_seconds,
-                "account/steps": run.steps,
-                "trajectory/rst_seconds": trajectory.rst_seconds,
-                "trajectory/measured_seconds": trajectory.measured_seconds,
-                "trajectory/other_cores": trajectory.other_cores,
+                **{f"work/rst_by_{name}_seconds": s for name, s in run.totals.items()},
+                "work/rst_seconds": run.rst_seconds,
+                "work/steps": run.steps,
+                # Of the whole training, which several runs may share.
+                "work/training_rst_seconds": trajectory.rst_seconds,
+                "work/training_measured_seconds": trajectory.measured_seconds,
+                "work/training_other_cores": trajectory.other_cores,
             }
             if run.failure is None:
                 metrics["final/metric"] = run.final
+            if math.isfinite(run.test):
+                metrics["final/test"] = run.test
             # Of step 0, the one from which the UI draws bars and not curves.
             record = Record(comparison=self.key, run=key, metrics=metrics)
             account = json.dumps({"lines": list(run.account)}, indent=2)
@@ -249,11 +273,16 @@ class Tracker:
             Record(
                 comparison=self.key,
                 run=run,
-                tags={"failure": reason},
+                tags={FAILURE_TAG: reason},
                 note=f"**Failed**: {reason}",
                 status="FAILED",
             )
         )
+
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        """Log the model of a run, for the first seed alone: stores stay small."""
+        if seed == self._plan.seeds[0]:
+            self.log_model(method, seed, model, inputs)
 
     def log_model(self, method: str, seed: int, model: nn.Module, example_input: Tensor) -> None:
         """Log a model that `mlflow.pytorch.load_model` loads, as a graph and without pickle.
@@ -268,7 +297,8 @@ class Tracker:
             example_input: a batch of at least two; the batch size of the logged model is free.
         """
         run = self._run(method, seed)
-        name = f"models/{run.replace('/', '-')}"
+        # As MLflow names it, which takes no dots and colons.
+        name = f"models/{self._weights(method)} {re.sub(r'[^A-Za-z0-9=-]+', '-', method)} {seed}"
         # MLflow takes seconds to import: only where it is needed.
         from baselines.tracking import save_model
 
@@ -284,21 +314,35 @@ class Tracker:
 
     def finish(self, comparison: Comparison) -> None:
         """Put table, verdict and plots on the parent run."""
-        text = report.markdown(comparison)
-        figures = plots.figures(comparison)
+        tables: dict[str, Mapping[str, Sequence[Any]]] = {"results": report.columns(comparison)}
+        if comparison.plan.tried:
+            tables["tuning"] = tuning.columns(comparison.plan)
+        self.conclude(report.markdown(comparison), plots.figures(comparison), tables)
+
+    def conclude(
+        self,
+        text: str,
+        figures: Mapping[str, Figure],
+        tables: Mapping[str, Mapping[str, Sequence[Any]]],
+    ) -> None:
+        """Put a note on the parent run, with pictures below it, and tables beside it.
+
+        Args:
+            text: in markdown.
+            figures: by name.
+            tables: by name; of each the columns.
+        """
         links = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
-        table = report.columns(comparison)
-        rows = [list(row) for row in zip(*table.values(), strict=True)]
-        results = {"columns": list(table), "data": rows}
+        files = {f"{name}.json": _table(columns) for name, columns in tables.items()}
         self._records.add_file(
             Record(
                 comparison=self.key,
                 note=_shortened(text, f"\n\n{links}"),
-                tables=("results.json",),
+                tables=tuple(files),
             ),
             {
                 "report.md": f"{text}\n\n{links}\n".encode(),
-                "results.json": json.dumps(results).encode(),
+                **files,
                 **{f"{name}.png": _png(figure) for name, figure in figures.items()},
             },
         )
@@ -337,9 +381,27 @@ class Tracker:
         ]
 
 
-def _weights(method: str) -> str:
-    """Which weights a method reports: the live ones or an average."""
-    return "live" if METHODS[method].averager is METHODS["constant"].averager else "averaged"
+def _tuning(plan: Plan) -> dict[str, Any]:
+    """What was tried for each method, and what was best; nothing without tuning."""
+    if not plan.tried:
+        return {}
+    told: dict[str, Any] = {
+        "tuning/trials": plan.trials,
+        "tuning/rst_seconds": plan.tuning_rst_seconds,
+    }
+    for method in plan.methods:
+        space = tuning.space_of(plan, method)
+        own = plan.settings_of(method)
+        ranges = (f"{name} {r.low:g} to {r.high:g}" for name, r in space.items())
+        told[f"tuning/{method}/tried"] = ", ".join(ranges)
+        told[f"tuning/{method}/best"] = ", ".join(f"{name} {getattr(own, name)}" for name in space)
+    return told
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """As MLflow keeps a table."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return json.dumps({"columns": list(columns), "data": rows}).encode()
 
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:

@@ -34,7 +34,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
+import psutil
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import (
@@ -47,6 +49,7 @@ from baselines import saved_view
 from baselines.records import (
     COMPARISON,
     COMPARISON_TAG,
+    FAILURE_TAG,
     FILE,
     RUN_TAG,
     Record,
@@ -56,7 +59,7 @@ from baselines.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -67,7 +70,8 @@ _T = TypeVar("_T")
 
 EXPERIMENT = "lawa-opt"
 SECONDS_BETWEEN_SENDS = 2.0
-SECONDS_BETWEEN_SYSTEM_METRICS = 15.0
+# At first; later it is this share of the run's age, so that a long run has some hundreds of them.
+SECONDS_BETWEEN_SYSTEM_METRICS, SHARE_BETWEEN_SYSTEM_METRICS = 5.0, 0.005
 RECORDS_AT_ONCE = 1000
 # MLflow's limits of one request.
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100
@@ -82,6 +86,9 @@ class Sender:
 
     The first one to send from a folder decides where to: MLFLOW_TRACKING_URI,
     MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID in its environment.
+
+    Attributes:
+        running: by the keys of comparison and run, since when: milliseconds since 1970.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,11 +101,7 @@ class Sender:
         self._sent.write(folder)
         self._runs: dict[tuple[str, str], _Run] = {}
         self._client: mlflow.MlflowClient | None = None
-
-    @property
-    def comparisons(self) -> list[str]:
-        """The keys of the comparisons that have a run in MLflow."""
-        return list(self._sent.comparisons)
+        self.running: dict[tuple[str, str], int] = {}
 
     def send(self) -> bool:
         """Send all there is; returns whether MLflow took it, else the folder says why not."""
@@ -154,7 +157,10 @@ class Sender:
         if record.model is not None:
             run.log_model(self._folder / record.model, self._sent.experiment_id)
         if record.status is not None:
-            run.set_status(record.status)
+            run.set_status(record.status, record.time_milliseconds)
+            self.running.pop((record.comparison, record.run), None)
+            if record.status == "RUNNING" and not run.has_ended:
+                self.running[record.comparison, record.run] = run.began_milliseconds
 
     def _opened(self, record: Record) -> _Run:
         key = record.comparison, record.run
@@ -175,7 +181,7 @@ class Sender:
         )
         if not found:
             return None
-        return _Run(self._client, found[0].info.run_id, set(found[0].data.metrics))
+        return _Run(self._client, found[0])
 
     def _made(self, record: Record) -> _Run:
         assert self._client is not None
@@ -190,17 +196,22 @@ class Sender:
             run_name=record.name or record.run,
             tags=tags,
         )
-        return _Run(self._client, made.info.run_id, set())
+        return _Run(self._client, made)
 
 
 class _Run:
     """A run in MLflow, and which metrics it has at which steps."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str, has: set[str]) -> None:
-        self.run_id = run_id
+    def __init__(self, client: mlflow.MlflowClient, run: MlflowRun) -> None:
+        self.run_id = run.info.run_id
+        self.began_milliseconds = run.info.start_time
         self._client = client
+        # What is told again of a run changes nothing: not that it ended well, nor when it ended.
+        self.has_ended = run.info.status == "FINISHED"
+        self._ended_milliseconds = run.info.end_time
+        self._has_failed = FAILURE_TAG in run.data.tags
         # Metrics that were there when the run was found, whose steps are asked for when needed.
-        self._has = has
+        self._has = set(run.data.metrics)
         self._times: dict[str, dict[int, int]] = {}
 
     def log(self, records: Iterable[Record]) -> None:
@@ -224,6 +235,9 @@ class _Run:
                 for name, value in record.metrics.items()
                 if self._is_first(name, record)
             ]
+        if any(metric.step not in self._times[metric.key] for metric in metrics):
+            # It goes on, so its end is another one.
+            self._ended_milliseconds = None
         for some in _portions(metrics, METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=some)
         for metric in metrics:
@@ -239,7 +253,8 @@ class _Run:
     def _is_first(self, metric: str, record: Record) -> bool:
         """Whether the run lacks this metric at this step, or has it from this very record."""
         if metric not in self._times:
-            history = self._client.get_metric_history(self.run_id, metric) if self._has else []
+            there = metric in self._has
+            history = self._client.get_metric_history(self.run_id, metric) if there else []
             self._times[metric] = {known.step: known.timestamp for known in history}
         time_milliseconds = record.time_milliseconds
         return self._times[metric].get(record.step, time_milliseconds) == time_milliseconds
@@ -269,21 +284,28 @@ class _Run:
         found = self._client.search_logged_models(
             [experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
         )
-        if any(model.status == "READY" for model in found):
-            return
-        made = self._client.create_logged_model(
-            experiment_id, name="averaged_model", source_run_id=self.run_id, model_type="pytorch"
-        )
-        self._client.log_model_artifacts(made.model_id, str(path))
-        self._client.finalize_logged_model(made.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
+        if path.exists() and not any(model.status == "READY" for model in found):
+            made = self._client.create_logged_model(
+                experiment_id, name=path.name, source_run_id=self.run_id, model_type="pytorch"
+            )
+            self._client.log_model_artifacts(made.model_id, str(path))
+            self._client.finalize_logged_model(made.model_id, "READY")
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
+        # It may be large, and has arrived.
+        shutil.rmtree(path, ignore_errors=True)
 
-    def set_status(self, status: str) -> None:
-        """Set it; a run that has ended may go on."""
+    def set_status(self, status: str, time_milliseconds: int) -> None:
+        """Set it; a run that failed or was killed may go on, one that ended well is left alone."""
+        if self.has_ended:
+            return
         if status == "RUNNING":
             self._client.update_run(self.run_id, status=status)
-        else:
-            self._client.set_terminated(self.run_id, status)
+            return
+        if status == "FINISHED" and self._has_failed:
+            self._client.delete_tag(self.run_id, FAILURE_TAG)
+            self._client.delete_tag(self.run_id, MLFLOW_RUN_NOTE)
+        ended = self._ended_milliseconds or time_milliseconds
+        self._client.set_terminated(self.run_id, status, end_time=ended)
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -357,33 +379,52 @@ def save_model(model: nn.Module, folder: Path, example_input: Tensor) -> None:
 
 
 class _System:
-    """What the machine does meanwhile, as records of the comparison; step is its age in seconds."""
+    """What the machine and the training do meanwhile; the step is the age of a run in seconds."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._monitor: SystemMetricsMonitor | None = None
-        self._next = self._began = time.time()
-        self._comparison = ""
+        self._training = psutil.Process(os.getppid())
+        self._began = self._next = time.time()
+        self._latest = 0.0, 0.0
 
-    def record(self, comparisons: list[str]) -> None:
-        """Append what was measured since the last time, if it is long ago."""
-        if time.time() < self._next or not comparisons:
+    def record(self, running: Mapping[tuple[str, str], int]) -> None:
+        """Append what was measured since the last time, if it is long ago, to the runs open."""
+        now = time.time()
+        if now < self._next or not running:
             return
         if self._monitor is None:
             self._monitor = SystemMetricsMonitor(run_id="")  # type: ignore[no-untyped-call]
-        self._next = time.time() + SECONDS_BETWEEN_SYSTEM_METRICS
+        age = now - self._began
+        self._next = now + max(SECONDS_BETWEEN_SYSTEM_METRICS, age * SHARE_BETWEEN_SYSTEM_METRICS)
         self._monitor.collect_metrics()  # type: ignore[no-untyped-call]
         measured = self._monitor.aggregate_metrics()  # type: ignore[no-untyped-call]
         for monitor in self._monitor.monitors:
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
+        measured |= self._of_training(now)
+        metrics = {f"system/{name}": float(value) for name, value in measured.items()}
         with Records(self._folder) as records:
-            records.add(
-                Record(
-                    comparison=comparisons[-1],
-                    step=round(time.time() - self._began),
-                    metrics={f"system/{name}": float(value) for name, value in measured.items()},
-                )
-            )
+            for (comparison, run), began_milliseconds in running.items():
+                step = max(0, round(now - began_milliseconds / 1000))
+                records.add(Record(comparison=comparison, run=run, step=step, metrics=metrics))
+
+    def _of_training(self, now: float) -> dict[str, float]:
+        """Of the process that started this one, and of all the others that it started."""
+        cpu_seconds, memory_bytes = 0.0, 0
+        with contextlib.suppress(psutil.Error):
+            for process in (self._training, *self._training.children(recursive=True)):
+                if process.pid != os.getpid():
+                    with contextlib.suppress(psutil.Error):
+                        times = process.cpu_times()
+                        cpu_seconds += times.user + times.system
+                        memory_bytes += process.memory_info().rss
+        before, then = self._latest
+        self._latest = cpu_seconds, now
+        told = {"training_memory_megabytes": memory_bytes / 1e6}
+        # A process of several may have ended, and its seconds with it.
+        if then and cpu_seconds >= before:
+            told["training_cpu_cores"] = (cpu_seconds - before) / (now - then)
+        return told
 
 
 def follow(folder: Path, wait_seconds: float) -> bool:
@@ -401,7 +442,7 @@ def follow(folder: Path, wait_seconds: float) -> bool:
         if ended and (done or time.monotonic() > deadline):
             return done
         if not ended:
-            system.record(sender.comparisons)
+            system.record(sender.running)
         # Readable is the end: nothing is ever written there.
         pipe = [] if ended else [sys.stdin]
         if select.select(pipe, [], [], SECONDS_BETWEEN_SENDS)[0]:

@@ -2,100 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import logging
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from baselines import ranks
+from baselines.checkpoint import CheckpointError, StorageError
+from baselines.runs import Point, Run, Trajectory
 from timing import Account, Budget, Stopwatch
 from timing.schedules import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from baselines.averagers import Averager
+    from baselines.checkpoint import Checkpoints
     from baselines.methods import Method, Settings
     from baselines.workloads.workload import Batch, Workload
     from timing import Policy
 
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation.
-
-    Attributes:
-        step: optimizer steps so far.
-        rst_seconds: reference seconds charged so far.
-        value: the workload's metric on the validation part; lower is better.
-        train_loss: mean training loss since the point before.
-        learning_rate: of the next step.
-    """
-
-    step: int
-    rst_seconds: float
-    value: float
-    train_loss: float
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of a run.
-
-    Attributes:
-        method: its name in the table of methods.
-        seed: of initial weights and batches.
-        points: the evaluations; the last is at the end of the budget.
-        account: its lines, one an operation.
-        totals: reference seconds that each policy would have charged for it.
-        step_seconds: the most that one step of this method costs, in reference seconds.
-        failure: why it ended before its budget; None if it did not.
-    """
-
-    method: str
-    seed: int
-    points: tuple[Point, ...]
-    account: tuple[Mapping[str, Any], ...]
-    totals: Mapping[Policy, float]
-    step_seconds: float
-    failure: str | None
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps to the last evaluation."""
-        return self.points[-1].step if self.points else 0
-
-    @property
-    def rst_seconds(self) -> float:
-        """Reference seconds charged to the last evaluation."""
-        return self.points[-1].rst_seconds if self.points else 0.0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How often each operation ran."""
-        return {line["operation"]: line["times"] for line in self.account}
-
-    @property
-    def final(self) -> float:
-        """The metric at the end of the budget; infinite if the run failed."""
-        return math.inf if self.failure else self.points[-1].value
-
-    def value_at(self, rst_seconds: float) -> float:
-        """The metric at the latest evaluation by then; infinite if there is none, or it failed."""
-        values = [point.value for point in self.points if point.rst_seconds <= rst_seconds]
-        return values[-1] if values and not self.failure else math.inf
-
-    def rst_to(self, target: float) -> float:
-        """Reference seconds charged until the metric first reached the target; infinite if never.
-
-        Known to the grid of evaluations, which is the same for all methods.
-        """
-        return next((p.rst_seconds for p in self.points if p.value <= target), math.inf)
+__all__ = ["Point", "Run", "Trajectory", "train"]
 
 
 def training_step(
@@ -109,13 +45,17 @@ def training_step(
     return loss.detach()
 
 
-STEP = {"load_data": 1, "train_step": 1}
 EVALUATION = {"evaluate": 1}
+
+
+def step_of(averager: Averager) -> dict[str, int]:
+    """What every step with this averager runs."""
+    return {"load_data": 1, averager.train_step: 1}
 
 
 def dearest_step(averager: Averager) -> dict[str, int]:
     """The most that a step with this averager can run."""
-    return {**STEP, **averager.step_operations}
+    return {**step_of(averager), **averager.step_operations}
 
 
 def dearest_reading(averager: Averager) -> dict[str, int]:
@@ -130,29 +70,13 @@ def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
         ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    least = account.cost({**dearest_step(averager), **dearest_reading(averager)})
+    least = account.cost(dearest_step(averager)) * ranks.world()
+    least += account.cost(dearest_reading(averager))
     if budget.seconds < least:
         raise ValueError(
             f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
             f"({least:.3g} s): give more"
         )
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Runs that followed one training together, and what it took here.
-
-    Attributes:
-        runs: one a method.
-        rst_seconds: reference seconds of all that ran but evaluations, a shared step once.
-        measured_seconds: wall time of the same, on this machine.
-        other_cores: cores that other processes kept busy meanwhile.
-    """
-
-    runs: tuple[Run, ...]
-    rst_seconds: float
-    measured_seconds: float
-    other_cores: float
 
 
 class _Follower:
@@ -164,11 +88,14 @@ class _Follower:
         self.averager = averager
         self.account = account
         self.budget = budget
-        self.step_seconds = account.cost(dearest_step(averager))
+        self.step_seconds = account.cost(dearest_step(averager)) * ranks.world()
         # In the account's own units, whole femtoseconds, since these are compared at every step.
-        self.step_cost = account.cost_femtoseconds(dearest_step(averager))
+        self.step_cost = account.cost_femtoseconds(dearest_step(averager)) * ranks.world()
         self.reading_cost = account.cost_femtoseconds(dearest_reading(averager))
         self.points: list[Point] = []
+        self.test = math.inf
+        self.ended = False
+        self.error: str | None = None
         self.next_point = 1
         self.loss_sum = torch.zeros(())
         self.steps_since = 0
@@ -176,11 +103,11 @@ class _Follower:
     def step(self, loss: Tensor) -> None:
         self.loss_sum = self.loss_sum + loss
         self.steps_since += 1
-        self.account.charge("load_data")
-        self.account.charge("train_step")
+        self.account.charge("load_data", ranks.world())
+        self.account.charge(self.averager.train_step, ranks.world())
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
-            self.account.charge(added)
+            self.account.charge(added, ranks.world())
 
     @property
     def can_pay(self) -> bool:
@@ -207,7 +134,9 @@ class _Follower:
 
     @property
     def failure(self) -> str | None:
-        """What is wrong with the latest point, if anything."""
+        """What is wrong, if anything: an error, or with the latest point."""
+        if self.error or not self.points:
+            return self.error
         latest = self.points[-1]
         if math.isfinite(latest.value) and math.isfinite(latest.train_loss):
             return None
@@ -226,7 +155,143 @@ class _Follower:
             totals=self.account.totals(),
             step_seconds=self.step_seconds,
             failure=self.failure,
+            test=self.test,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is; the averager's own state with it."""
+        return {
+            "account": self.account.state_dict(),
+            "averager": self.averager.state_dict(),
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "test": self.test,
+            "ended": self.ended,
+            "next_point": self.next_point,
+            "loss_sum": self.loss_sum,
+            "steps_since": self.steps_since,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.account.load_state_dict(state["account"])
+        self.averager.load_state_dict(state["averager"])
+        self.points = [Point(**point) for point in state["points"]]
+        self.test = state["test"]
+        self.ended = state["ended"]
+        self.next_point = state["next_point"]
+        self.loss_sum = state["loss_sum"]
+        self.steps_since = state["steps_since"]
+
+
+class _Training:
+    """A training on its way, and the methods that follow it: saved whole, and gone on with."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        methods: Mapping[str, Method],
+        seed: int,
+        budget: Budget,
+        costs: Mapping[str, float],
+        settings: Mapping[str, Settings],
+        policy: Policy,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.workload = workload
+        self.seed = seed
+        self.costs = costs
+        self.step = 0
+        self.model = workload.make_model().train()
+        (rate,) = {own.learning_rate for own in settings.values()}
+        self.optimizer = workload.make_optimizer(self.model, rate)
+        self.followers: list[_Follower] = []
+        for name, method in methods.items():
+            averager = method.averager(self.model, self.optimizer, workload, settings[name])
+            self.followers.append(_Follower(name, averager, Account(costs, policy), budget))
+            self.optimizer = averager.optimizer
+        (factor,) = {method.schedule for method in methods.values()}
+        spent = self.followers[0].account
+        self.schedule = LambdaLR(self.optimizer, lambda _: factor(budget.spent(spent)))
+        self.network = ranks.replicated(self.model)
+        self.watch = Stopwatch(but_children=True)
+        # Of the processes before this one, where the training was cut off and went on.
+        self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
+
+    @property
+    def active(self) -> list[_Follower]:
+        """Those whose budget has not ended."""
+        return [follower for follower in self.followers if not follower.ended]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "followers": {follower.name: follower.state_dict() for follower in self.followers},
+            "measured_seconds": self.measured_seconds,
+            "other_core_seconds": self.other_core_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it is of another reference profile, policy, model or method.
+        """
+        for follower in self.followers:
+            follower.load_state_dict(state["followers"][follower.name])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        self.seconds_before = state["measured_seconds"]
+        self.other_core_seconds_before = state["other_core_seconds"]
+
+    @property
+    def measured_seconds(self) -> float:
+        """Wall time of all but evaluations, in this process and those before it."""
+        return self.seconds_before + self.watch.wall_seconds
+
+    @property
+    def other_core_seconds(self) -> float:
+        """Processor time of other processes meanwhile."""
+        here = self.watch.other_cores * self.watch.wall_seconds
+        return self.other_core_seconds_before + here
+
+    def trajectory(self, error: str | None) -> Trajectory:
+        """What came of it."""
+        # The watch stood still for evaluations alone, so all other operations are in both times.
+        timed = Account(self.costs, "mlperf")
+        for operation in step_of(self.followers[0].averager):
+            timed.charge(operation, self.step * ranks.world())
+        for follower in self.followers:
+            shared = {*step_of(follower.averager), *EVALUATION}
+            for operation, times in follower.account.counts.items():
+                if operation not in shared:
+                    timed.charge(operation, times)
+        seconds = self.measured_seconds
+        return Trajectory(
+            runs=tuple(follower.run(self.seed) for follower in self.followers),
+            rst_seconds=timed.rst_seconds,
+            measured_seconds=seconds,
+            other_cores=self.other_core_seconds / seconds if seconds else 0.0,
+            error=error,
+        )
+
+
+def _draw_from(seed: int, step: int) -> None:
+    """Let what a step draws (dropout) depend on seed, step and rank alone, on every device.
+
+    A training that was cut off then goes on with the same draws. `torch.manual_seed` would do the
+    same, and take a hundred microseconds.
+    """
+    digest = sha256(b"%d,%d,%d" % (seed, step, ranks.rank())).digest()
+    number = int.from_bytes(digest[:7])
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
 
 
 def train(
@@ -239,6 +304,11 @@ def train(
     evaluations: int,
     on_point: Callable[[str, Point], None] = lambda *_: None,
     policy: Policy = "algoperf",
+    *,
+    tuned: Mapping[str, Settings] = {},
+    checkpoints: Checkpoints | None = None,
+    read_test: bool = True,
+    on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
 ) -> Trajectory:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
@@ -250,6 +320,10 @@ def train(
     method is at most the budget, and falls short of it by less than one step. The learning rate
     follows the fraction of the budget spent before each step.
 
+    Under `torchrun` every rank calls this, and takes every `world`-th batch: an optimizer step then
+    is `world` training steps, and the account counts what all ranks have run. Rank 0 alone reads,
+    evaluates, keeps checkpoints and tells of points.
+
     Args:
         workload: model and data.
         methods: those that follow this trajectory, by name. Several must share the constant rate:
@@ -259,79 +333,120 @@ def train(
         costs: reference seconds of each operation.
         settings: peak rate, k and interval.
         evaluations: over the budget, evenly spaced, the last at its end.
-        on_point: told of each method's evaluations.
+        on_point: told of each method's evaluations, those before a checkpoint again at a resume.
         policy: which operations are charged.
+        tuned: settings of single methods, in place of `settings`.
+        checkpoints: where the training is kept, and gone on from if it was cut off.
+        read_test: whether the test part is read at the end of each run. That is for the report, and
+            no policy charges it.
+        on_end: told of each method's model in the weights that it reports, and of training inputs.
 
     Returns:
         A run for each method. Where the loss or the metric is no finite number any more, it ends at
-        once, with `failure` set.
+        once, with `failure` set. Where the training raised, all end with the error as failure.
 
     Raises:
-        ValueError: the budget is smaller than one step, or the methods cannot share a trajectory.
+        ValueError: the budget is smaller than one step, the methods cannot share a trajectory, or
+            a checkpoint is of another comparison.
         KeyError: an operation has no cost.
+        StorageError: a checkpoint cannot be written.
+        CheckpointError: there are checkpoints, and none can be read.
     """
+    own = {name: tuned.get(name, settings) for name in methods}
     schedules = {method.schedule for method in methods.values()}
-    if len(methods) > 1 and schedules != {constant}:
+    rates = {each.learning_rate for each in own.values()}
+    if len(methods) > 1 and (schedules != {constant} or len(rates) > 1):
         raise ValueError(
             f"{', '.join(methods)} cannot follow one trajectory: their rates differ, or depend on "
             "what each has spent"
         )
-    torch.manual_seed(seed)
-    model = workload.make_model().train()
-    optimizer = workload.make_optimizer(model, settings.learning_rate)
-    followers = []
-    for name, method in methods.items():
-        averager = method.averager(model, optimizer, workload, settings)
-        followers.append(_Follower(name, averager, Account(costs, policy), budget))
-        optimizer = averager.optimizer
-    (factor,) = schedules
-    spent = followers[0].account
-    schedule = LambdaLR(optimizer, lambda _: factor(budget.spent(spent)))
-    batches = workload.batches(seed)
-    watch = Stopwatch()
-    step = 0
+    training = _Training(workload, methods, seed, budget, costs, own, policy)
+    saved = checkpoints.latest() if checkpoints else None
+    if saved:
+        training.load_state_dict(saved)
+        for follower in training.followers:
+            for point in follower.points:
+                on_point(follower.name, point)
+    error = None
+    try:
+        _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)
+    except (StorageError, CheckpointError):
+        raise
+    except Exception as raised:
+        if ranks.world() > 1:
+            # The other ranks wait for this one, until `torchrun` sees that it ended.
+            raise
+        error = f"{type(raised).__name__}: {raised}"
+        logging.getLogger(__name__).exception("%s, seed %d, failed", ", ".join(methods), seed)
+        for follower in training.active:
+            follower.error = f"at step {training.step}: {error}"
+    return training.trajectory(error)
 
-    def evaluate(follower: _Follower, operations: Mapping[str, int]) -> None:
+
+def _run(
+    training: _Training,
+    evaluations: int,
+    on_point: Callable[[str, Point], None],
+    checkpoints: Checkpoints | None,
+    on_end: Callable[[str, nn.Module, Tensor], None],
+    *,
+    read_test: bool,
+) -> None:
+    """Train to the end of all budgets."""
+    workload, watch = training.workload, training.watch
+    first = ranks.rank() == 0
+    device = next(training.model.parameters()).device
+
+    def evaluate(follower: _Follower, operations: Mapping[str, int], *, last: bool) -> None:
         for operation, times in operations.items():
             follower.account.charge(operation, times)
-        with follower.averager.reading()[0] as reported:
-            watch.stop()
-            value = workload.evaluate(reported)
+        here = follower.averager.reading()[0] if first else nullcontext(training.model)
+        with here as reported, _paused(watch):
+            value = ranks.from_first(workload.evaluate(reported) if first else None, device)
             follower.account.charge("evaluate")
-            rate = float(schedule.get_last_lr()[0])
+            rate = float(training.schedule.get_last_lr()[0])
             charged = follower.account.rst_seconds
-            follower.points.append(Point(step, charged, value, follower.mean_loss(), rate))
-            on_point(follower.name, follower.points[-1])
-            watch.start()
+            point = Point(training.step, charged, value, follower.mean_loss(), rate)
+            follower.points.append(point)
+            if first:
+                on_point(follower.name, point)
+            follower.ended = last or follower.failure is not None
+            if follower.ended and follower.failure is None:
+                if read_test:
+                    test = workload.evaluate_test(reported) if first else None
+                    follower.test = ranks.from_first(test, device)
+                if first:
+                    on_end(follower.name, reported, batch[0])
 
-    active = list(followers)
+    # Those of the other ranks are passed over.
+    start = training.step * ranks.world() + ranks.rank()
+    batches = itertools.islice(workload.batches(training.seed, start), None, None, ranks.world())
     with watch:
-        while active:
-            loss = training_step(workload, model, optimizer, next(batches))
-            step += 1
+        while active := training.active:
+            _draw_from(training.seed, training.step)
+            batch = next(batches)
+            loss = training_step(workload, training.network, training.optimizer, batch)
+            training.step += 1
+            # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
+            loss = ranks.mean(loss)
             for follower in active:
                 follower.step(loss)
-            schedule.step()
-            for follower in list(active):
+            training.schedule.step()
+            for follower in active:
                 if not follower.can_pay:
                     # In full even if there is nothing to read, so that every run ends alike.
-                    evaluate(follower, follower.averager.read_operations)
-                    active.remove(follower)
+                    evaluate(follower, follower.averager.read_operations, last=True)
                 elif follower.is_due(evaluations):
-                    evaluate(follower, follower.averager.reading()[1])
-                    if follower.failure:
-                        active.remove(follower)
-    # The watch stood still for evaluations alone, so every other operation is part of both times.
-    timed = Account(costs, "mlperf")
-    for operation in STEP:
-        timed.charge(operation, step)
-    for follower in followers:
-        for operation, times in follower.account.counts.items():
-            if operation not in STEP and operation not in EVALUATION:
-                timed.charge(operation, times)
-    return Trajectory(
-        runs=tuple(follower.run(seed) for follower in followers),
-        rst_seconds=timed.rst_seconds,
-        measured_seconds=watch.wall_seconds,
-        other_cores=watch.other_cores,
-    )
+                    evaluate(follower, follower.averager.reading()[1], last=False)
+            if checkpoints and first and checkpoints.due:
+                with _paused(watch):
+                    checkpoints.save(training.step, training.state_dict())
+
+
+@contextmanager
+def _paused(watch: Stopwatch) -> Iterator[None]:
+    watch.stop()
+    try:
+        yield
+    finally:
+        watch.start()

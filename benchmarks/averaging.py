@@ -1,274 +1,237 @@
-"""What LAWA costs beside its peers and the physical floor.
+"""What collecting, reading and swapping cost beside LAWA's peers and the physical floor.
 
-    python benchmarks/averaging.py [--rounds 15] [--steps 10000] [--skip-training]
+    python benchmarks/averaging.py [--rounds 15] [--device cuda] [--quick] [--json FILE]
 
-One process, one thread, CPU time of the process. In each round everyone runs in turn, and what is
-shown is the median over the rounds of the ratio to a bare copy in the same round. A bare copy moves
-2 * N bytes, so a reading of k snapshots, which cannot move fewer than (k + 1) * N, has a floor of
-(k + 1) / 2 copies, and the swap of the mean into the model and out again, which moves 4 * N more,
-one of (k + 5) / 2.
+One process, one thread: processor time on the CPU, the time between CUDA events on a GPU. In each
+round everyone runs in turn; ratios are medians over the rounds. The floor is what the bytes that
+must move take at the speed of a bare copy, which moves 2 * N bytes: one copy for a collect,
+(k + 1) / 2 for a reading of k snapshots, and (k + 5) / 2 for the swap of their mean into the model
+and out again. For a window in pinned memory it is one bare copy to there, and k for each reading.
+Where a size does not say otherwise, k is 5.
 """
 
-import argparse
-import copy
-import importlib.util
-import statistics
-import sys
-import time
-from pathlib import Path
+import math
 
+import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
+from peers import LAWAScheduler, swapped_by_state_dicts, updates
+from rich.progress import track
+from rows import Limit, Row, cpu_seconds, cuda_seconds, finish, parser, scaled, seconds_of
+from schedulefree import SGDScheduleFree
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from lawa_opt import LAWA
 
 K = 5
-SHAPES = {
-    "500 tensors of 1,024": [(32, 32)] * 500,
-    "500 tensors of 16,384": [(128, 128)] * 500,
-    "7 tensors of 4,194,304": [(2048, 2048)] * 7,
-}
-# Rotating copies miss the cache as the window does; less than this is repeated within a round.
-SHORTEST_S = 0.02
+MILLIONS = (0.1, 1, 10, 28, 100)
+LAYOUTS = {"many": 500, "few": 7}
+DTYPES = (torch.float32, torch.bfloat16)
+WINDOWS = (1, 2, 5, 10, 20)
+GROWTH_MILLIONS = 10
+# Models, windows and copies that are alive at once, in copies of the parameters.
+COPIES_AT_ONCE = 26
+COLLECTING = Limit(1.15, "the floor")
+READING = Limit(1.25, "the floor")
 
 
 class Model(nn.Module):
-    def __init__(self, shapes, dtype):
+    def __init__(self, millions, tensors, dtype, device="cpu"):
         super().__init__()
-        self.weights = nn.ParameterList(torch.randn(shape).to(dtype) for shape in shapes)
+        size = math.ceil(millions * 1e6 / tensors)
+        self.weights = nn.ParameterList(
+            torch.randn(size, device=device).to(dtype) for _ in range(tensors)
+        )
 
 
-class LAWAScheduler:
-    """The algorithm of the paper's code: deep copies on the CPU, summed anew at each transfer."""
-
-    def __init__(self, model):
-        self.model = model
-        self.store = []
-
-    def collect(self):
-        self.store.append(copy.deepcopy(self.model).to("cpu").state_dict())
-        self.store = self.store[-K:]
-
-    def transfer(self):
-        mean = copy.deepcopy(self.store[0])
-        for state in self.store[1:]:
-            for name in mean:
-                mean[name] += copy.deepcopy(state[name])
-        for name in mean:
-            mean[name] /= len(self.store)
-        self.model.load_state_dict(mean)
+def label(millions, tensors, dtype):
+    return f"{millions:g} M in {tensors} tensors, {str(dtype).removeprefix('torch.')}"
 
 
-def timm_ema():
-    """timm's class, from its file alone: the package imports torchvision, which may not fit."""
-    package = importlib.util.find_spec("timm")
-    if package is None:
-        return None
-    path = Path(package.origin).parent / "utils" / "model_ema.py"
-    spec = importlib.util.spec_from_file_location("timm_model_ema", path)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ModelEmaV3
-
-
-def seconds(call):
-    start = time.process_time_ns()
-    call()
-    return (time.process_time_ns() - start) / 1e9
-
-
-def measured(calls, rounds):
-    """Seconds of each call in each round, of enough runs to be well above the clock's grain."""
-    for call in calls.values():
-        call()
-    repeats = max(1, round(SHORTEST_S / max(1e-6, seconds(calls["bare copy"]))))
-
-    def repeated(call):
-        def run():
-            for _ in range(repeats):
-                call()
-
-        return run
-
-    runs = {name: repeated(call) for name, call in calls.items()}
-    times = [{name: seconds(run) / repeats for name, run in runs.items()} for _ in range(rounds)]
-    return {name: [row[name] for row in times] for name in calls}
-
-
-def bare_copy(model):
+def bare_copy(model, device=None, k=K):
+    """A copy to where the window is; to k places in turn, so as to miss the cache as it does."""
     parameters = list(model.parameters())
-    targets = [[p.detach().clone() for p in parameters] for _ in range(K)]
+    pinned = device == "cpu" and parameters[0].is_cuda
+    targets = [
+        [torch.empty_like(p, device=device, pin_memory=pinned) for p in parameters]
+        for _ in range(k)
+    ]
     turn = iter(range(1 << 60))
 
     @torch.no_grad()
     def copy_once():
-        torch._foreach_copy_(targets[next(turn) % K], parameters)
+        torch._foreach_copy_(targets[next(turn) % k], parameters, non_blocking=True)
 
+    for _ in range(k):
+        copy_once()
     return copy_once
 
 
-def lawa_of(model):
-    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.0), k=K, every="manual")
-    for _ in range(K):
+def lawa_of(model, k=K, device=None):
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.0), k=k, every="manual", device=device)
+    for _ in range(k):
         opt.collect()
     return opt
 
 
-def collecting(model):
-    """Everyone's work at one collect."""
-    calls = {"bare copy": bare_copy(model), "LAWA": lawa_of(model).collect}
-    peers = {"EMA": get_ema_multi_avg_fn(0.999), "SWA": get_swa_multi_avg_fn()}
-    for name, average in peers.items():
-        peer = AveragedModel(model, multi_avg_fn=average)
-        calls[f"AveragedModel, {name}"] = lambda peer=peer: peer.update_parameters(model)
-    if importlib.util.find_spec("ema_pytorch"):
-        from ema_pytorch import EMA
-
-        ema = EMA(model, beta=0.999, update_after_step=0, update_every=1)
-        calls["ema-pytorch"] = ema.update
-    if (kind := timm_ema()) is not None:
-        timm = kind(model, decay=0.999)
-        calls["timm ModelEmaV3"] = lambda: timm.update(model)
-    calls["LAWAScheduler"] = LAWAScheduler(model).collect
-    return calls
+def collecting_row(model, size, rounds, seconds, k=K, window=None, others=True):
+    """LAWA's collect, beside what each peer does in its place."""
+    calls = {
+        "floor": bare_copy(model, window, k),
+        "LAWA": lawa_of(model, k, window).collect,
+        **(updates(model, k) if others else {}),
+    }
+    taken = {name: scaled(each, 1e3) for name, each in seconds_of(calls, rounds, seconds).items()}
+    floor, ours = taken.pop("floor"), taken.pop("LAWA")
+    return Row.of("collecting", size, "ms", ours, taken, floor, COLLECTING)
 
 
-def reading(model):
-    """The mean of k snapshots into tensors that are there, and into the model and out again."""
-    opt = lawa_of(model)
+def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True):
+    """The mean into tensors that are there; into the model and out again; as a state dict."""
+    opt = lawa_of(model, k, window)
     [ring] = opt.window.rings
     outs = [torch.empty_like(p) for p in model.parameters()]
-    scheduler = LAWAScheduler(copy.deepcopy(model))
-    for _ in range(K):
-        scheduler.collect()
 
     def swap():
         with opt.averaged():
             pass
 
-    return {
-        "bare copy": bare_copy(model),
-        "LAWA, into tensors": lambda: ring.write_mean(outs),
-        "LAWA, averaged() and back": swap,
-        "LAWA, averaged_state_dict()": lambda: opt.averaged_state_dict(model),
-        "LAWAScheduler, transfer": scheduler.transfer,
+    calls = {
+        "copy": bare_copy(model, window, k),
+        "reading the mean": lambda: ring.write_mean(outs),
+        "averaged() and back": swap,
+        "averaged_state_dict()": lambda: opt.averaged_state_dict(model),
     }
+    ours = [*calls][1:]
+    if others:
+        scheduler = LAWAScheduler(model, k)
+        for _ in range(k):
+            scheduler.collect()
+        calls["LAWAScheduler, transfer"] = scheduler.transfer
+        calls["EMA by state dicts"] = swapped_by_state_dicts(model)
+        calls["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
+    taken = {name: scaled(each, 1e3) for name, each in seconds_of(calls, rounds, seconds).items()}
+    peers = {name: taken[name] for name in [*calls][len(ours) + 1 :]}
+    for work in ours:
+        copies = (k + (5 if "back" in work else 1)) / 2 if window is None else k
+        floor = scaled(taken["copy"], copies)
+        limit = READING if work == "reading the mean" and k == K else None
+        yield Row.of(work, size, "ms", taken[work], peers, floor, limit)
 
 
-def table_of(title, columns):
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("model", "who") else "right")
-    return table
+def schedule_free_swap(model):
+    opt = SGDScheduleFree(model.parameters(), lr=1e-9)
+    opt.train()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    opt.zero_grad()
+
+    def swap():
+        opt.eval()
+        opt.train()
+
+    return swap
 
 
-def memory_tables(console, rounds):
-    collects = table_of("Collecting", ["model", "who", "ms", "times a bare copy"])
-    reads = table_of(
-        f"Reading the mean of k={K}", ["model", "who", "ms", "times the floor", "floor in copies"]
-    )
-    for name, shapes in SHAPES.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            label = f"{name}, {str(dtype).removeprefix('torch.')}"
-            times = measured(collecting(Model(shapes, dtype)), rounds)
-            for who in times:
-                collects.add_row(label, who, milliseconds(times[who]), ratio(times, who))
-            times = measured(reading(Model(shapes, dtype)), rounds)
-            for who in list(times)[1:]:
-                floor = (K + (5 if "back" in who else 1)) / 2
-                row = ratio(times, who, floor), f"{floor:g}"
-                reads.add_row(label, who, milliseconds(times[who]), *row)
-            collects.add_section()
-            reads.add_section()
-    console.print(collects, reads)
+def exponent(sizes, values):
+    """The slope of a line through the logarithms: 1 for what grows in proportion."""
+    xs, ys = ([math.log(value) for value in each] for each in (sizes, values))
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    above = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return above / sum((x - x_mean) ** 2 for x in xs)
 
 
-def milliseconds(times):
-    return f"{statistics.median(times) * 1e3:.3f}"
+def growth_row(work, over, sizes, rows):
+    fitted = exponent(sizes, [row.median for row in rows])
+    return Row(f"{work}: exponent of its growth", f"over {over}", len(rows), fitted, None, "")
 
 
-def ratio(times, who, floor=1.0):
-    pairs = zip(times[who], times["bare copy"], strict=True)
-    return f"{statistics.median(one / (other * floor) for one, other in pairs):.2f}"
+def by_k(rounds, seconds, device, millions, windows):
+    """Collecting must not depend on k; a reading moves k + 1 times the bytes."""
+    collects, reads = [], []
+    for k in track(windows, "each k"):
+        model = Model(millions, LAYOUTS["few"], torch.float32, device)
+        size = f"{label(millions, LAYOUTS['few'], torch.float32)}, k={k}"
+        collects.append(collecting_row(model, size, rounds, seconds, k, others=False))
+        reads.append(next(reading_rows(model, size, rounds, seconds, k, others=False)))
+    yield from collects
+    yield from reads
+    yield growth_row("collecting", "k", windows, collects)
+    yield growth_row("reading the mean", "k + 1", [k + 1 for k in windows], reads)
 
 
-class Nothing(torch.optim.SGD):
-    """Its step does nothing, so that what a wrapper adds is not lost in it."""
+def by_size(rounds, seconds, device, sizes, notes):
+    collects, reads = [], []
+    cells = [(m, t, d) for m in sizes for t in LAYOUTS.values() for d in DTYPES]
+    for millions, tensors, dtype in track(cells, "each size"):
+        size = label(millions, tensors, dtype)
+        if not fits(millions * 1e6 * dtype.itemsize * COPIES_AT_ONCE, device):
+            notes.append(f"{size}: skipped, the memory of this machine does not hold all peers")
+            continue
+        # Fewer rounds of the largest: they take as long, and scatter less.
+        turns = max(2, min(rounds, round(rounds * 10 / millions) + 2))
+        collects.append(
+            collecting_row(Model(millions, tensors, dtype, device), size, turns, seconds)
+        )
+        model = Model(millions, tensors, dtype, device)
+        reads += reading_rows(model, size, turns, seconds)
+    yield from collects
+    yield from sorted(reads, key=lambda row: row.work)
+    large = [m for m in sizes if m >= 1]
+    for work, rows in (("collecting", collects), ("reading the mean", reads)):
+        fitted = {
+            m: row
+            for m in large
+            for row in rows
+            if row.size == label(m, LAYOUTS["few"], torch.float32) and row.work == work
+        }
+        if len(fitted) > 1:
+            over = f"parameters from {min(fitted):g} to {max(fitted):g} M, few tensors, float32"
+            yield growth_row(work, over, [*fitted], [*fitted.values()])
 
-    def step(self, closure=None):
-        pass
+
+def in_pinned_memory(rounds, sizes):
+    """The window of a model on the GPU in the host's memory; what training waits for."""
+    for millions in sizes:
+        for dtype in DTYPES:
+            size = label(millions, LAYOUTS["few"], dtype) + ", window in pinned memory"
+            model = Model(millions, LAYOUTS["few"], dtype, "cuda")
+            common = {"window": "cpu", "others": False}
+            yield collecting_row(model, size, rounds, cuda_seconds, **common)
+            yield from reading_rows(model, size, rounds, cuda_seconds, **common)
 
 
-def step_table(console, rounds):
-    table = table_of("step() without a collect", ["who", "µs over the wrapped optimizer's"])
-    parameters = [nn.Parameter(torch.zeros(8)) for _ in range(50)]
-    for every in ("auto", 10**12, "manual"):
-        base = Nothing(parameters, lr=0.0)
-        opt = LAWA(base, every=every)
-        opt.interval.step = opt.interval.newest = 10**9
-        differences = []
-        for _ in range(20 * rounds):
-            with_lawa, without = (
-                seconds(lambda step=step: [step() for _ in range(200)]) / 200
-                for step in (opt.step, base.step)
-            )
-            differences.append(with_lawa - without)
-        assert opt.held == 0
-        table.add_row(f"LAWA, every={every!r}", f"{statistics.median(differences) * 1e6:.2f}")
-    console.print(table)
-
-
-def training_table(console, steps):
-    """The share of a real training that goes into LAWA, step by step."""
-    from baselines.workloads import pydocs
-
-    workload = pydocs.load()
-    torch.manual_seed(0)
-    model = workload.make_model()
-    opt = LAWA(workload.make_optimizer(model, workload.learning_rate), every="auto")
-    batches = workload.batches(0)
-    spent = {"training": 0.0, "LAWA": 0.0}
-    base_step = opt.base.step
-    for _ in range(steps):
-        start = time.process_time_ns()
-        opt.zero_grad()
-        workload.loss(model, next(batches)).backward()
-        inner = []
-
-        def timed_step(*args, inner=inner, **kwargs):
-            inner.append(time.process_time_ns())
-            base_step(*args, **kwargs)
-            inner.append(time.process_time_ns())
-
-        opt.base.step = timed_step
-        before = time.process_time_ns()
-        opt.step()
-        end = time.process_time_ns()
-        own = (end - before) - (inner[1] - inner[0])
-        spent["LAWA"] += own / 1e9
-        spent["training"] += (end - start - own) / 1e9
-    table = table_of(f'every="auto" over {steps:,} steps of pydocs', ["", "seconds", "share"])
-    for who, took in spent.items():
-        table.add_row(who, f"{took:.3f}", f"{100 * took / spent['training']:.2f}%")
-    console.print(table)
+def fits(needed, device):
+    if device == "cuda":
+        return needed < torch.cuda.mem_get_info()[0]
+    return needed < psutil.virtual_memory().available
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10_000, help="of training on pydocs")
-    parser.add_argument("--skip-training", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--device", choices=("cpu", "cuda"), help="by default all there are")
+    options = arguments.parse_args()
     torch.set_num_threads(1)
-    console = Console()
-    console.print(f"torch {torch.__version__}, one thread, medians of {arguments.rounds} rounds")
-    step_table(console, arguments.rounds)
-    memory_tables(console, arguments.rounds)
-    if not arguments.skip_training:
-        training_table(console, arguments.steps)
+    rounds, sizes, windows = options.rounds, MILLIONS, WINDOWS
+    growth_millions = GROWTH_MILLIONS
+    if options.quick:
+        rounds, sizes, windows, growth_millions = 2, (0.1, 1), (1, 2), 1
+    rows, notes = [], []
+    if options.device != "cuda":
+        rows += by_size(rounds, cpu_seconds, "cpu", sizes, notes)
+        rows += by_k(rounds, cpu_seconds, "cpu", growth_millions, windows)
+    if options.device != "cpu":
+        if torch.cuda.is_available():
+            on_gpu = [
+                *by_size(rounds, cuda_seconds, "cuda", sizes, notes),
+                *by_k(rounds, cuda_seconds, "cuda", growth_millions, windows),
+                *in_pinned_memory(rounds, sizes),
+            ]
+            rows += [row.at(f"{row.size}, GPU") for row in on_gpu]
+        else:
+            notes.append("GPU: skipped, CUDA sees none here")
+    finish(rows, notes, options)
 
 
 if __name__ == "__main__":

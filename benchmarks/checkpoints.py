@@ -1,15 +1,14 @@
 """Peak memory and time of averaging k checkpoint files, against peers and the floor.
 
-    python benchmarks/checkpoints.py [--k 10] [--mb 160] [--rounds 5] [--threads 1] [--dtype ...]
+    python benchmarks/checkpoints.py [--mb 160] [--rounds 5] [--threads 1] [--quick] [--json FILE]
 
 Each run is a fresh process, timed without its imports, the files in the page cache. Everyone writes
-the same file and flushes it to the disk. Ratios are medians over rounds of pairs run in turn.
+the same file and flushes it to the disk. Ratios are medians over rounds of pairs run in turn. The
+floor reads every byte once and writes one checkpoint; of memory, it is one checkpoint.
 """
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,17 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from peers import OfflineAveraging
+from rich.progress import track
+from rows import Limit, Row, finish, parser
 from safetensors.torch import load_file, save_file
 
 from lawa_opt import average_checkpoints
+
+# Kinds of files and how many are averaged; the targets are for the largest.
+CASES = [("safetensors", 2), ("safetensors", 5), ("safetensors", 10), ("pt", 10)]
+PEAK = Limit(1.3, "the floor")
+TIME = Limit(1.0, "load_all_and_average")
 
 
 def load(path):
@@ -52,6 +57,13 @@ def one_at_a_time(paths, out):
     save({name: (total[name] / len(paths)).to(first[name].dtype) for name in total}, out)
 
 
+def papers_offline(paths, out):
+    averaging = OfflineAveraging(len(paths))
+    for path in paths:
+        averaging.add(load(path))
+    save(averaging.mean, out)
+
+
 def floor(paths, out):
     """Read every byte once and write one checkpoint's worth."""
     buffer = memoryview(bytearray(1 << 20))
@@ -66,7 +78,9 @@ def floor(paths, out):
         os.fsync(file.fileno())
 
 
-METHODS = {f.__name__: f for f in (average_checkpoints, load_all_and_average, one_at_a_time, floor)}
+OURS = "average_checkpoints"
+CALLS = (average_checkpoints, load_all_and_average, one_at_a_time, papers_offline, floor)
+METHODS = {call.__name__: call for call in CALLS}
 
 
 def status(field):
@@ -112,38 +126,35 @@ def measure(paths, out, rounds, threads):
     return results
 
 
+def rows_of(suffix, k, mb, rounds, threads):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make(Path(folder), suffix, k, mb, torch.float32)
+        one = paths[0].stat().st_size
+        results = measure(paths, Path(folder) / f"out.{suffix}", rounds, threads)
+    size = f"{suffix}, k={k} of {one / 1e6:.0f} MB"
+    seconds = {name: [run["seconds"] for run in runs] for name, runs in results.items()}
+    peaks = {name: [run["peak"] / one for run in runs] for name, runs in results.items()}
+    bare = seconds.pop("floor")
+    peaks.pop("floor")
+    ours = seconds.pop(OURS), peaks.pop(OURS)
+    limits = (TIME, PEAK) if k == 10 else (None, None)
+    yield Row.of("averaging files", size, "s", ours[0], seconds, bare, limits[0])
+    yield Row.of("peak", size, "x a checkpoint", ours[1], peaks, [1.0] * rounds, limits[1])
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--k", type=int, default=10, help="checkpoints")
-    parser.add_argument("--mb", type=float, default=160, help="megabytes of each")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its default")
-    parser.add_argument("--dtype", default="float32")
-    args = parser.parse_args()
-    console = Console(width=110)
-    for suffix in ("safetensors", "pt"):
-        with tempfile.TemporaryDirectory() as folder:
-            dtype = getattr(torch, args.dtype)
-            paths = make(Path(folder), suffix, args.k, args.mb, dtype)
-            one = paths[0].stat().st_size
-            results = measure(paths, Path(folder) / f"out.{suffix}", args.rounds, args.threads)
-        table = Table(
-            title=f"{suffix}, {args.dtype}: k = {args.k} of {one / 1e6:.0f} MB; "
-            f"floor: {one * args.k / 1e6:.0f} MB read + {one / 1e6:.0f} MB written"
-        )
-        for column in ("method", "median s", "s / floor's", "peer's s / ours", "peak / checkpoint"):
-            table.add_column(column, justify="left" if column == "method" else "right")
-
-        def ratio(above, below, results=results):
-            pairs = zip(results[above], results[below], strict=True)
-            return f"{statistics.median(a['seconds'] / b['seconds'] for a, b in pairs):.2f}"
-
-        for name, runs in results.items():
-            seconds = statistics.median(run["seconds"] for run in runs)
-            peak = max(run["peak"] for run in runs) / one
-            times = (ratio(name, "floor"), ratio(name, "average_checkpoints"))
-            table.add_row(name, f"{seconds:.3f}", *times, f"{peak:.2f}")
-        console.print(table)
+    arguments = parser(__doc__)
+    arguments.add_argument("--mb", type=float, default=160, help="megabytes of each file")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--threads", type=int, default=1, help="of torch; 0 for its default")
+    options = arguments.parse_args()
+    cases, mb, rounds = CASES, options.mb, options.rounds
+    if options.quick:
+        cases, mb, rounds = [("safetensors", 2), ("pt", 10)], 10, 2
+    rows = []
+    for suffix, k in track(cases, "each kind of files"):
+        rows += rows_of(suffix, k, mb, rounds, options.threads)
+    finish(sorted(rows, key=lambda row: row.work), [], options)
 
 
 if __name__ == "__main__":

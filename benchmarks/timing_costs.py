@@ -1,29 +1,24 @@
 """What accounting and step timing cost a step, and what NVML says beside CUDA events.
 
-    python benchmarks/timing_costs.py [--rounds 30] [--gpu-seconds 40]
+    python benchmarks/timing_costs.py [--rounds 30] [--gpu-seconds 40] [--quick] [--json FILE]
 
 One thread, CPU time of the process. In each round everyone runs in turn, a thousand steps each;
 shown are medians over the rounds. The floor is a bare pair of `perf_counter()`. Limits: 2 µs a step
 for accounting (one `Account.charge` and one `Budget.spent`), 10 µs for step timing on the CPU.
-Exits with 1 if one is missed. The comparison on the GPU is skipped, and says so, where there is
-none.
+The comparison on the GPU is skipped, and says so, where there is none.
 """
 
-import argparse
-import statistics
-import sys
 import time
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from rows import Limit, Row, finish, parser
 
 from timing import Account, Budget
 from timing.gpu import GpuMeter
 from timing.steps import StepTimer
 
 STEPS = 1000
-ACCOUNTING_LIMIT_US, TIMING_LIMIT_US = 2.0, 10.0
+ACCOUNTING, TIMING = Limit(2.0), Limit(10.0)
 
 COSTS = {
     "train_step": 1.0437e-3,
@@ -110,37 +105,26 @@ def measure(rounds):
     return taken
 
 
-def costs_table(console, rounds):
+def cost_rows(rounds):
     taken = measure(rounds)
     limits = {
-        "charge and spent": ACCOUNTING_LIMIT_US,
-        "with timer(phase)": TIMING_LIMIT_US,
-        "start(phase) and stop()": TIMING_LIMIT_US,
+        "charge and spent": ACCOUNTING,
+        "with timer(phase)": TIMING,
+        "start(phase) and stop()": TIMING,
     }
-    floor = taken["bare pair of perf_counter()"]
-    table = Table(title=f"A step, on the CPU; medians of {rounds} rounds of {STEPS:,} steps")
-    for column in ("", "µs", "times the floor", "limit, µs"):
-        table.add_column(column, justify="right" if column else "left")
-    missed = []
+    floor = taken.pop("bare pair of perf_counter()")
     for name, each in taken.items():
-        median = statistics.median(each)
-        ratio = statistics.median(one / bare for one, bare in zip(each, floor, strict=True))
-        limit = limits.get(name)
-        table.add_row(name, f"{median:.2f}", f"{ratio:.1f}", "" if limit is None else f"{limit:g}")
-        if limit is not None and median > limit:
-            missed.append(f"{name} costs {median:.2f} µs, above {limit:g}")
-    console.print(table)
-    return missed
+        yield Row.of(name, "a step, CPU", "µs", each, floor=floor, limit=limits.get(name))
 
 
-def gpu_tables(console, seconds, rounds):
+def gpu_rows(seconds, rounds, notes):
     """Step timing by events, and one span of work by NVML and by CUDA events."""
     if not torch.cuda.is_available():
-        console.print("GPU: skipped, CUDA sees none here")
+        notes.append("GPU: skipped, CUDA sees none here")
         return
     torch.cuda.init()
     taken = [microseconds(timed_blocks, StepTimer()) for _ in range(rounds)]
-    console.print(f"A pass timed by CUDA events costs {statistics.median(taken):.2f} µs")
+    yield Row.of("with timer(phase)", "a step, CUDA events", "µs", taken)
 
     timer = StepTimer()
     matrix = torch.randn(4096, 4096, device="cuda")
@@ -166,33 +150,26 @@ def gpu_tables(console, seconds, rounds):
             *(gap for use in used for gap in use.gaps),
             meter.absence or "no reading of this GPU",
         ]
-        console.print(f"NVML beside CUDA events: skipped, {'; '.join(why)}")
+        notes.append(f"NVML beside CUDA events: skipped, {'; '.join(why)}")
         return
     active = used[0].active
-    table = Table(title=f"{used[0].name}: {used[0].window_seconds:.1f} s, two thirds of it busy")
-    for column in ("source", "active, s", "bound, s", "over events"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    table.add_row("CUDA events", f"{by_events:.3f}", "", "")
-    table.add_row(
-        f"NVML, {active.source}, {active.scope}",
-        f"{active.gpu_active_seconds:.3f}",
-        f"{active.bound_seconds:.3f}",
-        f"{active.gpu_active_seconds / by_events - 1:+.2%}",
-    )
-    console.print(table)
+    span = f"{used[0].name}, {used[0].window_seconds:.1f} s, two thirds of it busy"
+    nvml = f"active by NVML, {active.source}, {active.scope}"
+    yield Row.of("active by CUDA events", span, "s", [by_events])
+    yield Row.of(nvml, span, "s", [active.gpu_active_seconds], {"CUDA events": [by_events]})
+    notes.append(f"NVML's active seconds are known to {active.bound_seconds:.3f} s.")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--gpu-seconds", type=float, default=40.0, help="at least 20")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=30)
+    arguments.add_argument("--gpu-seconds", type=float, default=40.0, help="at least 20")
+    options = arguments.parse_args()
     torch.set_num_threads(1)
-    console = Console()
-    missed = costs_table(console, arguments.rounds)
-    gpu_tables(console, arguments.gpu_seconds, arguments.rounds)
-    if missed:
-        sys.exit("; ".join(missed))
+    rounds = 2 if options.quick else options.rounds
+    notes = []
+    rows = [*cost_rows(rounds), *gpu_rows(options.gpu_seconds, rounds, notes)]
+    finish(rows, notes, options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What recording a comparison costs its training.
 
-    python benchmarks/tracking.py [--rounds 5] [--seconds 6]
+    python benchmarks/tracking.py [--rounds 5] [--seconds 6] [--quick] [--json FILE]
 
 The same comparison of the pydocs workload, with a tracker over a store of its own and without one,
 alternately. The time that training spent in the tracker's methods, as a share of the whole, is all
@@ -9,15 +9,14 @@ The processor time of the process that sends is not noticed where there is a cor
 and ending are apart: they do not grow with the training.
 """
 
-import argparse
 import os
 import resource
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from rows import Limit, Row, finish, parser
 
 from baselines.comparison import Plan, compare
 from baselines.methods import Settings
@@ -26,6 +25,8 @@ from baselines.tracker import Tracker
 from baselines.workloads import load
 from timing import Budget
 
+SHARE = Limit(1.0)
+
 
 class Nobody:
     """A listener that does nothing."""
@@ -33,6 +34,8 @@ class Nobody:
     def run_started(self, method, seed): ...
 
     def point(self, method, seed, point): ...
+
+    def ended(self, method, seed, model, inputs): ...
 
     def trajectory_ended(self, trajectory): ...
 
@@ -61,10 +64,14 @@ def cpu_seconds_of_children():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0, help="the budget of a run")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=float, default=6.0, help="the budget of a run")
+    options = arguments.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 2, 0.5
+    if options.json is not None:
+        options.json = options.json.resolve()
     torch.set_num_threads(1)
     workload = load("pydocs")
     plan = Plan(
@@ -97,11 +104,14 @@ def main():
             sending.append(cpu_seconds_of_children() - before)
             shares.append(timed.seconds / (ended - started))
             ratios.append((ended - started) / without)
-    print(f"training waits for it   {statistics.median(shares):.3%} of its time")
-    spread = f"from {min(ratios):.4f} to {max(ratios):.4f}"
-    print(f"with / without          {statistics.median(ratios):.4f} ({spread})")
-    print(f"start and end together  {statistics.median(ends):.1f} s, once a comparison")
-    print(f"the sender's CPU time   {statistics.median(sending):.1f} s, once a comparison")
+    size = f"pydocs, {options.seconds:g} s a run"
+    rows = [
+        Row.of("training waits for it", size, "%", [100 * s for s in shares], limit=SHARE),
+        Row.of("duration with it, over without", size, "x", ratios),
+        Row.of("start and end together, once a comparison", size, "s", ends),
+        Row.of("the sender's processor time, once a comparison", size, "s", sending),
+    ]
+    finish(rows, [], options)
 
 
 if __name__ == "__main__":

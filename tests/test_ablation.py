@@ -1,5 +1,6 @@
 """An ablation reads from one training what a training for each window would have given."""
 
+import os
 import sys
 
 import pytest
@@ -13,6 +14,9 @@ from baselines.methods import METHODS, Method, Settings
 from baselines.training import train
 from timing import Budget, ProfileError, commandline
 from timing.schedules import constant
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+mlflow = pytest.importorskip("mlflow")
 
 PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.8), Settings(0.05, 4, "auto"), 4)
 PROFILE = profile_of([COSTS], PLAN.signature)
@@ -31,7 +35,8 @@ def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> 
         )
         for seed in PLAN.seeds:
             (alone,) = train(
-                *(WORKLOAD, {cell.name: naive}, seed, PLAN.budget, COSTS, PLAN.settings, 4)
+                *(WORKLOAD, {cell.name: naive}, seed, PLAN.budget, COSTS, PLAN.settings, 4),
+                read_test=False,
             ).runs
             assert ablation.of(cell.name)[seed] == alone
 
@@ -39,7 +44,8 @@ def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> 
 def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -> None:
     naive = {"constant": METHODS["constant"]}
     for seed in PLAN.seeds:
-        alone = train(WORKLOAD, naive, seed, PLAN.budget, COSTS, PLAN.settings, 4).runs[0]
+        options = (WORKLOAD, naive, seed, PLAN.budget, COSTS, PLAN.settings, 4)
+        (alone,) = train(*options, read_test=False).runs
         assert ablation.of("constant")[seed] == alone
 
 
@@ -58,7 +64,7 @@ def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
             finals = [run.final for run in ablation.of(Cell(k, every).name)]
             assert row[place].startswith(f"{sum(finals) / 2:.4f} ± ")
     halves = table(ablation, CELLS, 0.5)
-    values = [run.value_at(0.4) for run in ablation.of("lawa-k4-every-7")]
+    values = [run.value_at(0.4) for run in ablation.of("k=4 every=7")]
     assert halves[3][3].startswith(f"{sum(values) / 2:.4f} ± ")
 
 
@@ -74,11 +80,41 @@ def test_what_makes_no_sense_is_refused() -> None:
         ablate(PLAN, other, CELLS)
 
 
+def in_mlflow(uri: str) -> None:
+    """The ablation of the command: a note with tables and heat map, and a run a window and seed."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("lawa-opt")
+    found = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_name == "ablation digits 0.4s x 2 seeds"
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"report.md", "results.json", "k-against-interval.png"} <= names
+    note = parent.data.tags["mlflow.note.content"]
+    for text in (
+        "after 0.2 s of RST",
+        "after 0.4 s of RST",
+        "| every | k=1 | k=4 |",
+        "![k-against",
+    ):
+        assert text in note
+    windows = {run.info.run_name: run for run in found if run is not parent}
+    assert set(windows) == {
+        f"{name}, seed {seed}"
+        for name in ("constant", *(f"k={k} every={every}" for k in (1, 4) for every in ("auto", 7)))
+        for seed in (0, 1)
+    }
+    own = windows["k=1 every=7, seed 1"]
+    assert (own.data.params["k"], own.data.params["every"]) == ("1", "7")
+    assert own.data.metrics["final/metric"] == own.data.metrics["validation/averaged"]
+    assert own.info.status == "FINISHED"
+
+
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     from baselines.__main__ import app
 
     PROFILE.write(tmp_path / "reference.json")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*options: str) -> tuple[int, str, str]:
         arguments = ["baselines", "ablate", "--workload", "digits", *options]
@@ -94,7 +130,9 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert (code, err) == (0, "")
     assert "digits: nats per image after 0.2 s of RST" in out
     assert "digits: nats per image after 0.4 s of RST" in out
-    assert out.count(" ± ") == 2 * 5
+    assert "Best at the end: k=" in out
+    assert "viewStateShareKey=" in out.strip().splitlines()[-1]
+    in_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for wrong, message in (
         ("--k 0", "--k must be a whole number from 1: '0'"),
         ("--k 2,2", "names a value twice"),

@@ -104,7 +104,7 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     assert "| LAWA of the decayed rate |" in note
     assert "paired seeds" in note
     table = json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/results.json"))
-    finals = {(method, seed): final for method, seed, final, _ in table["data"]}
+    finals = {(method, seed): final for method, seed, final, *_ in table["data"]}
     for child in children:
         if child.data.tags["mlflow.parentRunId"] == parent.info.run_id:
             key = child.data.params["method"], int(child.data.params["seed"])
@@ -182,7 +182,7 @@ def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
     assert lawa.data.params["policy"] == "mlperf"
     assert len(found) == 2 * 4
     spent = {
-        run.data.params["budget_seconds"]: run.data.metrics["account/rst_seconds"]
+        run.data.params["budget_seconds"]: run.data.metrics["work/rst_seconds"]
         for run in found
         if run.data.params.get("method") == "annealed-50"
     }

@@ -14,7 +14,11 @@ FORBIDDEN = {
     "timing": {"lawa_opt", "baselines"},
     "baselines": set(),
 }
-ONE_FILE = {"pynvml": "timing/nvml.py", "mlflow": "baselines/tracking.py"}
+ONE_FILE = {
+    "pynvml": "timing/nvml.py",
+    "mlflow": "baselines/tracking.py",
+    "schedulefree": "baselines/schedule_free.py",
+}
 
 
 def imported(path: Path) -> set[str]:

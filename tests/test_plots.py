@@ -8,8 +8,9 @@ from matplotlib.container import BarContainer
 from scipy import stats
 from test_report import CURVES, comparison, run
 
-from baselines import plots, report
+from baselines import plots
 from baselines.comparison import Comparison
+from baselines.intervals import estimate
 from baselines.methods import METHODS
 from baselines.training import Trajectory
 
@@ -47,25 +48,66 @@ def test_no_two_methods_are_drawn_alike_in_colour_dash_and_marker() -> None:
     assert {line.get_color() for line in finals.get_lines()} == colours
 
 
-def test_finals_are_each_seed_the_mean_and_the_interval() -> None:
+def at(axes, place: float) -> list:
+    """The lines drawn at this height."""
+    return [line for line in axes.get_lines() if set(line.get_ydata()) == {place}]
+
+
+def names(axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def test_finals_are_each_seed_the_mean_and_the_interval_on_both_parts() -> None:
     (axes,) = plots.final_metric(comparison(CURVES)).axes
-    finals = [values[-1] for values in CURVES["lawa"]]
-    seeds, mean = [li for li in axes.get_lines() if li.get_ydata()[0] == 2]
-    assert list(seeds.get_xdata()) == finals
-    assert list(mean.get_xdata()) == pytest.approx([np.mean(finals)])
-    expected = report.estimate(finals)
-    (segment,) = axes.collections[2].get_segments()
-    assert list(segment[:, 0]) == pytest.approx([expected.low, expected.high])
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [METHODS[method].title for method in CURVES]
+    validation = [values[-1] for values in CURVES["lawa"]]
+    drawn = []
+    for place, finals in ((1.84, [value + 0.25 for value in validation]), (2.16, validation)):
+        seeds, mean = at(axes, place)
+        assert list(seeds.get_xdata()) == finals
+        expected = estimate(finals)
+        ends = [expected.low, np.mean(finals), expected.high]
+        assert list(mean.get_xdata()) == pytest.approx(ends)
+        assert mean.get_markevery() == [1]
+        drawn.append((mean.get_linestyle(), mean.get_markerfacecolor()))
+    (test, filled), (other, hollow) = drawn
+    assert test != other
+    assert filled != hollow == "white"
+    assert names(axes) == [METHODS[method].title for method in CURVES]
 
 
-def test_times_to_target_name_the_misses() -> None:
-    late = [[3.0, 2.9, 2.8, 2.7], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]
+def test_without_the_test_part_the_validation_part_alone_is_drawn() -> None:
+    made = comparison(CURVES)
+    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, read_test=False))
+    figure = plots.final_metric(made)
+    (axes,) = figure.axes
+    assert not at(axes, 1.84)
+    assert len(at(axes, 2.16)) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["validation part"]
+
+
+def test_times_to_target_are_medians_and_name_the_misses() -> None:
+    late = [[3.0, 2.9, 2.8, 2.7], [3.1, 2.9, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]
     (axes,) = plots.time_to_target(comparison({**CURVES, "lawa": late})).axes
-    assert [text.get_text() for text in axes.texts] == ["1 of 3 never"]
-    reached = next(li for li in axes.get_lines() if list(li.get_ydata()) == [2, 2])
-    assert list(reached.get_xdata()) == [2.0, 2.0]
+    lawa = f"{METHODS['lawa'].title}\n1 of 3 never"
+    assert names(axes) == [METHODS["constant"].title, METHODS["decayed"].title, lawa]
+    seeds, arrow, median = at(axes, 2)
+    assert list(seeds.get_xdata()) == [3.0, 2.0]
+    # The later of the two that came, for the third never does.
+    assert list(median.get_xdata()) == [3.0]
+    assert arrow.get_marker() == ">"
+    edge = axes.get_xlim()[1]
+    assert list(arrow.get_xdata()) == [edge]
+    assert [list(s[:, 0]) for c in axes.collections for s in c.get_segments() if s[0, 1] == 2] == [
+        [2.0, edge]
+    ]
+
+
+def test_what_most_seeds_never_reach_has_no_median() -> None:
+    never = [[9.0] * 4, [9.0] * 4, [3.0, 2.1, 1.8, 1.7]]
+    (axes,) = plots.time_to_target(comparison({**CURVES, "lawa": never})).axes
+    seeds, arrow = at(axes, 2)
+    assert (list(seeds.get_xdata()), arrow.get_marker()) == ([2.0], ">")
+    assert "2 of 3 never" in names(axes)[2]
 
 
 def test_the_account_stacks_up_to_what_was_charged() -> None:
@@ -101,5 +143,5 @@ def test_failed_runs_and_single_seeds_are_drawn_as_far_as_they_go(failed: str) -
             figure.canvas.draw()
             assert figure.axes[0].get_title(), name
     (axes,) = plots.final_metric(made).axes
-    expected = ["1 of 3 never"] if failed == "some" else ["3 of 3 never"] * 3
-    assert [text.get_text() for text in axes.texts] == expected
+    failures = ["", "", "1 of 3 failed"] if failed == "some" else ["3 of 3 failed"] * 3
+    assert [name.partition("\n")[2] for name in names(axes)] == failures

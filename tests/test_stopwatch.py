@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from timing import Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # What the kernel's counters may be late by: a hundredth of a second on each core.
 GRAIN_SECONDS = 0.02 * (psutil.cpu_count() or 1)
@@ -21,6 +26,8 @@ input()
 end = time.process_time() + 0.5
 while time.process_time() < end:
     pass
+print("done", flush=True)
+input()
 """
 
 
@@ -56,16 +63,39 @@ def test_processor_time_is_this_process_s_own() -> None:
     assert 0.05 <= watch.cpu_seconds < watch.wall_seconds
 
 
+@contextlib.contextmanager
+def competitor() -> Iterator[subprocess.Popen[str]]:
+    """Waits for a line, and then keeps a core busy for half a second."""
+    command = [sys.executable, "-c", COMPETITOR]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
 def test_the_work_of_others_is_seen() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", COMPETITOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as competitor:
-        assert competitor.stdout is not None
-        assert competitor.stdout.readline() == "ready\n"
-        with Stopwatch() as watch:
-            competitor.communicate("go\n")
+    with competitor() as other, Stopwatch() as watch:
+        other.communicate("go\n\n")
     # It used half a second of some core, however long it had to wait for one.
     assert watch.other_cores * watch.wall_seconds >= 0.5 - GRAIN_SECONDS
+
+
+def test_the_work_of_children_can_be_left_out() -> None:
+    watch = Stopwatch(but_children=True)
+    with competitor() as child:
+        before = busy_seconds()
+        with watch:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            # The end of its work, while it still is there to be asked.
+            assert child.stdout.readline() == "done\n"
+        busy = busy_seconds() - before
+        child.communicate("\n")
+    # With the half second counted as others' this cannot hold.
+    assert watch.other_cores * watch.wall_seconds <= busy - 0.5 + GRAIN_SECONDS
 
 
 def test_own_work_is_no_load_of_others() -> None:

@@ -1,6 +1,7 @@
 """What reaches MLflow of a comparison, whatever happens to it, to the server or to the disk."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -8,27 +9,59 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import torch
 from mlflow.entities import Run as MlflowRun
 from test_report import CURVES, comparison
 from tracking_server import free_port, server, stop
 
+from baselines import report, tracking
+from baselines.comparison import Comparison
 from baselines.records import COMPARISON_TAG, RUN_TAG, Record, Records, Sent, count, read
 from baselines.tracker import Tracker
-from baselines.tracking import Sender, save_model
+from baselines.tracking import Sender
 from baselines.training import Point
+from baselines.tuning import Trial
+from lawa_opt import LAWA
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One store for all, for making one takes MLflow seconds."""
     return tmp_path_factory.mktemp("tracking")
+
+
+class Server:
+    """One for all that need one, since starting it takes MLflow many seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._servers = contextlib.ExitStack()
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self._running is None:
+            self._running = self._servers.enter_context(server(self._folder, self.port))
+
+    def kill(self) -> None:
+        if self._running is not None:
+            stop(self._running)
+            self._running = None
+
+
+@pytest.fixture(scope="module")
+def one_server(home: Path) -> Iterator[Server]:
+    made = Server(home)
+    yield made
+    made.kill()
 
 
 @pytest.fixture
@@ -69,28 +102,36 @@ POINTS = [point(step) for step in range(10, 60, 10)]
 VALUES = [(p.step, p.value) for p in POINTS]
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError("disk full"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
-)
-def test_an_exception_closes_the_runs_that_are_open(store, error, status) -> None:
+def test_an_exception_closes_the_runs_that_are_open(store) -> None:
     made = comparison(CURVES)
-    tracker = Tracker(made.plan, made.profile)
+    # One in the other, for each takes seconds to end.
+    failed, killed = (Tracker(made.plan, made.profile) for _ in range(2))
+
+    def interrupt() -> None:
+        with killed:
+            killed.run_started("lawa", 0)
+            killed.point("lawa", 0, POINTS[0])
+            raise KeyboardInterrupt
 
     def cut_off() -> None:
-        with tracker:
-            tracker.run_started("lawa", 0)
-            tracker.point("lawa", 0, POINTS[0])
-            raise error
+        with failed:
+            failed.run_started("lawa", 0)
+            failed.point("lawa", 0, POINTS[0])
+            with pytest.raises(KeyboardInterrupt):
+                interrupt()
+            raise RuntimeError("disk full")
 
-    with pytest.raises(type(error)):
+    with pytest.raises(RuntimeError, match="disk full"):
         cut_off()
-    found = runs(store, tracker.key)
-    assert {run.info.run_name for run in found.values()} == {"digits 4s x 3 seeds", "lawa, seed 0"}
-    assert {run.info.status for run in found.values()} == {status}
-    assert found["comparison"].info.run_id == tracker.run_id
-    # What was measured until then is not lost, and what was sent does not stay behind.
-    assert history(store, found["lawa/0/4s"]) == VALUES[:1]
-    assert not tracker.folder.exists()
+    for tracker, status in ((failed, "FAILED"), (killed, "KILLED")):
+        found = runs(store, tracker.key)
+        names = {run.info.run_name for run in found.values()}
+        assert names == {"digits 4s x 3 seeds", "lawa, seed 0"}
+        assert {run.info.status for run in found.values()} == {status}
+        assert found["comparison"].info.run_id == tracker.run_id
+        # What was measured until then is not lost, and what was sent does not stay behind.
+        assert history(store, found["lawa/0/4s"]) == VALUES[:1]
+        assert not tracker.folder.exists()
 
 
 class Undecided(torch.nn.Module):
@@ -104,7 +145,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
     made = comparison(CURVES)
     with Tracker(made.plan, made.profile) as tracker:
         tracker.run_started("lawa", 0)
-        tracker.log_model("lawa", 0, Undecided(), torch.ones(4, 3))
+        tracker.ended("lawa", 0, Undecided(), torch.ones(4, 3))
         tracker.run_failed("lawa", 0, "the loss is no number")
         tracker.finish(made)
     found = runs(store, tracker.key)
@@ -123,7 +164,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
         *(f"{name}.png" for name in pictures),
     }
     note = found["comparison"].data.tags["mlflow.note.content"]
-    assert "| LAWA of the constant rate | 1.6000" in note
+    assert report.markdown(made) in note
     for name in pictures:
         assert f"![{name}](get-artifact?path={name}.png&run_uuid={tracker.run_id})" in note
     *_, address = tracker.how_to_review()
@@ -230,35 +271,203 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path) -> None:
     assert [r.run for r in read(tmp_path, 0)[0]] == ["comparison", "lawa/0", "lawa/1", "lawa/2"]
 
 
-def test_the_logged_model_predicts_the_same(store, tmp_path: Path) -> None:
+def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> None:
+    """What a comparison tells of two of its runs, to a sender that is killed at once.
+
+    Told again, it is as by a command that goes on: without the models.
+    """
+    with Tracker(made.plan, made.profile, key=key, folder=folder) as tracker:
+        (sender,) = psutil.Process().children()
+        sender.kill()
+        for run in (made.of("lawa")[0], made.of("lawa")[1]):
+            tracker.run_started(run.method, run.seed)
+            for p in run.points:
+                tracker.point(run.method, run.seed, p)
+            if not again:
+                tracker.ended(run.method, run.seed, *averaged_model(run.seed)[:2])
+        tracker.trajectory_ended(
+            dataclasses.replace(made.trajectories[0], runs=(made.of("lawa")[0], made.of("lawa")[1]))
+        )
+        # As `finish` does, without the pictures, which take seconds to draw.
+        tracker.conclude(report.markdown(made), {}, {"results": report.columns(made)})
+    assert count(folder, Sent.read(folder).offset_bytes) > 0
+
+
+def averaged_model(seed: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """A trained model under its average, inputs of it, and what the live weights make of them."""
     workload = comparison(CURVES).plan.workload
-    torch.manual_seed(0)
-    model = workload.make_model().train()
-    inputs = next(workload.batches(0))[0]
-    with Records(tmp_path) as made:
-        save_model(model, tmp_path / "models/averaged", inputs[:4])
-        assert model.training
-        made.add(Record(comparison="model", name="a comparison"))
-        made.add(Record(comparison="model", run="lawa/0", model="models/averaged"))
+    torch.manual_seed(seed)
+    model = workload.make_model()
+    optimizer = LAWA(workload.make_optimizer(model, 0.05), k=3, every=2)
+    batches = workload.batches(seed)
+    for _ in range(8):
+        optimizer.zero_grad()
+        workload.loss(model, next(batches)).backward()
+        optimizer.step()
+    inputs = next(batches)[0]
+    model.eval()
+    with torch.no_grad():
+        live = model(inputs)
+    optimizer.eval()
+    return model.train(), inputs, live
+
+
+@pytest.fixture(scope="module")
+def failing_then_ending() -> Comparison:
+    curves = comparison(CURVES)
+    (trajectory,) = curves.trajectories
+    bad = tuple(
+        dataclasses.replace(run, failure="the loss is no number") if run.seed == 1 else run
+        for run in trajectory.runs
+    )
+    return dataclasses.replace(curves, trajectories=(dataclasses.replace(trajectory, runs=bad),))
+
+
+def everything(uri: str, key: str) -> dict[str, object]:
+    """All that MLflow has of a comparison."""
+    client = mlflow.MlflowClient(uri)
+    return {
+        name: (
+            run.info.to_proto().SerializeToString(),
+            run.data.params,
+            {**run.data.tags},
+            {
+                metric: [(m.step, m.value, m.timestamp) for m in found]
+                for metric in run.data.metrics
+                if (found := client.get_metric_history(run.info.run_id, metric))
+            },
+            sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id)),
+            [output.model_id for output in run.outputs.model_outputs],
+        )
+        for name, run in runs(uri, key).items()
+    }
+
+
+def test_all_told_again_changes_nothing(store, tmp_path: Path, failing_then_ending) -> None:
+    made = failing_then_ending
+    told(made, "again", tmp_path / "kept")
+    assert Sender(tmp_path / "kept").send()
+    before = everything(store, "again")
+    assert set(before) == {"comparison", "lawa/0/4s", "lawa/1/4s"}
+    found = runs(store, "again")
+    assert [run.info.status for _, run in sorted(found.items())] == [
+        "FINISHED",
+        "FINISHED",
+        "FAILED",
+    ]
+    # Behind what is sent already, and as from another machine that has the same key alone.
+    for folder in ("kept", "elsewhere"):
+        time.sleep(0.01)
+        told(made, "again", tmp_path / folder, again=True)
+        assert Sender(tmp_path / folder).send()
+        assert everything(store, "again") == before
+    # All of it, from the very beginning.
+    (tmp_path / "kept" / "sent.json").unlink()
+    assert Sender(tmp_path / "kept").send()
+    assert everything(store, "again") == before
+    # A run that failed and was then tried again with success is no failure any more.
+    told(comparison(CURVES), "again", tmp_path / "kept", again=True)
+    assert Sender(tmp_path / "kept").send()
+    better = runs(store, "again")["lawa/1/4s"]
+    assert better.info.status == "FINISHED"
+    assert not {"failure", "mlflow.note.content"} & set(better.data.tags)
+
+
+def test_the_model_in_its_average_is_logged_for_the_first_seed(store, tmp_path: Path) -> None:
+    told(comparison(CURVES), "model", tmp_path)
     assert Sender(tmp_path).send()
-    (tmp_path / "sent.json").unlink()
-    assert Sender(tmp_path).send()
-    run = runs(store, "model")["lawa/0"]
+    run, other = (runs(store, "model")[f"lawa/{seed}/4s"] for seed in (0, 1))
+    assert other.outputs.model_outputs == []
     client = mlflow.MlflowClient(store)
     (logged,) = client.search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
     )
+    assert logged.name == "averaged lawa 0"
     assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
     loaded = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
+    model, inputs, live = averaged_model(0)
+    assert model.training
     model.eval()
-    # Of another size of batch than the one it was exported with.
-    torch.testing.assert_close(loaded(inputs), model(inputs), rtol=1e-5, atol=1e-6)
+    # Of another size of batch than a single one, and not what the live weights say.
+    for some in (inputs, inputs[:3]):
+        torch.testing.assert_close(loaded(some), model(some), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(loaded(inputs), live, rtol=1e-3, atol=1e-3)
+    # What has arrived takes no room twice.
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own(store, tmp_path: Path) -> None:
+    made = comparison(CURVES)
+    own = dataclasses.replace(made.plan.settings, learning_rate=0.2, k=7)
+    tuned = dataclasses.replace(made.plan, tuned={"lawa": own})
+    with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
+        psutil.Process().children()[0].kill()
+        for method in ("lawa", "constant"):
+            tracker.run_started(method, 0)
+    parent, lawa, constant, *_ = (
+        list(record.parameters.items()) for record in read(tmp_path, 0)[0]
+    )
+    head = [("method", "lawa"), ("seed", "0"), ("budget_seconds", "4.0"), ("learning_rate", "0.2")]
+    assert lawa[:6] == [*head, ("k", "7"), ("every", "auto")]
+    assert dict(constant)["learning_rate"] == "0.1"
+    assert [name for name, _ in parent][:4] == [
+        "methods",
+        "seeds",
+        "budget_seconds",
+        "learning_rate",
+    ]
+
+
+def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_path: Path) -> None:
+    made = comparison(CURVES)
+    own = dataclasses.replace(made.plan.settings, learning_rate=0.2)
+    trials = tuple(Trial(m, 0, own, 1.0, 4.0, 1.5) for m in made.plan.methods)
+    own_of = dict.fromkeys(made.plan.methods, own)
+    tuned = dataclasses.replace(made.plan, tuned=own_of, trials=1, tried=trials)
+    with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
+        psutil.Process().children()[0].kill()
+        tracker.finish(dataclasses.replace(made, plan=tuned))
+    begun, ended, *_ = read(tmp_path, 0)[0]
+    assert begun.parameters["tuning/trials"] == "1"
+    assert float(begun.parameters["tuning/rst_seconds"]) == tuned.tuning_rst_seconds
+    assert begun.parameters["tuning/constant/tried"] == "learning_rate 0.01 to 1"
+    assert begun.parameters["tuning/constant/best"] == "learning_rate 0.2"
+    assert begun.parameters["tuning/lawa/best"].startswith("learning_rate 0.2, ")
+    assert ended.tables == ("results.json", "tuning.json")
+    table = json.loads((tmp_path / ended.files["tuning.json"]).read_bytes())
+    assert len(table["data"]) == len(trials)
+    assert "chosen" in table["columns"]
+
+
+def test_the_system_is_watched_beside_the_open_runs(store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SYSTEM_METRICS", 0.3)
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SENDS", 0.1)
+    records(tmp_path, "system", POINTS[:1])
+    with Records(tmp_path) as made:
+        made.add(Record(comparison="system", run="lawa/1", status="RUNNING"))
+    begin, end = os.pipe()
+    with os.fdopen(begin) as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", pipe)
+        threading.Timer(1.5, os.close, [end]).start()
+        assert tracking.follow(tmp_path, 30)
+    found = runs(store, "system")
+    watched = {
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/training_memory_megabytes",
+        "system/training_cpu_cores",
+    }
+    assert watched <= set(found["lawa/1"].data.metrics)
+    assert found["lawa/1"].data.metrics["system/training_memory_megabytes"] > 0
+    # Of a run that has ended there is nothing more to be seen.
+    assert not watched & set(found["lawa/0"].data.metrics)
 
 
 def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
-    home: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    one_server: Server, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    port = free_port()
+    one_server.kill()
+    port = one_server.port
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
     made = comparison(CURVES)
     with Tracker(made.plan, made.profile, folder=tmp_path, wait_seconds=0.1) as tracker:
@@ -274,10 +483,10 @@ def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
     assert "secret" not in line
     assert (tracker.run_id, tracker.experiment_id) == ("", "")
     _, _, command = line.partition("send them with ")
-    with server(home, port):
-        done = subprocess.run(
-            shlex.split(command), cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+    one_server.start()
+    done = subprocess.run(
+        shlex.split(command), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "all is sent"
     assert history(store, runs(store, tracker.key)["lawa/0/4s"]) == VALUES
@@ -291,25 +500,24 @@ def wait_for(condition, told=lambda: "it did not happen", seconds: float = 60.0)
 
 
 def test_a_server_killed_in_mid_run_gets_the_rest_when_it_is_back(
-    home: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    one_server: Server, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    port = free_port()
+    port = one_server.port
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     made = comparison(CURVES)
     tracker = Tracker(made.plan, made.profile, folder=tmp_path, wait_seconds=60)
-    with contextlib.ExitStack() as servers:
-        first = servers.enter_context(server(home, port))
-        with tracker:
-            tracker.run_started("lawa", 0)
-            tracker.point("lawa", 0, POINTS[0])
-            wait_for(lambda: runs(store, tracker.key).get("lawa/0/4s"))
-            stop(first)
-            for p in POINTS[1:3]:
-                tracker.point("lawa", 0, p)
-            wait_for(lambda: Sent.read(tmp_path).failure)
-            servers.enter_context(server(home, port))
-            for p in POINTS[3:]:
-                tracker.point("lawa", 0, p)
+    one_server.start()
+    with tracker:
+        tracker.run_started("lawa", 0)
+        tracker.point("lawa", 0, POINTS[0])
+        wait_for(lambda: runs(store, tracker.key).get("lawa/0/4s"))
+        one_server.kill()
+        for p in POINTS[1:3]:
+            tracker.point("lawa", 0, p)
+        wait_for(lambda: Sent.read(tmp_path).failure)
+        one_server.start()
+        for p in POINTS[3:]:
+            tracker.point("lawa", 0, p)
     found = runs(store, tracker.key)
     assert history(store, found["lawa/0/4s"]) == VALUES
     page, _, address = tracker.how_to_review()

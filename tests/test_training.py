@@ -19,6 +19,8 @@ WORKLOAD = digits.load()
 COSTS = {
     "load_data": 0.0003,
     "train_step": 0.01,
+    "schedule_free_step": 0.01,
+    "swap": 0.002,
     "collect": 0.0007,
     "average": 0.002,
     "ema_update": 0.0011,

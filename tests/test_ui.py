@@ -1,19 +1,14 @@
-"""What a reviewer sees: a real Chromium opens MLflow's own UI on a comparison."""
+"""What a reviewer sees: a real Chromium opens MLflow's own UI on a real comparison."""
 
-import dataclasses
-import math
 import re
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from test_report import comparison
+from test_compare_command import command, measured_here
 from tracking_server import free_port, server
 
-from baselines.comparison import Comparison
 from baselines.methods import METHODS
-from baselines.tracker import Tracker
-from baselines.training import Trajectory
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the dev extra")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
@@ -23,45 +18,28 @@ pytestmark = pytest.mark.skipif(
 # The UI loads its parts one after the other, and a busy machine takes its time.
 TIMEOUT_MILLISECONDS = 60_000
 
-NAMES = tuple(METHODS)
-ACCOUNT = (
-    {"operation": "train_step", "times": 100, "seconds": 3.5, "charged": True},
-    {"operation": "collect", "times": 10, "seconds": 0.2, "charged": True},
-    {"operation": "evaluate", "times": 10, "seconds": 0.4, "charged": False},
-)
-
-
-def curve(method: int, seed: int) -> list[float]:
-    return [
-        (3 - 0.2 * method) * math.exp(-i / (5 - 0.3 * method)) + 1 + 0.03 * seed for i in range(20)
-    ]
+NAMES = ("constant", "decayed", "lawa")
 
 
 @pytest.fixture(scope="module")
-def made() -> Comparison:
-    curves = {m: [curve(i, seed) for seed in range(3)] for i, m in enumerate(NAMES)}
-    invented = comparison(curves)
-    runs = tuple(dataclasses.replace(run, account=ACCOUNT) for run in invented.runs)
-    return dataclasses.replace(invented, trajectories=(Trajectory(runs, 4.0, 4.1, 0.0),))
-
-
-@pytest.fixture(scope="module")
-def tracker(made: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The lines that a real comparison ends with."""
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
-    with server(folder, port), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        with Tracker(made.plan, made.profile, wait_seconds=120) as tracker:
-            for run in made.runs:
-                tracker.run_started(run.method, run.seed)
-                for point in run.points:
-                    tracker.point(run.method, run.seed, point)
-            tracker.trajectory_ended(made.trajectories[0])
-            tracker.finish(made)
-        yield tracker
+    reference = measured_here(folder, "digits", None, k=5)
+    options = f"--workload digits --seeds 2 --budget 1s --methods {','.join(NAMES)}"
+    uri = f"http://127.0.0.1:{port}"
+    with server(folder, port):
+        done = command(
+            folder,
+            *("compare", *options.split(), "--reference", reference),
+            MLFLOW_TRACKING_URI=uri,
+        )
+        assert done.returncode == 0, done.stderr
+        yield done.stdout.strip().splitlines()
 
 
 @pytest.fixture
-def page(tracker: Tracker) -> Iterator["sync_api.Page"]:
+def page(printed: list[str]) -> Iterator["sync_api.Page"]:
     with sync_api.sync_playwright() as playwright:
         # Without a sandbox, which a container's root user cannot have; it opens our own pages only.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -76,9 +54,8 @@ def page(tracker: Tracker) -> Iterator["sync_api.Page"]:
         browser.close()
 
 
-def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(tracker, page) -> None:
-    *_, address = tracker.how_to_review()
-    page.goto(address)
+def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(printed, page) -> None:
+    page.goto(printed[-1])
     for method in NAMES:
         page.get_by_text(f"Group: {method}", exact=True).wait_for()
     # The first chart is the comparison itself: the metric of each method, over RST.
@@ -90,20 +67,46 @@ def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(tracker, page) 
     assert len(drawn) >= len(NAMES)
     # A line has a place for each point, and is no dot.
     assert all(len(re.findall("[ML]", path or "")) + (path or "").count("C") > 1 for path in drawn)
-    headings = page.get_by_text(re.compile(r"^(validation|train|final|account)$"))
+    headings = page.get_by_text(re.compile(r"^(validation|train|final|work)$"))
     assert [headings.nth(i).inner_text() for i in range(2)] == ["validation", "train"]
     assert page.get_by_text("lawa, seed 0", exact=True).count() == 1
 
 
-def test_the_comparison_has_its_table_verdict_and_plots(tracker, page, made) -> None:
-    page.goto(tracker.how_to_review()[0].rpartition(" ")[2])
+def opened(printed, page) -> str:
+    """The page of the comparison, and its address without what is asked of it."""
+    (address,) = (line.rpartition(" ")[2] for line in printed if line.startswith("Table, verdict"))
+    page.goto(address)
+    return address.partition("?")[0]
+
+
+def test_the_comparison_has_its_table_verdict_and_plots(printed, page) -> None:
+    opened(printed, page)
     page.get_by_text("Show more").first.click()
-    table = page.locator("table", has_text="RST to target")
+    table = page.locator("table", has_text="RST to target").first
     for method in NAMES:
         cell = table.get_by_text(METHODS[method].title, exact=True)
         cell.first.wait_for()
-    assert page.get_by_text("ends BETTER than constant rate").count() >= 1
+    claim = re.compile("LAWA of the constant rate .*constant rate.* over 2 paired seeds")
+    page.get_by_text(claim).first.wait_for()
     for name in ("metric-over-rst", "final-metric", "time-to-target", "account"):
         image = page.locator(f"img[src*='{name}.png']")
         image.scroll_into_view_if_needed()
         page.wait_for_function("image => image.naturalWidth > 100", arg=image.element_handle())
+
+
+def test_a_run_has_its_model_and_what_matters_first(printed, page) -> None:
+    opened(printed, page)
+    page.get_by_text(re.compile("^lawa, seed 0")).first.click()
+    page.get_by_text("averaged lawa 0").first.wait_for()
+    shown = page.get_by_text(
+        re.compile("^(method|seed|budget_seconds|learning_rate|k|every|workload|policy)$")
+    )
+    names = [shown.nth(i).inner_text() for i in range(shown.count())]
+    assert names[:4] == ["method", "seed", "budget_seconds", "learning_rate"]
+
+
+def test_the_system_is_shown(printed, page) -> None:
+    address = opened(printed, page)
+    page.get_by_text("Show more").first.wait_for()
+    page.goto(f"{address}/system-metrics?workflowType=machine_learning")
+    page.get_by_text("cpu_utilization_percentage", exact=True).first.wait_for()

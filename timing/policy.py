@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Policy = Literal["algoperf", "ntng", "mlperf"]
+"""The name of a policy."""
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+"""All of them; the first is the default."""
 
 # What looks at training or feeds it, and changes neither weights nor averages nor statistics.
 _BESIDE_TRAINING = frozenset({"evaluate", "load_data", "checkpoint", "log"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Self
 
@@ -21,26 +22,35 @@ class Stopwatch:
             counts in hundredths of a second, so it says little of blocks under a second; some
             0.05 is a quiet machine. A process that this one starts, such as the worker of a data
             loader, is another process here; so is what a virtual machine's host gives to others.
+
+    Args:
+        but_children: whether the processes that this one had started before the first block are
+            no others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, but_children: bool = False) -> None:
         self.wall_seconds = 0.0
         self.cpu_seconds = 0.0
         self._busy_seconds = 0.0
+        self._but_children = but_children
+        self._children: dict[psutil.Process, float] | None = None
         self._started: tuple[float, float, float] | None = None
 
     def start(self) -> Self:
         """Start; raises RuntimeError if it runs already."""
         if self._started is not None:
             raise RuntimeError("this stopwatch runs already: stop() it, or use another one")
-        self._started = _clocks()
+        if self._children is None:
+            mine = psutil.Process().children(recursive=True) if self._but_children else []
+            self._children = dict.fromkeys(mine, 0.0)
+        self._started = self._clocks()
         return self
 
     def stop(self) -> None:
         """Stop and add up; raises RuntimeError if it does not run."""
-        now = _clocks()
         if self._started is None:
             raise RuntimeError("this stopwatch does not run: start() it first")
+        now = self._clocks()
         wall, cpu, busy = (end - begin for end, begin in zip(now, self._started, strict=True))
         self.wall_seconds += wall
         self.cpu_seconds += cpu
@@ -60,10 +70,19 @@ class Stopwatch:
             return 0.0
         return max(0.0, (self._busy_seconds - self.cpu_seconds) / self.wall_seconds)
 
+    def _clocks(self) -> tuple[float, float, float]:
+        """Wall time, processor time of this process, and of all but the children left out."""
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+        # Linux counts a guest's time in `user` and `nice` already.
+        busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        return time.perf_counter(), time.process_time(), busy - self._children_seconds()
 
-def _clocks() -> tuple[float, float, float]:
-    times = psutil.cpu_times()
-    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-    # Linux counts a guest's time in `user` and `nice` already.
-    busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-    return time.perf_counter(), time.process_time(), busy
+    def _children_seconds(self) -> float:
+        """Processor time of the children left out; of one that has ended, what it last had."""
+        children = self._children or {}
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                times = child.cpu_times()
+                children[child] = times.user + times.system
+        return sum(children.values())

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from baselines.user_file import digest_of, function_of, in_one_line
 from baselines.workloads.workload import Workload, WorkloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
 # A name is that of a file beside this one, and after a "-" the size that its `load` is given.
 NAMES = {
@@ -51,12 +47,11 @@ def load(name_or_path: str, data: Path | None = None) -> Workload:
     if not name_or_path.endswith(".py"):
         return dataclasses.replace(_named(name_or_path, data), source=source)
     path = Path(name_or_path)
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise WorkloadError(f"{path}: {error.strerror}") from error
-    workload = _run(path, lambda: _call(_load_of(path), str(path), data))
-    code = {"file": path.name, "file_sha256": hashlib.sha256(text).hexdigest()}
+    digest = digest_of(path, WorkloadError)
+    with in_one_line(path, WorkloadError):
+        load_file = function_of(path, "load", "Workload", WorkloadError)
+        workload = _call(load_file, str(path), data)
+    code = {"file": path.name, "file_sha256": digest}
     return dataclasses.replace(workload, data={**workload.data, **code}, source=source)
 
 
@@ -89,41 +84,3 @@ def _call(load: Callable[..., object], name: str, data: Path | None, **size: str
             f"{type(workload).__name__}"
         )
     return workload
-
-
-def _load_of(path: Path) -> Callable[..., object]:
-    """The function `load` of a file, run as a module of its own."""
-    module = _imported(path)
-    load = getattr(module, "load", None)
-    if not callable(load):
-        raise WorkloadError(f"{path} defines no function `load`, which must return a Workload")
-    return load  # type: ignore[no-any-return]
-
-
-def _imported(path: Path) -> ModuleType:
-    # A digest in the name keeps two files called alike apart.
-    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Before it runs: dataclasses and pickle look a class's module up there.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _run(path: Path, load: Callable[[], Workload]) -> Workload:
-    """Call, with any exception of the file's own told in one line that says where it rose."""
-    try:
-        return load()
-    except WorkloadError:
-        raise
-    except SyntaxError as error:
-        raise WorkloadError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-        where = f", line {lines[-1]}" if lines else ""
-        said = " ".join(str(error).split())
-        raise WorkloadError(f"{path}{where}: {type(error).__name__}: {said}") from error

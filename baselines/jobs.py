@@ -1,0 +1,376 @@
+"""Carries out the trainings of a comparison side by side: on this machine, or over a cluster.
+
+Each is a process of its own, which is told a folder and nothing else:
+`python -m baselines.jobs FOLDER TASK`, with the number of a task of the comparison in it. It writes
+points and result there, and this process reads them. So whatever can start a process, here or on a
+machine that shares the folder, can carry out a training, and any of them can be killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints
+from baselines.comparison import Comparison, Task, carry_out, check, tasks
+from baselines.folder import (
+    Description,
+    describe,
+    read_profile,
+    read_result,
+    task_folder,
+    write_result,
+)
+from baselines.lock import Lock
+from baselines.resume import tell
+from baselines.runs import Point, Run, Trajectory
+from baselines.workloads import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+    from torch import Tensor, nn
+
+    from baselines.comparison import Listener, Plan
+    from timing import Profile
+
+POINTS, LOG = "points.jsonl", "log.txt"
+SECONDS_BETWEEN_LOOKS = 0.5
+# A process whose starter was killed ends within this time, and then frees its training.
+SECONDS_FOR_ANOTHER = 30.0
+
+
+class Job(Protocol):
+    """A process on its way, as `concurrent.futures.Future` and `submitit.Job` have it."""
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+
+    def result(self) -> object:
+        """Raises what it ended with."""
+
+
+class Engine(Protocol):
+    """Starts processes."""
+
+    def submit(self, work: Callable[[str, int], None], folder: str, index: int, /) -> Job:
+        """Carry out the task with this number of the comparison in this folder."""
+
+    def __enter__(self) -> Engine:
+        """It is a context manager, and leaves no process behind."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> bool | None:
+        """End what is left."""
+
+
+class Processes:
+    """An engine on this machine: a process for each task, which ends when this one does.
+
+    Not a pool of `concurrent.futures`: one killed process, as by a machine that is short of memory,
+    would break the pool for all.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1000)
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def submit(self, _: Callable[[str, int], None], folder: str, index: int, /) -> Job:
+        """Start the process that carries out this task."""
+        return self._threads.submit(self._carry_out, folder, index)
+
+    def _carry_out(self, folder: str, index: int) -> None:
+        command = [sys.executable, "-m", "baselines.jobs", folder, str(index)]
+        # It ends when this pipe does, also where this process is killed.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            self._running.add(process)
+            assert process.stderr is not None
+            said = process.stderr.read().decode(errors="replace").strip()
+            status = process.wait()
+            self._running.discard(process)
+        if status:
+            why = said.splitlines()[-1] if said else "it said nothing"
+            raise RuntimeError(f"its process ended with status {status}: {why}")
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in list(self._running):
+            process.kill()
+        self._threads.shutdown()
+
+
+class Cluster:
+    """An engine over a cluster, by submitit: SLURM, or its own processes on this machine.
+
+    Args:
+        folder: of its logs, shared by all machines.
+        kind: "slurm" or "local".
+        options: of submitit, such as `slurm_partition` and `timeout_min`.
+
+    Raises:
+        ValueError: submitit is not installed, or does not know the kind or an option.
+    """
+
+    def __init__(self, folder: Path, kind: str, options: Mapping[str, str | int]) -> None:
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                'a cluster is reached through submitit: pip install "lawa-opt[cluster]"'
+            ) from error
+        try:
+            self._executor = submitit.AutoExecutor(folder, cluster=kind)
+            self._executor.update_parameters(**options)
+        except (RuntimeError, ValueError, NameError, TypeError) as error:
+            raise ValueError(
+                f"submitit refuses cluster {kind!r} with {options}: {error}"
+            ) from error
+        self._jobs: list[submitit.Job[None]] = []
+
+    def submit(self, work: Callable[[str, int], None], folder: str, index: int, /) -> Job:
+        """Queue the task."""
+        self._jobs.append(self._executor.submit(work, folder, index))
+        return self._jobs[-1]
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for job in self._jobs:
+            if not job.done():
+                job.cancel()
+        # A job of submitit that is left until the interpreter ends raises then.
+        self._jobs.clear()
+
+
+class _Writer:
+    """A listener in the process of a task: writes points down for the one that reads them."""
+
+    def __init__(self, folder: Path, seed_with_models: int) -> None:
+        self._folder = folder
+        self._seed = seed_with_models
+        # From the beginning: those before a checkpoint are told again.
+        self._file = (folder / POINTS).open("w")
+
+    def run_started(self, method: str, seed: int) -> None:
+        pass
+
+    def point(self, method: str, seed: int, point: Point) -> None:  # noqa: ARG002
+        self._file.write(json.dumps({"method": method, **dataclasses.asdict(point)}) + "\n")
+        self._file.flush()
+
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        if seed == self._seed:
+            state = {"model": model.state_dict(), "inputs": inputs}
+            torch.save(state, self._folder / _model_file(method))
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:  # noqa: ARG002
+        self._file.close()
+
+
+def _model_file(method: str) -> str:
+    return f"model-{Path(method).stem}.pt"
+
+
+def work(folder: str, index: int) -> None:
+    """Carry out a task, or go on with it: what runs in the process of a job.
+
+    Args:
+        folder: of a comparison, beside that of its profile.
+        index: number of the task.
+
+    Raises:
+        LockedError: another process is at this very task.
+        StorageError: the disk takes no more.
+        CheckpointError: all its checkpoints are damaged.
+    """
+    path = Path(folder)
+    description = Description.read(path)
+    torch.set_num_threads(description.threads)
+    if description.source is None:
+        raise ValueError(f"workload {description.workload} cannot be loaded in another process")
+    name, data = description.source
+    plan = description.plan(load(name, None if data is None else Path(data)))
+    # What was found here may be another than what was asked for.
+    describe(path, plan)
+    profile = read_profile(path.parent)
+    assert profile is not None
+    task = tasks(plan)[index]
+    own = task_folder(path, task)
+    with Lock(own, SECONDS_FOR_ANOTHER):
+        if read_result(path, task) is None:
+            checkpoints = Checkpoints(own, SECONDS_BETWEEN)
+            listener = _Writer(own, plan.seeds[0])
+            trajectory = carry_out(plan, task, profile, listener, checkpoints)
+            write_result(path, task, trajectory)
+            if trajectory.error:
+                raise RuntimeError(trajectory.error)
+
+
+class _Reader:
+    """Follows a task by what its process writes."""
+
+    def __init__(self, plan: Plan, task: Task, folder: Path, job: Job, listener: Listener) -> None:
+        self.plan, self.task, self.folder, self.job = plan, task, folder, job
+        self._listener = listener
+        self._points: dict[str, dict[int, Point]] = {name: {} for name in task.methods}
+        for name in task.methods:
+            listener.run_started(name, task.seed)
+
+    def look(self) -> None:
+        """Tell of points that have come."""
+        for method, point in self._written():
+            self._tell(method, point)
+
+    def _tell(self, method: str, point: Point) -> None:
+        known = self._points[method]
+        if point.step not in known:
+            known[point.step] = point
+            self._listener.point(method, self.task.seed, point)
+
+    def _written(self) -> Iterator[tuple[str, Point]]:
+        path = task_folder(self.folder, self.task) / POINTS
+        # The last line may be half written.
+        for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+            if line.endswith("\n"):
+                fields = json.loads(line)
+                yield fields.pop("method"), Point(**fields)
+
+    def end(self) -> Trajectory:
+        """What came of it."""
+        self.look()
+        try:
+            self.job.result()
+            trajectory = read_result(self.folder, self.task)
+            assert trajectory is not None
+        # Whatever ended a process, the others go on.
+        except Exception as error:
+            # Of an error with a traceback in it, as submitit has, what was raised.
+            trajectory = self._failed(str(error).strip().splitlines()[-1])
+        for run in trajectory.runs:
+            # The file may come later than the result, over a network.
+            for point in run.points:
+                self._tell(run.method, point)
+        self._tell_of_models()
+        self._listener.trajectory_ended(trajectory)
+        return trajectory
+
+    def _failed(self, error: str) -> Trajectory:
+        runs = (
+            Run(
+                method=name,
+                seed=self.task.seed,
+                points=tuple(self._points[name].values()),
+                account=(),
+                totals={},
+                step_seconds=0.0,
+                failure=error,
+            )
+            for name in self.task.methods
+        )
+        return Trajectory(tuple(runs), 0.0, 0.0, 0.0, error)
+
+    def _tell_of_models(self) -> None:
+        for name in self.task.methods:
+            path = task_folder(self.folder, self.task) / _model_file(name)
+            if path.exists():
+                saved = torch.load(path, weights_only=True, map_location="cpu")
+                model = self.plan.workload.make_model()
+                model.load_state_dict(saved["model"])
+                self._listener.ended(name, self.task.seed, model, saved["inputs"])
+                path.unlink()
+
+
+def side_by_side(
+    plan: Plan,
+    profile: Profile,
+    listener: Listener,
+    folder: Path,
+    engine: Engine,
+    jobs: int,
+) -> Comparison:
+    """As `resume`, with up to `jobs` trainings at a time, each in a process of its own.
+
+    Reference system time is the same whatever runs beside; measured time is not.
+
+    Args:
+        plan: of a workload that another process can load.
+        profile: of the reference machine; it is kept in the folder above already.
+        listener: told of everything from the beginning.
+        folder: of this plan under this profile.
+        engine: starts the processes.
+        jobs: at a time.
+
+    Raises:
+        ValueError: as `resume` does, or the workload was not made by `baselines.workloads.load`.
+    """
+    check(plan, profile)
+    if plan.workload.source is None:
+        raise ValueError(
+            f"workload {plan.workload.name} cannot be loaded in another process: get it from "
+            "baselines.workloads.load"
+        )
+    describe(folder, plan)
+    ended: dict[Task, Trajectory] = {}
+    waiting: list[tuple[int, Task]] = []
+    for index, task in enumerate(tasks(plan)):
+        if done := read_result(folder, task):
+            tell(done, listener)
+            ended[task] = done
+        else:
+            waiting.append((index, task))
+    running: list[_Reader] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            index, task = waiting.pop(0)
+            job = engine.submit(work, str(folder), index)
+            running.append(_Reader(plan, task, folder, job, listener))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        for reader in list(running):
+            if reader.job.done():
+                running.remove(reader)
+                ended[reader.task] = reader.end()
+            else:
+                reader.look()
+    return Comparison(plan, profile, tuple(ended[task] for task in tasks(plan)))
+
+
+def _end_with_the_starter() -> None:
+    """End at once when standard input does: then the process that started this one is gone."""
+
+    def watch() -> None:
+        # Not through sys.stdin, whose lock this thread would have when the interpreter ends.
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m baselines.jobs", description=work.__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("index", type=int)
+    arguments = parser.parse_args()
+    _end_with_the_starter()
+    work(arguments.folder, arguments.index)

@@ -1,0 +1,127 @@
+"""What came of a training: points, runs and trajectories, and how they are kept in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping  # noqa: TC003, since pydantic looks types up at run time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from timing import Policy  # noqa: TC001, as above
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation.
+
+    Attributes:
+        step: optimizer steps so far.
+        rst_seconds: reference seconds charged so far.
+        value: the workload's metric on the validation part; lower is better.
+        train_loss: mean training loss since the point before.
+        learning_rate: of the next step.
+    """
+
+    step: int
+    rst_seconds: float
+    value: float
+    train_loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run.
+
+    Attributes:
+        method: its name.
+        seed: of initial weights and batches.
+        points: the evaluations; the last is at the end of the budget.
+        account: its lines, one an operation.
+        totals: reference seconds that each policy would have charged for it.
+        step_seconds: the most that one step of this method costs, in reference seconds.
+        failure: why it ended before its budget; None if it did not.
+        test: the metric on the test part, of the weights it ends with; infinite if it was not read.
+    """
+
+    method: str
+    seed: int
+    points: tuple[Point, ...]
+    account: tuple[Mapping[str, Any], ...]
+    totals: Mapping[Policy, float]
+    step_seconds: float
+    failure: str | None
+    test: float = math.inf
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps to the last evaluation."""
+        return self.points[-1].step if self.points else 0
+
+    @property
+    def rst_seconds(self) -> float:
+        """Reference seconds charged to the last evaluation."""
+        return self.points[-1].rst_seconds if self.points else 0.0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each operation ran."""
+        return {line["operation"]: line["times"] for line in self.account}
+
+    @property
+    def final(self) -> float:
+        """The metric at the end of the budget; infinite if the run failed."""
+        return math.inf if self.failure else self.points[-1].value
+
+    def value_at(self, rst_seconds: float) -> float:
+        """The metric at the latest evaluation by then; infinite if there is none, or it failed."""
+        values = [point.value for point in self.points if point.rst_seconds <= rst_seconds]
+        return values[-1] if values and not self.failure else math.inf
+
+    def rst_to(self, target: float) -> float:
+        """Reference seconds charged until the metric first reached the target; infinite if never.
+
+        Known to the grid of evaluations, which is the same for all methods.
+        """
+        return next((p.rst_seconds for p in self.points if p.value <= target), math.inf)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Runs that followed one training together, and what it took here.
+
+    Attributes:
+        runs: one a method.
+        rst_seconds: reference seconds of all that ran but evaluations, a shared step once.
+        measured_seconds: wall time of the same, on this machine.
+        other_cores: cores that other processes kept busy meanwhile.
+        error: what was raised, if something was: all its runs that had not ended failed of it.
+    """
+
+    runs: tuple[Run, ...]
+    rst_seconds: float
+    measured_seconds: float
+    other_cores: float
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """As it is kept in a file; every number comes back to the last bit."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Trajectory:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is damaged, or of another version.
+        """
+        try:
+            return _TRAJECTORY.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"no trajectory: {error.errors()[0]['msg']}") from error
+
+
+_TRAJECTORY = TypeAdapter(Trajectory)

@@ -1,0 +1,51 @@
+"""The API reference builds without a warning, and names what the packages give away."""
+
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import lawa_opt
+import timing
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_public_name_is_in_it(site: Path) -> None:
+    # Four lines of text, and then a compressed line for each name.
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    named = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    for package in (lawa_opt, timing):
+        # `timing.calibrate` is a function and the module it is in, which is the one documented.
+        public = {f"{package.__name__}.{name}" for name in package.__all__} - {"timing.calibrate"}
+        assert public
+        assert public <= named
+    others = {"timing.calibrate.calibrate", "baselines.methods.Method"}
+    assert others <= named
+
+
+def test_the_readme_is_its_first_page(site: Path) -> None:
+    index = (site / "index.html").read_text()
+    assert "Reference system time" in index
+    assert 'src="images/saved-view.png"' in index
+    assert (site / "images" / "saved-view.png").exists()
+    assert 'href="contributing/"' in index
