@@ -385,14 +385,12 @@ def _tuning(plan: Plan) -> dict[str, Any]:
     """What was tried for each method, and what was best; nothing without tuning."""
     if not plan.tried:
         return {}
-    told: dict[str, Any] = {
-        "tuning/trials": plan.trials,
-        "tuning/rst_seconds": plan.tuning_rst_seconds,
-    }
+    told: dict[str, Any] = {"tuning/trials": plan.trials}
     for method in plan.methods:
         space = tuning.space_of(plan, method)
         own = plan.settings_of(method)
         ranges = (f"{name} {r.low:g} to {r.high:g}" for name, r in space.items())
+        told[f"tuning/{method}/rst_seconds"] = plan.tuning_rst_seconds[method]
         told[f"tuning/{method}/tried"] = ", ".join(ranges)
         told[f"tuning/{method}/best"] = ", ".join(f"{name} {getattr(own, name)}" for name in space)
     return told

@@ -429,7 +429,7 @@ def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_pat
         tracker.finish(dataclasses.replace(made, plan=tuned))
     begun, ended, *_ = read(tmp_path, 0)[0]
     assert begun.parameters["tuning/trials"] == "1"
-    assert float(begun.parameters["tuning/rst_seconds"]) == tuned.tuning_rst_seconds
+    assert begun.parameters["tuning/constant/rst_seconds"] == "4.0"
     assert begun.parameters["tuning/constant/tried"] == "learning_rate 0.01 to 1"
     assert begun.parameters["tuning/constant/best"] == "learning_rate 0.2"
     assert begun.parameters["tuning/lawa/best"].startswith("learning_rate 0.2, ")

@@ -1,0 +1,147 @@
+"""Conducts a command's comparisons from end to end: profile, tuning, trainings and records."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import typer
+
+from baselines import ranks, tuning
+from baselines.comparison import Silent, check
+from baselines.folder import budget_folder, describe, read_profile, write_profile
+from baselines.jobs import Cluster, Processes, side_by_side
+from baselines.methods import MethodError
+from baselines.reference import measure_profile
+from baselines.resume import resume
+from baselines.screen import Screen, TuningBar, console, progress_bar, say, show, table_of
+from baselines.tracker import Tracker
+from timing import CalibrationError, commandline
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from baselines.comparison import Comparison, Listener, Plan
+    from baselines.jobs import Engine
+    from timing import Profile
+
+
+def engine(
+    root: Path, jobs: int, cluster: str | None, options: dict[str, str | int]
+) -> AbstractContextManager[Engine | None]:
+    """What starts processes; None where this one trains itself."""
+    if ranks.world() > 1 and (cluster or jobs > 1):
+        raise typer.BadParameter(
+            "under torchrun trainings come one after another: no --jobs, no --cluster"
+        )
+    if cluster is None:
+        if options:
+            raise typer.BadParameter("--cluster-option is for --cluster")
+        return Processes() if jobs > 1 else nullcontext()
+    try:
+        return Cluster(root / "cluster", cluster, options)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cluster: {error}") from error
+
+
+def carry_out(
+    root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
+) -> list[Comparison]:
+    """Compare under each budget, going on with what is in the folder, and print the results."""
+    kept = read_profile(root)
+    if ranks.rank() > 0:
+        ranks.wait()
+        profile = read_profile(root)
+        assert profile is not None
+    else:
+        profile = kept or given or calibrated(plans[0])
+    try:
+        for plan in plans:
+            check(plan, profile)
+            if plan.trials:
+                tuning.check(plan, profile)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if ranks.rank() == 0:
+        if kept is None:
+            write_profile(root, profile)
+        ranks.wait()
+    say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
+    comparisons = []
+    for plan in plans:
+        path = budget_folder(root, plan)
+        if plan.trials:
+            plan = tuned(plan, profile, path, engine, jobs)
+        if ranks.rank() > 0:
+            comparisons.append(resume(plan, profile, Silent(), path))
+            continue
+        key = describe(path, plan).id
+        with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
+            comparisons.append(_run(plan, profile, tracker, path, engine, jobs))
+            tracker.finish(comparisons[-1])
+        show(comparisons[-1])
+        for line in tracker.how_to_review():
+            say(line)
+    return comparisons
+
+
+def calibrated(plan: Plan) -> Profile:
+    """A profile measured now, and written where it can be given again."""
+    with progress_bar() as progress:
+        task = progress.add_task("calibrating the reference profile", total=1.0)
+
+        def tell(done: float, said: str) -> None:
+            progress.update(task, completed=done, description=f"calibrating: {said}")
+
+        try:
+            profile = measure_profile(plan, tell)
+        except MethodError as error:
+            raise typer.BadParameter(f"--methods: {error}") from error
+        except CalibrationError as error:
+            say(error.stderr)
+            raise commandline.CommandError(str(error)) from error
+    say("Reference profile:")
+    say(f"  measured on {profile.machine}")
+    if profile.machine.gpus.absence:
+        say(f"  {profile.machine.gpus.absence}")
+    say(f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time")
+    for flag in profile.flags():
+        say(f"  WARNING: {flag}")
+    return profile
+
+
+def tuned(plan: Plan, profile: Profile, path: Path, engine: Engine | None, jobs: int) -> Plan:
+    """The plan with the best settings of its trials, which are kept beside its own folder."""
+    numbers = itertools.count()
+
+    def carry_out(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
+        folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
+        return _train(trial, profile, listener, folder, engine, jobs)
+
+    with progress_bar() as progress:
+        found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
+    table = path.with_name(f"{path.name}-trials.json")
+    if ranks.rank() == 0:
+        tuning.write(found, table)
+    title = f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
+    console.print(table_of(tuning.rows(found), title))
+    say(f"All trials: {table}")
+    return found
+
+
+def _run(
+    plan: Plan, profile: Profile, tracker: Tracker, path: Path, engine: Engine | None, jobs: int
+) -> Comparison:
+    with progress_bar() as progress:
+        screen = Screen(plan, progress, tracker)
+        return _train(plan, profile, screen, path, engine, jobs)
+
+
+def _train(
+    plan: Plan, profile: Profile, listener: Listener, path: Path, engine: Engine | None, jobs: int
+) -> Comparison:
+    if engine:
+        return side_by_side(plan, profile, listener, path, engine, jobs)
+    return resume(plan, profile, listener, path, warn=say)
