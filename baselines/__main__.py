@@ -133,15 +133,17 @@ def compare_command(
             _dry_run(plan, options.read_profile(reference) if reference else None)
         return
     given = options.read_profile(reference) if reference else None
+    if given:
+        conduct.refuse(plans, given)
     if jobs < 1:
         raise typer.BadParameter(f"--jobs must be at least 1: {jobs}")
-    root = root_of(folder, plans, given.model_dump_json() if given else "")
     for_cluster = dict(map(options.cluster_option, cluster_option or ()))
+    root = root_of(folder, plans, given.model_dump_json() if given else "")
     try:
         with (
             ranks.joined(),
-            Lock(root) if ranks.rank() == 0 else nullcontext(),
             conduct.engine(root, jobs, cluster, for_cluster) as engine,
+            Lock(root) if ranks.rank() == 0 else nullcontext(),
         ):
             # Only one of the processes that train together has something to say.
             screen.console.quiet = ranks.rank() > 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Saving then takes at most a twentieth of the time, however large the model is.
-SECONDS_BETWEEN = 10.0
+SECONDS_BETWEEN = 3.0
 LEAST_SHARE = 20
 KEPT = 2
 _DIGEST_BYTES = 32

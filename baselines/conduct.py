@@ -46,6 +46,17 @@ def engine(
         raise typer.BadParameter(f"--cluster: {error}") from error
 
 
+def refuse(plans: list[Plan], profile: Profile) -> None:
+    """Refuse plans that the profile cannot charge, as a usage error."""
+    try:
+        for plan in plans:
+            check(plan, profile)
+            if plan.trials:
+                tuning.check(plan, profile)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def carry_out(
     root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
 ) -> list[Comparison]:
@@ -57,13 +68,7 @@ def carry_out(
         assert profile is not None
     else:
         profile = kept or given or calibrated(plans[0])
-    try:
-        for plan in plans:
-            check(plan, profile)
-            if plan.trials:
-                tuning.check(plan, profile)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    refuse(plans, profile)
     if ranks.rank() == 0:
         if kept is None:
             write_profile(root, profile)

@@ -42,6 +42,13 @@ def first(folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def kept_in(done: subprocess.CompletedProcess[str]) -> str:
+    """Where a comparison was kept, as the command prints it."""
+    found = re.search(r"^Kept in (\S+): the same command goes on", done.stdout, re.MULTILINE)
+    assert found
+    return found.group(1)
+
+
 def runs_of(folder: Path) -> tuple[mlflow.MlflowClient, list, list]:
     """The client of the folder's store, its comparisons, oldest first, and all their children."""
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -51,9 +58,10 @@ def runs_of(folder: Path) -> tuple[mlflow.MlflowClient, list, list]:
     return client, parents, [run for run in found if run not in parents]
 
 
-def test_what_is_printed(first: subprocess.CompletedProcess[str]) -> None:
+def test_what_is_printed(folder: Path, first: subprocess.CompletedProcess[str]) -> None:
     out = first.stdout
-    assert "Reference profile: reference-digits.json" in out
+    assert "Reference profile:" in out
+    assert (folder / kept_in(first) / "reference.json").exists()
     assert "NVML" in out or "NVIDIA" in out
     for method in DEFAULT:
         assert METHODS[method].title in out
@@ -61,7 +69,7 @@ def test_what_is_printed(first: subprocess.CompletedProcess[str]) -> None:
     assert "5 processes give a run's seconds to ±" in " ".join(out.split())
     assert "RST to target" in out
     assert "LAWA of the constant rate" in out
-    assert "2 paired seeds" in out
+    assert "2 paired seeds" in " ".join(out.split())
     *_, how, page, _, address = out.strip().splitlines()
     ui = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs"
     assert re.search(rf" {ui}/[0-9a-f]{{32}}\?workflowType=machine_learning$", page)
@@ -112,18 +120,18 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     reference = json.loads(
         mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/reference-profile.json")
     )
-    assert reference == json.loads((folder / "reference-digits.json").read_text())
+    assert reference == json.loads((folder / kept_in(first) / "reference.json").read_text())
     assert len(parent.data.params["data/sha256"]) == 64
     # Two each, forward and backward; the images themselves need no gradient.
-    first, second, linear = 64 * 9 * 16, 16 * 9 * 16 * 32, 512 * 10
-    assert reference["workload"]["flops_per_step"] == 64 * 2 * (2 * first + 3 * (second + linear))
+    begin, middle, linear = 64 * 9 * 16, 16 * 9 * 16 * 32, 512 * 10
+    assert reference["workload"]["flops_per_step"] == 64 * 2 * (2 * begin + 3 * (middle + linear))
     assert reference["process_count"] == 5
 
 
 def test_the_same_reference_gives_the_same_digits(
     folder: Path, first: subprocess.CompletedProcess[str]
 ) -> None:
-    again = command(folder, *QUICK, "--reference", "reference-digits.json")
+    again = command(folder, *QUICK, "--reference", f"{kept_in(first)}/reference.json")
     assert again.returncode == 0, again.stderr
     client, parents, children = runs_of(folder)
 
@@ -139,6 +147,18 @@ def test_the_same_reference_gives_the_same_digits(
 
     assert len(parents) == 2
     assert told(parents[0]) == told(parents[1])
+
+
+def test_the_same_command_does_nothing_again(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    before = len(runs_of(folder)[1])
+    again = command(folder, *QUICK)
+    assert again.returncode == 0, again.stderr
+    assert "calibrating" not in again.stdout
+    table = "RST each"
+    assert again.stdout[again.stdout.index(table) :] == first.stdout[first.stdout.index(table) :]
+    assert len(runs_of(folder)[1]) == before
 
 
 def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
@@ -208,6 +228,11 @@ WRONG = {
     "--lr nan": "--lr must be a positive number: nan",
     "--policy free": "--policy: 'free' is none of algoperf, ntng, mlperf",
     "--budget 1s,soon": "--budget: 'soon' is no length of time",
+    "--jobs 0": "--jobs must be at least 1: 0",
+    "--trials -1": "--trials must be at least 0: -1",
+    "--cluster-option a=1": "--cluster-option is for --cluster",
+    "--cluster local --cluster-option a": "--cluster-option must be NAME=VALUE: 'a'",
+    "--cluster pigeons": "--cluster: submitit refuses cluster 'pigeons'",
     "--threads 0": "--threads must be at least 1: 0",
     "--reference nowhere.json": "--reference: nowhere.json: No such file or directory",
     "--nonsense": "No such option",
@@ -238,7 +263,7 @@ def test_a_wrong_value_is_one_clear_line_before_any_training(
 def test_a_reference_of_another_workload_is_refused_before_training(
     folder: Path, first: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
-    reference = str(folder / "reference-digits.json")
+    reference = str(folder / kept_in(first) / "reference.json")
     for options, message in (
         (("--workload", "digits", "--k", "7"), "measured with k=5 and this run has k=7"),
         (("--workload", "digits", "--budget", "0.000001s"), "does not pay for one step"),
@@ -253,7 +278,7 @@ def test_a_reference_of_another_workload_is_refused_before_training(
 def test_a_run_that_diverges_is_marked_and_the_others_go_on(folder: Path, first) -> None:
     done = command(
         folder,
-        *(*QUICK, "--reference", "reference-digits.json", "--lr", "1e30"),
+        *(*QUICK, "--reference", f"{kept_in(first)}/reference.json", "--lr", "1e30"),
         *("--methods", "constant,lawa"),
         MLFLOW_EXPERIMENT_NAME="diverges",
     )
