@@ -14,7 +14,6 @@ from baselines import dry_run as dry_runs
 from baselines import score as scoring
 from baselines.ablation import Cell, ablate, methods_of, plan_of
 from baselines.checkpoint import CheckpointError, StorageError
-from baselines.comparison import Plan, check
 from baselines.folder import FolderError, read_comparison, root_of
 from baselines.heat_map import heat_map
 from baselines.lock import Lock, LockedError
@@ -31,6 +30,7 @@ from baselines.tracker import Tracker
 from timing import commandline
 
 if TYPE_CHECKING:
+    from baselines.comparison import Plan
     from timing import Profile
 
 app = typer.Typer(add_completion=False)
@@ -128,15 +128,15 @@ def compare_command(
         replace(plan, trials=trials)
         for plan in options.plans(workload, data, budget, seeds, methods, k, every, lr, policy)
     ]
-    if dry_run:
-        for plan in plans:
-            _dry_run(plan, options.read_profile(reference) if reference else None)
-        return
+    if jobs < 1:
+        raise typer.BadParameter(f"--jobs must be at least 1: {jobs}")
     given = options.read_profile(reference) if reference else None
     if given:
         conduct.refuse(plans, given)
-    if jobs < 1:
-        raise typer.BadParameter(f"--jobs must be at least 1: {jobs}")
+    if dry_run:
+        for plan in plans:
+            _dry_run(plan, given, jobs)
+        return
     for_cluster = dict(map(options.cluster_option, cluster_option or ()))
     root = root_of(folder, plans, given.model_dump_json() if given else "")
     try:
@@ -243,12 +243,10 @@ def score_command(
         screen.say(f"Performance profile: {plot}")
 
 
-def _dry_run(plan: Plan, profile: Profile | None) -> None:
+def _dry_run(plan: Plan, profile: Profile | None, jobs: int) -> None:
     """Print what the plan will take; a plan that cannot start ends with status 1."""
     try:
-        if profile:
-            check(plan, profile)
-        found = dry_runs.estimate(plan, profile)
+        found = dry_runs.estimate(plan, profile, jobs)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     screen.console.print(dry_runs.table(plan, found))

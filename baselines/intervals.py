@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% t-interval; no interval (None) from one seed."""
+    """A mean over seeds with its t-interval, of 95% if not asked otherwise; None from one seed."""
 
     mean: float
     low: float | None
@@ -35,13 +35,13 @@ class Estimate:
         return f"{self.mean:.4f} ± {(self.high - self.low) / 2:.4f}"
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean and interval of one value a seed; values must be finite."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(mean, None, None)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return Estimate(mean, mean - half, mean + half)
 
 

@@ -14,7 +14,7 @@ import torch
 from test_profile import profile_of
 from test_training import COSTS
 
-from baselines.comparison import Comparison, Plan
+from baselines.comparison import Comparison, Plan, Silent
 from baselines.lock import Lock
 from baselines.methods import Settings
 from baselines.resume import resume
@@ -32,24 +32,12 @@ def plan_of(budget: float = 2.5, seeds: int = 2, methods: tuple[str, ...] = METH
 PROFILE = profile_of([COSTS], plan_of().signature)
 
 
-class Nobody:
-    """A listener that tells nobody."""
-
-    def run_started(self, method, seed): ...
-
-    def point(self, method, seed, point): ...
-
-    def ended(self, method, seed, model, inputs): ...
-
-    def trajectory_ended(self, trajectory): ...
-
-
 def results(comparison: Comparison) -> str:
     """All that a table is made of, to the last digit."""
     return json.dumps([asdict(run) for run in comparison.runs], indent=1)
 
 
-class Prints(Nobody):
+class Prints(Silent):
     def run_started(self, method, seed):
         print("started", method, seed, file=sys.stderr, flush=True)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kept_comparison import PROFILE, Nobody, plan_of, results
+from kept_comparison import PROFILE, plan_of, results
 
-from baselines.comparison import compare
+from baselines.comparison import Silent, compare
 from baselines.folder import write_profile
 from baselines.jobs import Cluster, Processes, side_by_side
 from baselines.lock import Lock
@@ -27,7 +27,7 @@ JOBS = 2
 def one_after_another() -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    done = results(compare(PLAN, PROFILE, Nobody()))
+    done = results(compare(PLAN, PROFILE, Silent()))
     torch.set_num_threads(threads)
     return done
 
@@ -40,7 +40,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-class Told(Nobody):
+class Told(Silent):
     """What a listener is told, in short."""
 
     def __init__(self) -> None:
@@ -160,4 +160,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     long = plan_of(budget=60.0, seeds=1, methods=("constant",))
     with Processes() as own_engine:
-        side_by_side(long, PROFILE, Nobody(), Path(sys.argv[1]), own_engine, 1)
+        side_by_side(long, PROFILE, Silent(), Path(sys.argv[1]), own_engine, 1)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kept_comparison import PROFILE, Nobody, plan_of, results
+from kept_comparison import PROFILE, plan_of, results
 from test_training import COSTS, SETTINGS, WORKLOAD
 
 from baselines.checkpoint import CheckpointError, Checkpoints, StorageError, write_atomically
-from baselines.comparison import Comparison, Plan, compare
+from baselines.comparison import Comparison, Plan, Silent, compare
 from baselines.folder import FolderError, budget_folder, read_comparison, root_of, write_profile
 from baselines.lock import Lock, LockedError
 from baselines.methods import METHODS
@@ -102,13 +102,13 @@ def test_draws_differ_from_step_to_step_and_from_seed_to_seed() -> None:
 
 
 def carried_out(plan: Plan, folder: Path, listener=None, **options) -> Comparison:
-    return resume(plan, PROFILE, listener or Nobody(), folder, checkpoint_seconds=0.0, **options)
+    return resume(plan, PROFILE, listener or Silent(), folder, checkpoint_seconds=0.0, **options)
 
 
 def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> None:
     told = []
 
-    class Listens(Nobody):
+    class Listens(Silent):
         def run_started(self, method, seed):
             told.append((method, seed))
 
@@ -122,7 +122,7 @@ def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> No
     first, told[:] = list(told), []
     forbidden = dataclasses.replace(SMALL.workload, batches=lambda *_: pytest.fail("trained"))
     again = carried_out(dataclasses.replace(SMALL, workload=forbidden), tmp_path, Listens())
-    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE, Nobody()))
+    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE, Silent()))
     # Methods that followed one training are told of one after another, and not in turns.
     assert sorted(map(repr, told)) == sorted(map(repr, first))
 
@@ -147,7 +147,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_named_and_passed_over(
     newest.write_bytes(newest.read_bytes()[:-1000])
     said: list[str] = []
     done = carried_out(SMALL, tmp_path, warn=said.append)
-    assert results(done) == results(compare(SMALL, PROFILE, Nobody()))
+    assert results(done) == results(compare(SMALL, PROFILE, Silent()))
     assert len(said) == 1
     assert f"checkpoint {newest} cannot be read" in said[0]
 
@@ -195,7 +195,7 @@ def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: 
         SMALL.workload, loss=lambda m, b: next(calls) * 0 + SMALL.workload.loss(m, b)
     )
     again = carried_out(dataclasses.replace(SMALL, workload=workload), tmp_path)
-    assert results(again) == results(compare(SMALL, PROFILE, Nobody()))
+    assert results(again) == results(compare(SMALL, PROFILE, Silent()))
     assert next(calls) < 30
 
 
@@ -264,7 +264,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> str:
-    return results(compare(plan_of(), PROFILE, Nobody()))
+    return results(compare(plan_of(), PROFILE, Silent()))
 
 
 def test_killed_again_and_again_it_ends_with_the_very_table(
@@ -295,7 +295,7 @@ def test_a_full_disk_stops_it_with_one_line_and_it_goes_on_with_room(
     with pytest.raises(CutOff):
         resume(
             dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 150)),
-            *(PROFILE, Nobody(), tmp_path / "2.5s"),
+            *(PROFILE, Silent(), tmp_path / "2.5s"),
             checkpoint_seconds=0.0,
         )
     kept = {path: path.read_bytes() for path in tmp_path.rglob("step-*.pt")}
