@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# Saving then takes at most a twentieth of the time, however large the model is.
 SECONDS_BETWEEN = 3.0
-LEAST_SHARE = 20
+# Of the time, that saving may take, however large the model is.
+LARGEST_SHARE = 1 / 20
 KEPT = 2
 _DIGEST_BYTES = 32
 
@@ -59,7 +59,8 @@ class Checkpoints:
 
     Args:
         folder: made if it is not there.
-        seconds: least wall time between two.
+        seconds: least wall time between two, and more where saving takes long; 0 for one after
+            every step, whatever it takes.
         warn: told, in a line, of a checkpoint that cannot be read.
     """
 
@@ -91,7 +92,8 @@ class Checkpoints:
         for old in self._files()[KEPT:]:
             old.unlink()
         now = time.monotonic()
-        self._next = now + max(self._seconds, LEAST_SHARE * (now - began))
+        if self._seconds:
+            self._next = now + max(self._seconds, (now - began) / LARGEST_SHARE)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest state that can be read; None if none was ever saved.
