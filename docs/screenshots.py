@@ -22,9 +22,6 @@ def comparison(page: Page, address: str) -> None:
     page.get_by_text("Show more").first.click()
     page.locator("img[src*='metric-over-rst']").wait_for()
     page.screenshot(path=IMAGES / "comparison.png")
-    page.locator("img[src*='metric-over-rst']").scroll_into_view_if_needed()
-    page.wait_for_timeout(2000)
-    page.screenshot(path=IMAGES / "comparison-plot.png")
 
 
 def saved_view(page: Page, address: str) -> None:
