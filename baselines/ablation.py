@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from baselines.averagers import Averager
     from baselines.comparison import Listener
     from baselines.methods import Settings
-    from baselines.training import Point
+    from baselines.runs import Point
     from baselines.workloads.workload import Workload
     from lawa_opt.interval import Every
     from timing import Profile

@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from baselines.methods import METHODS, Settings, find
-from baselines.training import (
-    Point,
-    Run,
-    Trajectory,
-    check_budget,
-    dearest_reading,
-    dearest_step,
-    train,
-)
+from baselines.training import check_budget, dearest_reading, dearest_step, train
 from timing import Account, Budget, Policy, Profile
 from timing.schedules import constant
 
@@ -25,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from baselines.checkpoint import Checkpoints
+    from baselines.runs import Point, Run, Trajectory
     from baselines.tuning import Trial
     from baselines.workloads.workload import Workload
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,12 +21,16 @@ from baselines.tracker import Tracker
 from timing import CalibrationError, commandline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from baselines.comparison import Comparison, Listener, Plan
     from baselines.jobs import Engine
     from timing import Profile
+
+    # Carries out a plan, kept in a folder.
+    Train = Callable[[Plan, Profile, Listener, Path], Comparison]
 
 
 def engine(
@@ -61,30 +66,29 @@ def carry_out(
     root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
 ) -> list[Comparison]:
     """Compare under each budget, going on with what is in the folder, and print the results."""
-    kept = read_profile(root)
-    if ranks.rank() > 0:
-        ranks.wait()
-        profile = read_profile(root)
-        assert profile is not None
-    else:
-        profile = kept or given or calibrated(plans[0])
+    if ranks.rank() == 0 and read_profile(root) is None:
+        write_profile(root, given or calibrated(plans[0]))
+    ranks.wait()
+    profile = read_profile(root)
+    assert profile is not None
     refuse(plans, profile)
-    if ranks.rank() == 0:
-        if kept is None:
-            write_profile(root, profile)
-        ranks.wait()
+    train: Train = partial(resume, warn=say)
+    if engine:
+        train = partial(side_by_side, engine=engine, jobs=jobs)
     say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
     comparisons = []
     for plan in plans:
         path = budget_folder(root, plan)
         if plan.trials:
-            plan = tuned(plan, profile, path, engine, jobs)
+            plan = tuned(plan, profile, path, train)
         if ranks.rank() > 0:
             comparisons.append(resume(plan, profile, Silent(), path))
             continue
         key = describe(path, plan).id
         with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
-            comparisons.append(_run(plan, profile, tracker, path, engine, jobs))
+            with progress_bar() as progress:
+                screen = Screen(plan, progress, tracker)
+                comparisons.append(train(plan, profile, screen, path))
             tracker.finish(comparisons[-1])
         show(comparisons[-1])
         for line in tracker.how_to_review():
@@ -93,7 +97,7 @@ def carry_out(
 
 
 def calibrated(plan: Plan) -> Profile:
-    """A profile measured now, and written where it can be given again."""
+    """A profile measured now, and what it says of itself printed."""
     with progress_bar() as progress:
         task = progress.add_task("calibrating the reference profile", total=1.0)
 
@@ -117,13 +121,13 @@ def calibrated(plan: Plan) -> Profile:
     return profile
 
 
-def tuned(plan: Plan, profile: Profile, path: Path, engine: Engine | None, jobs: int) -> Plan:
+def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
     """The plan with the best settings of its trials, which are kept beside its own folder."""
     numbers = itertools.count()
 
     def carry_out(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
         folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
-        return _train(trial, profile, listener, folder, engine, jobs)
+        return train(trial, profile, listener, folder)
 
     with progress_bar() as progress:
         found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
@@ -134,19 +138,3 @@ def tuned(plan: Plan, profile: Profile, path: Path, engine: Engine | None, jobs:
     console.print(table_of(tuning.rows(found), title))
     say(f"All trials: {table}")
     return found
-
-
-def _run(
-    plan: Plan, profile: Profile, tracker: Tracker, path: Path, engine: Engine | None, jobs: int
-) -> Comparison:
-    with progress_bar() as progress:
-        screen = Screen(plan, progress, tracker)
-        return _train(plan, profile, screen, path, engine, jobs)
-
-
-def _train(
-    plan: Plan, profile: Profile, listener: Listener, path: Path, engine: Engine | None, jobs: int
-) -> Comparison:
-    if engine:
-        return side_by_side(plan, profile, listener, path, engine, jobs)
-    return resume(plan, profile, listener, path, warn=say)

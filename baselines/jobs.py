@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints
-from baselines.comparison import Comparison, Task, carry_out, check, tasks
+from baselines.comparison import Comparison, Silent, Task, carry_out, check, tasks
 from baselines.folder import (
     Description,
     describe,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from baselines.comparison import Listener, Plan
     from timing import Profile
 
-POINTS, LOG = "points.jsonl", "log.txt"
+POINTS = "points.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.5
 # A process whose starter was killed ends within this time, and then frees its training.
 SECONDS_FOR_ANOTHER = 30.0
@@ -164,7 +164,7 @@ class Cluster:
         self._jobs.clear()
 
 
-class _Writer:
+class _Writer(Silent):
     """A listener in the process of a task: writes points down for the one that reads them."""
 
     def __init__(self, folder: Path, seed_with_models: int) -> None:
@@ -172,9 +172,6 @@ class _Writer:
         self._seed = seed_with_models
         # From the beginning: those before a checkpoint are told again.
         self._file = (folder / POINTS).open("w")
-
-    def run_started(self, method: str, seed: int) -> None:
-        pass
 
     def point(self, method: str, seed: int, point: Point) -> None:  # noqa: ARG002
         self._file.write(json.dumps({"method": method, **dataclasses.asdict(point)}) + "\n")

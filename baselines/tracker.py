@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from baselines.comparison import Comparison, Plan
     from baselines.methods import Method, Settings
-    from baselines.training import Point, Trajectory
+    from baselines.runs import Point, Trajectory
     from timing import Profile
 
 # Of a tag in MLflow, where the note is kept, and some to spare for the addresses of the images.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from baselines.workloads.workload import Batch, Workload
     from timing import Policy
 
-__all__ = ["Point", "Run", "Trajectory", "train"]
-
 
 def training_step(
     workload: Workload, model: nn.Module, optimizer: Optimizer, batch: Batch

@@ -62,6 +62,20 @@ def covered(intervals, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
+def bootstrap(samples, statistic):
+    """The ends of the percentile bootstrap's intervals, one a row of samples."""
+    drawn = stats.bootstrap(
+        (samples,),
+        statistic,
+        axis=1,
+        n_resamples=999,
+        method="percentile",
+        random_state=np.random.default_rng(1),
+        batch=50,
+    )
+    return drawn.confidence_interval
+
+
 @pytest.mark.parametrize(("seeds", "bootstrap_covers"), [(3, 0.75), (5, 0.84), (12, 0.90)])
 def test_students_interval_covers_a_mean_and_the_bootstraps_does_not(
     seeds: int, bootstrap_covers: float
@@ -70,17 +84,7 @@ def test_students_interval_covers_a_mean_and_the_bootstraps_does_not(
     student = [estimate(list(sample)) for sample in samples]
     ends = np.array([each.low for each in student]), np.array([each.high for each in student])
     assert covered(ends, 1.0) == pytest.approx(0.95, abs=0.015)
-    drawn = stats.bootstrap(
-        (samples,),
-        np.mean,
-        axis=1,
-        n_resamples=999,
-        method="percentile",
-        random_state=np.random.default_rng(1),
-        batch=50,
-    )
-    low, high = drawn.confidence_interval
-    assert covered((low, high), 1.0) == pytest.approx(bootstrap_covers, abs=0.02)
+    assert covered(bootstrap(samples, np.mean), 1.0) == pytest.approx(bootstrap_covers, abs=0.02)
 
 
 def test_the_bootstrap_of_a_median_covers_less_than_the_order_statistics() -> None:
@@ -90,14 +94,4 @@ def test_the_bootstrap_of_a_median_covers_less_than_the_order_statistics() -> No
     ends = np.array([each.low for each in ours]), np.array([each.high for each in ours])
     assert covered(ends, truth) == pytest.approx(median_coverage(7), abs=0.01)
     assert median_coverage(7) == pytest.approx(0.98, abs=0.005)
-    drawn = stats.bootstrap(
-        (samples,),
-        np.median,
-        axis=1,
-        n_resamples=999,
-        method="percentile",
-        random_state=np.random.default_rng(1),
-        batch=50,
-    )
-    low, high = drawn.confidence_interval
-    assert covered((low, high), truth) == pytest.approx(0.88, abs=0.02)
+    assert covered(bootstrap(samples, np.median), truth) == pytest.approx(0.88, abs=0.02)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from test_profile import profile_of
 from test_training import COSTS, SETTINGS, WORKLOAD, follow
+from user_files import assert_said_in_one_line, write
 
 from baselines.comparison import Plan, trajectories_of
 from baselines.methods import METHODS, MethodError, Range, Settings, file_digests, find
@@ -23,12 +23,6 @@ from timing.schedules import constant, linear
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_method.py"
 OWN_COSTS = {**COSTS, "lookahead": 0.0004}
-
-
-def write(folder: Path, text: str) -> str:
-    path = folder / "mine.py"
-    path.write_text(text)
-    return str(path)
 
 
 def train_with(name: str, costs=OWN_COSTS, budget: float = 1.0):
@@ -81,10 +75,8 @@ def test_another_text_of_a_file_is_another_method(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_file_is_said_in_one_line(
     text: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(MethodError) as raised:
-        find(write(tmp_path, text))
-    assert re.search(said, str(raised.value))
-    assert "\n" not in str(raised.value)
+    path = write(tmp_path, text)
+    assert_said_in_one_line(lambda: find(path), MethodError, said)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

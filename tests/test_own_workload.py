@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from user_files import assert_said_in_one_line, write
 
 from baselines.workloads import NAMES, Workload, WorkloadError, load
 from baselines.workloads.contract import faults
@@ -23,12 +24,6 @@ good = runpy.run_path({example!r})["load"]()
 def load():
     return dataclasses.replace(good, {change})
 """
-
-
-def write(folder: Path, text: str) -> str:
-    path = folder / "mine.py"
-    path.write_text(text)
-    return str(path)
 
 
 def test_the_example_keeps_the_contract_and_learns() -> None:
@@ -108,10 +103,8 @@ assert pickle.loads(pickle.dumps(Size(3))) == Size(3)
 def test_what_is_wrong_with_a_file_is_said_in_one_line(
     text: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkloadError) as raised:
-        load(write(tmp_path, text))
-    assert re.search(said, str(raised.value))
-    assert "\n" not in str(raised.value)
+    path = write(tmp_path, text)
+    assert_said_in_one_line(lambda: load(path), WorkloadError, said)
 
 
 def test_what_is_not_there_is_named() -> None:

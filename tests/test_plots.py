@@ -12,7 +12,7 @@ from baselines import plots
 from baselines.comparison import Comparison
 from baselines.intervals import estimate
 from baselines.methods import METHODS
-from baselines.training import Trajectory
+from baselines.runs import Trajectory
 
 
 def with_runs(made: Comparison, change) -> Comparison:

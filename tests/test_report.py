@@ -11,7 +11,7 @@ from baselines import report, tuning
 from baselines.comparison import Comparison, Plan
 from baselines.methods import Settings
 from baselines.plots import metric_over_rst
-from baselines.training import Point, Run, Trajectory
+from baselines.runs import Point, Run, Trajectory
 from baselines.workloads import digits
 from timing import Budget
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from baselines import folder, plots, score
 from baselines.__main__ import app
 from baselines.comparison import Comparison, tasks
-from baselines.training import Trajectory
+from baselines.runs import Trajectory
 from timing import Budget
 
 TIMES = st.floats(0.5, 100.0) | st.just(math.inf)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.methods import METHODS, Settings
-from baselines.training import Run, Trajectory, train
+from baselines.runs import Run, Trajectory
+from baselines.training import train
 from baselines.workloads import digits
 from timing import POLICIES, Budget
 from timing.schedules import constant

@@ -21,7 +21,8 @@ from baselines import dry_run
 from baselines.comparison import Comparison, Plan, compare, trajectories_of
 from baselines.folder import Description
 from baselines.methods import Settings, find
-from baselines.training import Run, Trajectory, train
+from baselines.runs import Run, Trajectory
+from baselines.training import train
 from baselines.tuning import columns, rows, space_of, trials, tune, winners, write
 from timing import Budget, ProfileError, commandline
 
@@ -235,7 +236,7 @@ def test_a_trial_that_raises_is_one_that_failed() -> None:
 
 
 def run_of(method: str, value: float, rst_seconds: float) -> Run:
-    from baselines.training import Point
+    from baselines.runs import Point
 
     failure = None if math.isfinite(value) else "it failed"
     # Better in the middle than it ever ends: only the end counts.

@@ -1,0 +1,20 @@
+"""What the tests of a user's own files share: such a file, and how its faults are told."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(text)
+    return str(path)
+
+
+def assert_said_in_one_line(call: Callable[[], object], kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind) as raised:
+        call()
+    assert re.search(said, str(raised.value))
+    assert "\n" not in str(raised.value)
