@@ -124,6 +124,7 @@ class Sender:
 
     def _send(self, records: list[Record]) -> None:
         if self._client is None:
+            _make_store(self._sent.tracking_uri)
             self._client = mlflow.MlflowClient(self._sent.tracking_uri)
         if not self._sent.experiment_id:
             self._sent.experiment_id = _experiment_id(self._client, self._sent.experiment)
@@ -306,6 +307,27 @@ class _Run:
             self._client.delete_tag(self.run_id, MLFLOW_RUN_NOTE)
         ended = self._ended_milliseconds or time_milliseconds
         self._client.set_terminated(self.run_id, status, end_time=ended)
+
+
+def _make_store(uri: str) -> None:
+    """Make the SQLite file of a new store, whole or not at all.
+
+    MLflow makes its tables in it for seconds, and cannot go on with those of a process killed then.
+    """
+    scheme, _, name = uri.partition("?")[0].partition("///")
+    path = Path(name)
+    if scheme != "sqlite:" or name in ("", ":memory:") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, as the folder of the artifacts follows from that of the file.
+    making = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        mlflow.MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
+        # Another process was faster, or there are no links here, and MLflow makes it by itself.
+        with contextlib.suppress(OSError):
+            os.link(making, path)
+    finally:
+        making.unlink(missing_ok=True)
 
 
 def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:

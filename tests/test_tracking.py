@@ -7,6 +7,7 @@ import os
 import resource
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,9 +26,9 @@ from tracking_server import free_port, server, stop
 from baselines import report, tracking
 from baselines.comparison import Comparison
 from baselines.records import COMPARISON_TAG, RUN_TAG, Record, Records, Sent, count, read
+from baselines.runs import Point
 from baselines.tracker import Tracker
 from baselines.tracking import Sender
-from baselines.training import Point
 from baselines.tuning import Trial
 from lawa_opt import LAWA
 
@@ -490,6 +491,42 @@ def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "all is sent"
     assert history(store, runs(store, tracker.key)["lawa/0/4s"]) == VALUES
+
+
+def half_made(folder: Path) -> bool:
+    """Whether MLflow is in the middle of making its tables in a file there."""
+    names = []
+    for path in folder.glob("*mlflow.db*"):
+        # It may be written to, or be a journal.
+        with (
+            contextlib.suppress(sqlite3.DatabaseError),
+            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database,
+        ):
+            names += database.execute("SELECT name FROM sqlite_master").fetchall()
+    return any(name.startswith("_alembic_tmp") for (name,) in names)
+
+
+def test_a_store_whose_making_was_killed_is_made_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    records(tmp_path / "records", "made", POINTS)
+    command = [sys.executable, "-m", "baselines.tracking", str(tmp_path / "records")]
+    with subprocess.Popen(command) as sender:
+        while True:
+            assert sender.poll() is None, "it was made before it could be killed"
+            if half_made(tmp_path / "new"):
+                sender.send_signal(signal.SIGSTOP)
+                if half_made(tmp_path / "new"):
+                    break
+                sender.send_signal(signal.SIGCONT)
+        sender.kill()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert history(store, runs(store, "made")["lawa/0"]) == VALUES
+    artifacts = mlflow.MlflowClient(store).get_experiment("0").artifact_location
+    assert Path(artifacts).parent == Path.cwd() / "mlruns"
 
 
 def wait_for(condition, told=lambda: "it did not happen", seconds: float = 60.0) -> None:
