@@ -27,17 +27,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def is_parameter(tensor: Tensor) -> bool:
-    """Whether it is trained, or was to be, and no buffer."""
-    return tensor.requires_grad or isinstance(tensor, nn.Parameter)
-
-
 def can_split(tensor: Tensor) -> bool:
     """Whether ranks that all have this tensor may each hold a part of its snapshots.
 
     A scalar has no parts, a DTensor is in parts already, and buffers may differ between ranks.
     """
-    return is_parameter(tensor) and tensor.dim() > 0 and not hasattr(tensor, "to_local")
+    is_parameter = tensor.requires_grad or isinstance(tensor, nn.Parameter)
+    return is_parameter and tensor.dim() > 0 and not hasattr(tensor, "to_local")
 
 
 def split_dim(tensor: Tensor) -> int:

@@ -47,6 +47,8 @@ def entries_of(window: Window, interval: Interval, *, averaged: bool) -> dict[in
                 **snapshots,
                 f"{PREFIX}k": ring.k,
                 f"{PREFIX}held": ring.held,
+                # The mean adds up slot by slot, and so depends on them in its last bit.
+                f"{PREFIX}next": ring.next,
                 f"{PREFIX}step": interval.step,
                 f"{PREFIX}newest": interval.newest,
                 f"{PREFIX}enabled": int(interval.enabled),
@@ -103,6 +105,9 @@ def check(entries: Iterable[tuple[str, Tensor, Mapping[str, Any]]], window: Wind
         held = entry.get(f"{PREFIX}held")
         if not isinstance(held, int) or not 0 <= held <= k:
             raise ValueError(f"{name}: {PREFIX}held must be from 0 to {k}: {held!r}")
+        following = _next(entry, k)
+        if not (isinstance(following, int) and 0 <= following < k):
+            raise ValueError(f"{name}: {PREFIX}next must be from 0 to {k - 1}: {following!r}")
         for position in (f"{PREFIX}step", f"{PREFIX}newest"):
             if not isinstance(entry.get(position), int):
                 raise ValueError(f"{name}: {position} must be a step: {entry.get(position)!r}")
@@ -151,6 +156,11 @@ def _described(sharding: tuple[DeviceMesh, tuple[Any, ...]] | None) -> str:
     return f"the part {mesh.get_coordinate()} of snapshots split as {placements} over {mesh}"
 
 
+def _next(entry: Mapping[str, Any], k: int) -> Any:
+    """The slot that the next snapshot goes to."""
+    return entry.get(f"{PREFIX}next", entry[f"{PREFIX}held"] % k)
+
+
 def fill(
     window: Window, interval: Interval, saved: Sequence[tuple[Tensor, Mapping[str, Any]]]
 ) -> None:
@@ -164,18 +174,19 @@ def fill(
     switches = [entry[f"{PREFIX}enabled"] for _, entry in saved if f"{PREFIX}enabled" in entry]
     interval.enabled = all(switches) if switches else interval.enabled
     entries = {id(tensor): entry for tensor, entry in saved if entry}
-    by_held: dict[int, list[Tensor]] = {}
+    alike: dict[tuple[int, int], list[Tensor]] = {}
     for tensor, entry in saved:
         if entry:
-            by_held.setdefault(entry[f"{PREFIX}held"], []).append(tensor)
-    for held, tensors in by_held.items():
+            position = entry[f"{PREFIX}held"], _next(entry, window.k)
+            alike.setdefault(position, []).append(tensor)
+    for (held, following), tensors in alike.items():
         for ring in window.allocate(tensors):
-            for i in range(held):
+            ring.held, ring.next = held, following
+            for i, slot in enumerate(ring.order()):
                 snapshots = [
                     _own_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
                 ]
-                torch._foreach_copy_(ring.slots[i], snapshots)
-            ring.held, ring.next = held, held % ring.k
+                torch._foreach_copy_(ring.slots[slot], snapshots)
 
 
 def local_copies(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lawa_opt.distributed import can_split, gather, is_parameter, local, part_of
+from lawa_opt.distributed import can_split, gather, local, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
-# A mean is made a tile at a time, so that it stays in the cache while k snapshots stream past: a
-# reading moves k + 1 times the tensors' bytes through memory, not three times that. A smaller tile
-# pays in calls, a larger one leaves the cache; a GPU wants few, large kernels.
-TILE = {"cpu": 1 << 18}
+# A mean is made a tile at a time, so that what lies between snapshots and mean stays in the cache:
+# a reading moves k + 1 times the tensors' bytes through memory. A smaller tile pays in calls, a
+# larger one leaves the cache; a GPU wants few, large kernels.
+TILE = {"cpu": 1 << 16}
 TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
 # made in the place where it goes.
-SMALL = 1 << 16
+SMALL = 1 << 13
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -34,11 +34,11 @@ ALIGNMENT = 16
 class Ring:
     """k slots for some tensors of one dtype and device that are always collected together.
 
-    One flat buffer a slot holds all the tensors, each as a view of its own shape and strides: many
-    small tensors are then averaged by a few large operations. With a mesh, each of its ranks holds
-    only a part of each tensor. For a device other than the tensors', one more buffer beside them
-    takes the snapshot, in order with training; from CUDA to host memory, which is pinned, it then
-    moves on a stream of its own, while training goes on.
+    One matrix holds them, a row a slot; in a row is each tensor, as a view of its own shape and
+    strides. Many small tensors are then averaged by a few large operations, k snapshots at a time.
+    With a mesh, each of its ranks holds only a part of each tensor. For a device other than the
+    tensors', one more buffer beside them takes the snapshot, in order with training; from CUDA to
+    host memory, which is pinned, it then moves on a stream of its own, while training goes on.
     """
 
     def __init__(
@@ -57,28 +57,23 @@ class Ring:
         locals_ = [self.own(tensor) for tensor in self.tensors]
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
-        # A buffer may hold infinities, as an attention mask does, which have no difference.
-        self.trained = is_parameter(self.tensors[0])
         self.home = locals_[0].device
         self.away = device is not None and device != self.home
         self._lay_out(locals_)
         narrows = dtype is not None and locals_[0].is_floating_point()
         # A window made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
-            self.flats = [
-                torch.zeros(
-                    self.elements,
-                    dtype=dtype if narrows else locals_[0].dtype,
-                    device=device or self.home,
-                )
-                for _ in range(k)
-            ]
+            self.rows = torch.zeros(
+                (k, self.elements),
+                dtype=dtype if narrows else locals_[0].dtype,
+                device=device or self.home,
+            )
             self._connect()
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
         # Plain pickle does not keep views aliased to their buffer, and a stream is of its process.
-        made = ("slots", "staging", "staged", "stream")
+        made = ("flats", "slots", "staging", "staged", "stream")
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,10 +81,10 @@ class Ring:
         self._connect()
 
     def _lay_out(self, tensors: Sequence[Tensor]) -> None:
-        """Place the tensors in a flat buffer, large ones first, and cut it into tiles.
+        """Place the tensors in a row, large ones first, and cut it into tiles.
 
-        A tile is (begin, end, indices): a stretch of the flat buffer, and which tensors it holds;
-        those of up to SMALL elements whole and together, a larger one alone or in parts.
+        A tile is (begin, end, indices): a stretch of the row, and which tensors it holds; those of
+        up to SMALL elements whole and together, a larger one alone or in parts.
         """
         limit = TILE.get(self.home.type, TILE_ELSEWHERE)
         self.elements = 0
@@ -109,26 +104,34 @@ class Ring:
                 self.tiles.append((begin, begin, together))
             together.append(index)
             self.tiles[-1] = (self.tiles[-1][0], begin + count, together)
+        begins = [begin for begin, _, _ in self.tiles[1:]] + [self.elements]
+        # Of each tile and of the gap after it, so that one call cuts out all of them.
+        self.lengths = [
+            length
+            for (begin, end, _), following in zip(self.tiles, begins, strict=False)
+            for length in (end - begin, following - end)
+        ]
         # An empty_like of any tensor fills its memory without gaps, in the tensor's own order.
         strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]
         shapes = [tensor.shape for tensor in tensors]
         self.layouts = list(zip(shapes, strides, offsets, strict=True))
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        return [flat.as_strided(shape, strides, at) for shape, strides, at in self.layouts]
+        start = flat.storage_offset()
+        return [flat.as_strided(shape, strides, start + at) for shape, strides, at in self.layouts]
 
     def _connect(self) -> None:
         """Make what can be made again: the views, and the way to another device."""
         self.staging: Tensor | None = None
         self.stream: torch.cuda.Stream | None = None
         if self.away:
-            self.staging = staging = torch.empty_like(self.flats[0], device=self.home)
+            self.staging = staging = torch.empty_like(self.rows[0], device=self.home)
             self.staged = self._views(staging)
-            if self.home.type == "cuda" and self.flats[0].device.type == "cpu":
-                for index, flat in enumerate(self.flats):
-                    self.flats[index] = flat.pin_memory()
+            if self.home.type == "cuda" and self.rows.device.type == "cpu":
+                self.rows = self.rows.pin_memory()
                 self.stream = torch.cuda.Stream(self.home)
                 staging.record_stream(self.stream)
+        self.flats = list(self.rows.unbind())
         self.slots = [self._views(flat) for flat in self.flats]
 
     def settle(self) -> None:
@@ -184,9 +187,9 @@ class Ring:
     def _write_own_mean(self, outs: list[Tensor], latest: int | None) -> None:
         """Write the mean of what this process holds.
 
-        The mean runs in float32 or wider, oldest snapshot first, as m + (x - m) / i: snapshots
-        that are all the same, such as a frozen parameter's, come out bit for bit. Tensors without
-        a mean (integers) take their newest snapshot.
+        The mean runs in float32 or wider and is rounded once more, to the dtype of `outs`. What is
+        not trained (a buffer, a frozen parameter) comes out bit for bit where all snapshots of it
+        are the same. Tensors without a mean (integers) take their newest snapshot.
         """
         laid_out = [
             out if out.stride() == strides else out.new_empty_strided(shape, strides)
@@ -206,43 +209,79 @@ class Ring:
 
     def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
         """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
-        narrow = self.flats[0].dtype
-        wide = torch.promote_types(narrow, torch.float32)
-        longest = max((end - begin for begin, end, _ in self.tiles), default=0)
-        shared = torch.empty(longest, dtype=wide, device=self.home)
-        widened = torch.empty_like(shared) if wide != narrow else None
-        fetched = torch.empty_like(shared, dtype=narrow) if self.away else None
-        as_they_are = widened is None and fetched is None
+        wide = torch.promote_types(self.rows.dtype, torch.float32)
+        weights = torch.full((len(order),), 1 / len(order), dtype=wide, device=self.home)
+        shared = torch.empty(max(self.lengths), dtype=wide, device=self.home)
+        exact = not all(tensor.requires_grad for tensor in self.tensors)
+        # Slots beside one another, as those of a full window are, are read where they are and in
+        # their own order, whichever is the oldest.
+        first, last = min(order), max(order)
+        beside = last - first == len(order) - 1
+        rows = self.rows[first : last + 1] if beside else self.rows
+        copied = self._copier(slice(None) if beside else list(order), len(order), wide)
+        as_they_are = beside and not self.away and (wide == rows.dtype or not rows.is_cpu)
+        # All at once, for each such call takes as long as the mean of thousands of numbers.
+        tiles = zip(self.tiles, rows.t().split(self.lengths)[::2], self._flat(outs), strict=True)
+        for (begin, _, indices), columns, out in tiles:
+            snapshots = columns if as_they_are else copied(columns)
+            if out is not None and out.dtype == wide and out.device == self.home:
+                _write_mean(snapshots, weights, out, exact=exact)
+                continue
+            mean = shared[: len(snapshots)]
+            _write_mean(snapshots, weights, mean, exact=exact)
+            if out is not None:
+                out.copy_(mean)
+                continue
+            places = [self.layouts[i] for i in indices]
+            means = [mean.as_strided(shape, stride, at - begin) for shape, stride, at in places]
+            torch._foreach_copy_([outs[i] for i in indices], means)
+
+    def _flat(self, outs: Sequence[Tensor]) -> list[Tensor | None]:
+        """The stretch of each tile in the one tensor that it is of; None where it is of several."""
+        found: list[Tensor | None] = []
         for begin, end, indices in self.tiles:
-            length = end - begin
-            mean = shared[:length]
-            targets, places = [outs[i] for i in indices], [self.layouts[i] for i in indices]
-            if len(indices) == 1:
-                start = targets[0].storage_offset() + begin - places[0][2]
-                targets = [targets[0].as_strided((length,), (1,), start)]
-                if targets[0].dtype == wide and targets[0].device == self.home:
-                    mean = targets[0]
-                means = [mean]
+            out, start = outs[indices[0]], self.layouts[indices[0]][2]
+            alone = len(indices) == 1
+            at = out.storage_offset() + begin - start
+            found.append(out.as_strided((end - begin,), (1,), at) if alone else None)
+        return found
+
+    def _copier(
+        self, chosen: slice | list[int], count: int, wide: torch.dtype
+    ) -> Callable[[Tensor], Tensor]:
+        """What copies some columns of a tile to where, and in what, their mean is made."""
+        # The product on the CPU takes one type; a GPU widens on the way.
+        dtype = wide if self.home.type == "cpu" else self.rows.dtype
+        buffer = torch.empty(0, dtype=dtype, device=self.home)
+
+        def copied(columns: Tensor) -> Tensor:
+            there = columns.t()[chosen]
+            if not buffer.numel():
+                buffer.resize_(count * max(self.lengths))
+            here = buffer[: there.numel()].view(there.shape)
+            if self.away:
+                # A matrix with gaps would be copied where it is first.
+                for row, snapshot in zip(here, there, strict=True):
+                    row.copy_(snapshot, non_blocking=self.stream is not None)
             else:
-                means = [mean.as_strided(shape, stride, at - begin) for shape, stride, at in places]
-            before: Tensor | None = None
-            for i, slot in enumerate(order, start=1):
-                snapshot = self.flats[slot][begin:end]
-                if fetched is not None:
-                    streams = self.stream is not None
-                    snapshot = fetched[:length].copy_(snapshot, non_blocking=streams)
-                if before is None:
-                    before = snapshot if as_they_are and len(order) > 1 else mean.copy_(snapshot)
-                    continue
-                if widened is not None:
-                    snapshot = widened[:length].copy_(snapshot)
-                if self.trained:
-                    before = torch.lerp(before, snapshot, 1 / i, out=mean)
-                else:
-                    between = torch.lerp(before, snapshot, 1 / i)
-                    before = mean.copy_(torch.where(before == snapshot, before, between))
-            if mean is not targets[0]:
-                torch._foreach_copy_(targets, means)
+                here.copy_(there)
+            return here.t()
+
+        return copied
+
+
+def _write_mean(snapshots: Tensor, weights: Tensor, mean: Tensor, *, exact: bool) -> None:
+    """Write the mean of the columns of a matrix; exact where they are all the same, if asked."""
+    if snapshots.shape[1] == 1:
+        mean.copy_(snapshots[:, 0])
+    elif mean.is_cpu:
+        # One pass over all columns, where a chain of additions makes one a column.
+        torch.mv(snapshots, weights, out=mean)
+    else:
+        torch.mean(snapshots, 1, dtype=mean.dtype, out=mean)
+    if exact:
+        same = (snapshots == snapshots[:, :1]).all(1)
+        mean.copy_(torch.where(same, snapshots[:, 0], mean))
 
 
 class Window:
@@ -320,7 +359,7 @@ class Window:
         kinds: dict[tuple[torch.device, torch.dtype, bool, DeviceMesh | None], list[Tensor]] = {}
         for key, tensor in wanted.items():
             if key not in known:
-                kind = (tensor.device, tensor.dtype, is_parameter(tensor), self.mesh_of(tensor))
+                kind = (tensor.device, tensor.dtype, tensor.requires_grad, self.mesh_of(tensor))
                 kinds.setdefault(kind, []).append(tensor)
         made = [self._ring(alike, kind[-1]) for kind, alike in kinds.items()]
         self.rings += made
