@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.comparison import Plan, trajectories_of
 from baselines.methods import DEFAULT, MethodError, Settings, find
-from baselines.training import dearest_reading, dearest_step, training_step
+from baselines.training import dearest_reading, dearest_step, draw_from, training_step
 from baselines.workloads import load
 from timing import Budget, Calibratable, Operation, Profile, calibrate_in_processes, count_flops
 from timing.flags import LEAST_PROCESSES
@@ -178,8 +179,10 @@ def _step(
 ) -> Operation:
     """A training step on the batch that was loaded."""
     schedule = LambdaLR(optimizer, constant)
+    steps = itertools.count()
 
     def train_step() -> None:
+        draw_from(0, next(steps), 0)
         training_step(workload, model, optimizer, loaded[0])
         schedule.step()
 

@@ -86,9 +86,11 @@ class _Follower:
         self.averager = averager
         self.account = account
         self.budget = budget
-        self.step_seconds = account.cost(dearest_step(averager)) * ranks.world()
+        # Asked once: at every step it would take longer than to charge for the step.
+        self.world = ranks.world()
+        self.step_seconds = account.cost(dearest_step(averager)) * self.world
         # In the account's own units, whole femtoseconds, since these are compared at every step.
-        self.step_cost = account.cost_femtoseconds(dearest_step(averager)) * ranks.world()
+        self.step_cost = account.cost_femtoseconds(dearest_step(averager)) * self.world
         self.reading_cost = account.cost_femtoseconds(dearest_reading(averager))
         self.points: list[Point] = []
         self.test = math.inf
@@ -101,11 +103,11 @@ class _Follower:
     def step(self, loss: Tensor) -> None:
         self.loss_sum = self.loss_sum + loss
         self.steps_since += 1
-        self.account.charge("load_data", ranks.world())
-        self.account.charge(self.averager.train_step, ranks.world())
+        self.account.charge("load_data", self.world)
+        self.account.charge(self.averager.train_step, self.world)
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
-            self.account.charge(added, ranks.world())
+            self.account.charge(added, self.world)
 
     @property
     def can_pay(self) -> bool:
@@ -279,13 +281,13 @@ class _Training:
         )
 
 
-def _draw_from(seed: int, step: int) -> None:
+def draw_from(seed: int, step: int, rank: int) -> None:
     """Let what a step draws (dropout) depend on seed, step and rank alone, on every device.
 
     A training that was cut off then goes on with the same draws. `torch.manual_seed` would do the
     same, and take a hundred microseconds.
     """
-    digest = sha256(b"%d,%d,%d" % (seed, step, ranks.rank())).digest()
+    digest = sha256(b"%d,%d,%d" % (seed, step, rank)).digest()
     number = int.from_bytes(digest[:7])
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
@@ -392,7 +394,8 @@ def _run(
 ) -> None:
     """Train to the end of all budgets."""
     workload, watch = training.workload, training.watch
-    first = ranks.rank() == 0
+    rank, world = ranks.rank(), ranks.world()
+    first = rank == 0
     device = next(training.model.parameters()).device
 
     def evaluate(follower: _Follower, operations: Mapping[str, int], *, last: bool) -> None:
@@ -417,16 +420,17 @@ def _run(
                     on_end(follower.name, reported, batch[0])
 
     # Those of the other ranks are passed over.
-    start = training.step * ranks.world() + ranks.rank()
-    batches = itertools.islice(workload.batches(training.seed, start), None, None, ranks.world())
+    start = training.step * world + rank
+    batches = itertools.islice(workload.batches(training.seed, start), None, None, world)
     with watch:
         while active := training.active:
-            _draw_from(training.seed, training.step)
+            draw_from(training.seed, training.step, rank)
             batch = next(batches)
             loss = training_step(workload, training.network, training.optimizer, batch)
             training.step += 1
-            # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
-            loss = ranks.mean(loss)
+            if world > 1:
+                # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
+                loss = ranks.mean(loss)
             for follower in active:
                 follower.step(loss)
             training.schedule.step()

@@ -5,6 +5,8 @@
 
 For each workload: train all methods that share the constant rate, in fresh processes, and compare
 the reference seconds charged with the seconds that the same work took. Evaluation is in neither.
+What is charged is on the scale of the calibration's own mixed loop, whatever its closure; so what
+is left is what a training does and no operation has, and what differs between processes.
 Trainings take turns with the processes of the calibration, so that both see the same machine: where
 it is a virtual one, its speed drifts by more than 3% within minutes, which is no error of RST. One
 thread, so that one core is left for all others. Run it on a quiet machine: the median over the runs

@@ -3,8 +3,9 @@
 import time
 
 import pytest
+from test_profile import profile_of
 
-from timing import Operation, calibrate
+from timing import Account, Operation, calibrate
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:
@@ -81,6 +82,35 @@ def test_a_machine_that_grows_slower_does_so_for_both(monkeypatch: pytest.Monkey
     calibration = calibrate({"step": Operation(slower_and_slower)}, 1.0, float("inf"))
     # Timed first and then as a whole, the costs would predict a good quarter too little.
     assert abs(calibration.closure) < 0.06
+
+
+def test_skewed_timings_are_charged_as_the_loop_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    ran = 0
+
+    def skewed() -> None:
+        nonlocal clock, ran
+        ran += 1
+        clock += 5.0 if ran % 10 == 0 else 1.0
+
+    def steady() -> None:
+        nonlocal clock
+        clock += 2.0
+
+    operations = {"skewed": Operation(skewed), "steady": Operation(steady, every=4)}
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    calibration = calibrate(operations, 1.0, float("inf"))
+    assert [cost.median_seconds for cost in calibration.costs.values()] == [1.0, 2.0]
+    # Twenty passes: eighteen of a second and two of five, and a steady one at every fourth.
+    loop_seconds = 18 * 1.0 + 2 * 5.0 + 5 * 2.0
+    assert calibration.closure == pytest.approx((20 * 1.0 + 5 * 2.0) / loop_seconds - 1)
+    profile = profile_of([calibration], every={"skewed": 1, "steady": 4})
+    account = Account(profile.seconds, "mlperf")
+    for operation, times in profile.mixed_loop.items():
+        account.charge(operation, 5 * times)
+    assert account.rst_seconds == pytest.approx(loop_seconds)
+    # In the proportions of the medians.
+    assert profile.seconds["steady"] / profile.seconds["skewed"] == pytest.approx(2.0)
 
 
 def test_what_makes_no_loop_is_refused() -> None:

@@ -51,17 +51,20 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "reference.json"
     noisy = process(ROWS[0], closure=0.07, reasons=("other processes kept 1.0 cores busy",))
-    made = profile_of([*ROWS, noisy], every={"train_step": 1, "evaluate": 40})
+    rows = [*(process(row, closure=-0.012) for row in ROWS), noisy]
+    made = profile_of(rows, every={"train_step": 1, "evaluate": 40})
     made = made.model_copy(update={"workload": {**made.workload, "flops_per_step": 5_000_000}})
     made.write(path)
     assert timing(monkeypatch, "show", str(path)) == 0
     out = capsys.readouterr().out
     for expected in (
         "│ train_step │  10.0000 ms │ ",
-        "train_step: 5,000,000 FLOPs by PyTorch's counter, 0.5 GFLOP/s",
-        "closure: -1.2% (by process: -1.2%, -1.2%, -1.2%, -1.2%, -1.2%, +7.0%)",
+        "train_step: 5,000,000 FLOPs by PyTorch's counter, 0.494 GFLOP/s",
+        "│     1 │  10.1215 ms │ ",
+        "closure: -1.2% (by process: -1.2%, -1.2%, -1.2%, -1.2%, -1.2%, +7.0%); charged is the "
+        "median over 0.9880\n",
         "processes: 6, and 0 discarded; other processes kept up to 0.03 cores busy",
-        f"mixed loop: {rst_interval(made.mixed_loop, made, 'mlperf')} s",
+        f"mixed loop: {rst_interval(made.mixed_loop, made, 'mlperf')} s charged",
         f"software: python={platform.python_version()}, torch={torch.__version__}",
         "workload: workload=digits, batch=64, k=5",
         "FLAG: process 6: other processes kept 1.0 cores busy",

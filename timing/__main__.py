@@ -154,7 +154,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
 ) -> None:
-    """Print how long each operation takes in profile B against profile A, with a 95% interval."""
+    """Print what each operation is charged in profile B against profile A, with a 95% interval."""
     first, second = _read(a), _read(b)
     if odd := _differences(first.workload, second.workload):
         raise typer.BadParameter(
@@ -212,7 +212,7 @@ def _read(path: Path) -> Profile:
 def _print_profile(path: Path, profile: Profile) -> None:
     table = _table(
         f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
-        *("operation", "median", "95% interval", "quartiles apart", "samples", "every"),
+        *("operation", "median", "quartiles apart", "samples", "every", "charged", "95% interval"),
     )
     for operation, cost in profile.costs.items():
         # Under this policy nothing is left out.
@@ -220,10 +220,11 @@ def _print_profile(path: Path, profile: Profile) -> None:
         table.add_row(
             operation,
             _milliseconds(cost.median_seconds),
-            f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
             _milliseconds(cost.spread_seconds),
             str(cost.samples),
             str(profile.every[operation]),
+            _milliseconds(profile.seconds[operation]),
+            f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
         )
     console.print(table)
     closures = ", ".join(f"{process.closure:+.1%}" for process in profile.processes)
@@ -235,8 +236,9 @@ def _print_profile(path: Path, profile: Profile) -> None:
         "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
         f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
         f"kept up to {profile.other_cores:.2f} cores busy",
-        f"closure: {profile.closure:+.1%} (by process: {closures})",
-        f"mixed loop: {loop} s (95% interval over processes, closure not in it)",
+        f"closure: {profile.closure:+.1%} (by process: {closures}); charged is the median over "
+        f"{1 + profile.closure:.4f}",
+        f"mixed loop: {loop} s charged (95% interval over processes)",
     ):
         _say(line)
     flops = profile.workload.get(FLOPS)

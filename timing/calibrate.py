@@ -59,7 +59,8 @@ def calibrate(
     what the medians predict. The two take turns, so that a machine that grows slower in the
     meantime does so for both. Where they differ by more than `largest_closure`, the noise of the
     moment is in one of them, and the measurement is repeated, at most twice; the attempt that
-    closes best is returned.
+    closes best is returned. By the difference that is left, the closure, the medians are scaled
+    when they are charged, so that they add up to the time of the passes as a whole.
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-# Above this, the profile's costs do not add up to what a real loop takes.
+# Above this, single timings are too far from what a real loop takes to be scaled to it.
 LARGEST_CLOSURE = 0.05
 
 FLOPS = "flops_per_step"
@@ -51,7 +51,9 @@ class Calibration(BaseModel):
 
     Attributes:
         costs: by operation.
-        closure: reference seconds of a real mixed loop over its measured seconds, minus one.
+        closure: what the medians of a real mixed loop add up to, over its measured seconds, minus
+            one. Below zero on a machine whose timings are skewed, for there medians are below
+            means.
         noise: what disturbed the measurement.
     """
 
@@ -60,6 +62,11 @@ class Calibration(BaseModel):
     costs: dict[str, Cost] = Field(min_length=1)
     closure: float = Field(gt=-1)
     noise: Noise
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Charged seconds by operation, as this process alone gives them; see `Profile`."""
+        return _charged(self)
 
     def faults(self) -> tuple[str, ...]:
         """Why this process should not be part of a profile; empty if it may be."""
@@ -70,6 +77,11 @@ class Calibration(BaseModel):
 
 class Profile(BaseModel):
     """The reference: a machine, a workload, and the cost of each operation there.
+
+    Charged for an operation is its median over one plus the closure, which is `seconds`: medians,
+    which outliers do not move, give the proportions, and the mixed loop gives the scale. So charges
+    add up to the time of a real loop, and the factor, common to all, leaves the ratio of any two
+    as it is.
 
     What is stated of all processes together follows from what is kept of each, and is checked
     against it on reading: a number edited by hand, or one with a digit missing, is refused.
@@ -153,8 +165,8 @@ class Profile(BaseModel):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Median seconds by operation."""
-        return {operation: cost.median_seconds for operation, cost in self.costs.items()}
+        """Charged seconds by operation, one run each."""
+        return _charged(self)
 
     @property
     def other_cores(self) -> float:
@@ -251,6 +263,12 @@ class Profile(BaseModel):
             raise ProfileError(
                 f"{path}: {where}: {first['msg']} (found {first['input']!r:.60})"
             ) from error
+
+
+def _charged(measured: Calibration | Profile) -> dict[str, float]:
+    """Medians on the scale on which those of the mixed loop add up to its time."""
+    scale = 1 + measured.closure
+    return {name: cost.median_seconds / scale for name, cost in measured.costs.items()}
 
 
 def _together(operation: str, processes: Sequence[Calibration]) -> Cost:

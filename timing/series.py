@@ -48,7 +48,7 @@ def check_series(profiles: Sequence[Profile], key: str) -> tuple[str, ...]:
     found = []
     for operation in profiles[0].costs:
         costs = {
-            value: profile.costs[operation].median_seconds
+            value: profile.seconds[operation]
             for value, profile in sorted(by_value.items())
             if operation in profile.costs
         }

@@ -5,8 +5,11 @@ pooled covers the truth a third of the time, one from the processes as often as 
 process gives one total, and Student's t over these totals gives the interval. The two totals of a
 ratio are taken from the same process, so that an error common to them cancels.
 
-The closure, how well the costs of single operations add up to a loop, is a systematic error: it
-does not shrink with more processes, is in no interval, and is reported beside it.
+Intervals are about what is charged. The closure is how far the single timings are from adding up to
+a real loop. Each process's costs are scaled by its own, so the totals do add up, and what the
+closure varies by is in the interval. Not in it is how the closure is spread over the operations:
+all are scaled alike, and that does not become better known with more processes. So the closure is
+reported beside the interval.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Interval:
         high: upper end, infinite if there was one process only.
         confidence: with which it covers the truth.
         processes: how many it rests on; of two profiles, the fewer.
-        closure: the systematic part, not in the interval; None where it does not apply.
+        closure: of the profile: how far its single timings were from adding up. It is corrected
+            for, up to how it is spread over the operations. None for two profiles.
     """
 
     estimate: float
@@ -91,8 +95,8 @@ def ratio_interval(
 ) -> Interval:
     """RST of `counts_a` over that of `counts_b`, under one profile: two methods, for example.
 
-    What makes all operations of a process slower alike cancels; so does the same in the closure,
-    which is an upper bound of the systematic part here.
+    What makes all operations of a process slower alike cancels, and so does the scaling by its
+    closure. How the closure is spread over the operations does not.
 
     Raises:
         KeyError: an operation has no cost.
@@ -109,7 +113,7 @@ def ratio_interval(
 
 
 def operation_ratio(operation: str, a: Profile, b: Profile, confidence: float = 0.95) -> Interval:
-    """Seconds of an operation in `b` over those in `a`: two machines, measured independently.
+    """Charged seconds of an operation in `b` over those in `a`: machines measured independently.
 
     Welch's t-interval of the logarithms.
 
@@ -117,7 +121,7 @@ def operation_ratio(operation: str, a: Profile, b: Profile, confidence: float = 
         KeyError: one of the profiles does not have the operation.
     """
     logs = [
-        [math.log(process.costs[operation].median_seconds) for process in profile.processes]
+        [math.log(process.seconds[operation]) for process in profile.processes]
         for profile in (a, b)
     ]
     mean = statistics.fmean(logs[1]) - statistics.fmean(logs[0])
@@ -137,11 +141,12 @@ def operation_ratio(operation: str, a: Profile, b: Profile, confidence: float = 
 
 def _total(counts: Mapping[str, float], process: Calibration, policy: Policy) -> float:
     left_out = uncharged(policy)
+    charged = process.seconds
     for operation in counts:
-        if operation not in process.costs:
+        if operation not in charged:
             raise KeyError(f"{operation!r} has no cost on the reference machine")
     return math.fsum(
-        process.costs[operation].median_seconds * times
+        charged[operation] * times
         for operation, times in counts.items()
         if operation not in left_out
     )
