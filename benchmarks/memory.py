@@ -172,7 +172,7 @@ def peak_rows(millions, device, rounds):
 
 
 def allocation_rows(device):
-    """Bytes that torch's allocator hands out in steps with a collect each, the window full."""
+    """Bytes that torch's allocator hands out in collects, the window full."""
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)

@@ -11,11 +11,22 @@ import torch
 from ema_pytorch import EMA
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+try:
+    from timm.utils import ModelEmaV3
+except ImportError:  # it needs torchvision
+    ModelEmaV3 = None
+
 DECAY = 0.999
 
 
 class LAWAScheduler:
-    """Deep copies of the model on the CPU, the k latest, summed anew at each transfer."""
+    """Deep copies of the model on the CPU, the k latest, summed anew at each transfer.
+
+    This is what the published code is meant to do, with its faults left out: each instance has a
+    store of its own; that holds k copies, also of a model which is on the CPU already, and no
+    alias; and an integer buffer is taken from the latest, where dividing its sum fails. The sum is
+    in the weights' own dtype, as published.
+    """
 
     def __init__(self, model, k):
         self.model = model
@@ -31,8 +42,11 @@ class LAWAScheduler:
         for state in self.store[1:]:
             for name in mean:
                 mean[name] += copy.deepcopy(state[name])
-        for name in mean:
-            mean[name] /= len(self.store)
+        for name, latest in self.store[-1].items():
+            if latest.is_floating_point():
+                mean[name] /= len(self.store)
+            else:
+                mean[name] = latest
         self.model.load_state_dict(mean)
 
 
@@ -70,12 +84,16 @@ def swa(model):
 def updates(model, k):
     """What each peer does with the model's weights where LAWA collects, by name."""
     averaged_ema, averaged_swa = ema(model), swa(model)
-    return {
+    found = {
         "AveragedModel, EMA": lambda: averaged_ema.update_parameters(model),
         "AveragedModel, SWA": lambda: averaged_swa.update_parameters(model),
         "ema-pytorch": EMA(model, beta=DECAY, update_after_step=0, update_every=1).update,
         "LAWAScheduler": LAWAScheduler(model, k).collect,
     }
+    if ModelEmaV3 is not None:
+        averaged_timm = ModelEmaV3(model, DECAY)
+        found["timm's ModelEmaV3"] = lambda: averaged_timm.update(model)
+    return found
 
 
 def swapped_by_state_dicts(model):

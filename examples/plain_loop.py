@@ -1,8 +1,5 @@
 """A plain training loop on handwritten digits: `python examples/plain_loop.py`."""
 
-import argparse
-from pathlib import Path
-
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -19,7 +16,7 @@ def error_rate(model, x, y):
     return wrong
 
 
-def main(epochs=20, checkpoint=None):
+def main(epochs=20):
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
@@ -29,16 +26,8 @@ def main(epochs=20, checkpoint=None):
         torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), k=5, buffers=model.buffers()
     )
     schedule = torch.optim.lr_scheduler.LinearLR(opt, 0.1, total_iters=20)
-    first = 0
-    if checkpoint and Path(checkpoint).exists():
-        saved = torch.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        opt.load_state_dict(saved["opt"])
-        schedule.load_state_dict(saved["schedule"])
-        torch.set_rng_state(saved["rng"])
-        first = saved["epoch"]
     errors = []
-    for epoch in range(first, epochs):
+    for epoch in range(epochs):
         for batch in torch.randperm(len(x_train)).split(32):
             opt.zero_grad()
             F.cross_entropy(model(x_train[batch]), y_train[batch]).backward()
@@ -49,16 +38,8 @@ def main(epochs=20, checkpoint=None):
             average = error_rate(model, x_test, y_test)
         print(f"epoch {epoch + 1:2}  error: live {live:6.2%}  average {average:6.2%}")
         errors.append((live, average))
-        if checkpoint:
-            state = {"model": model, "opt": opt, "schedule": schedule}
-            saved = {name: part.state_dict() for name, part in state.items()}
-            torch.save({**saved, "rng": torch.get_rng_state(), "epoch": epoch + 1}, checkpoint)
-    return errors, opt.averaged_state_dict(model)
+    return errors
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--checkpoint", help="file to save to after each epoch, and to go on from")
-    args = parser.parse_args()
-    main(args.epochs, args.checkpoint)
+    main()

@@ -61,17 +61,6 @@ def assert_same_training(opt, other):
             assert same(value, others[index][name]), name
 
 
-def test_plain_loop_gains_and_resumes(tmp_path):
-    pytest.importorskip("sklearn", reason=MISSING)
-    main = example("plain_loop")["main"]
-    errors, weights = main(epochs=4)
-    live, average = torch.tensor(errors).mean(0)
-    assert average < live
-    main(epochs=2, checkpoint=tmp_path / "loop.pt")
-    _, resumed = main(epochs=4, checkpoint=tmp_path / "loop.pt")
-    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-
-
 lightning_noise = pytest.mark.filterwarnings(
     # Lightning's own use of what torch has deprecated; its advice on more processes and logging,
     # which a test this short has no need of, and on a folder that is there to be resumed from.
