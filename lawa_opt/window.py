@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # A mean is made a tile at a time, so that what lies between snapshots and mean stays in the cache:
 # a reading moves k + 1 times the tensors' bytes through memory. A smaller tile pays in calls, a
 # larger one leaves the cache; a GPU wants few, large kernels.
-TILE = {"cpu": 1 << 16}
+TILE = {"cpu": 1 << 18}
 TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
@@ -210,7 +210,6 @@ class Ring:
     def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
         """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
         wide = torch.promote_types(self.rows.dtype, torch.float32)
-        weights = torch.full((len(order),), 1 / len(order), dtype=wide, device=self.home)
         shared = torch.empty(max(self.lengths), dtype=wide, device=self.home)
         exact = not all(tensor.requires_grad for tensor in self.tensors)
         # Slots beside one another, as those of a full window are, are read where they are and in
@@ -218,12 +217,12 @@ class Ring:
         first, last = min(order), max(order)
         beside = last - first == len(order) - 1
         rows = self.rows[first : last + 1] if beside else self.rows
-        copied = self._copier(slice(None) if beside else list(order), len(order), wide)
-        as_they_are = beside and not self.away and (wide == rows.dtype or not rows.is_cpu)
+        copied = self._copier(slice(None) if beside else list(order))
+        weights = torch.full((len(order),), 1 / len(order), dtype=wide, device=self.home)
         # All at once, for each such call takes as long as the mean of thousands of numbers.
         tiles = zip(self.tiles, rows.t().split(self.lengths)[::2], self._flat(outs), strict=True)
         for (begin, _, indices), columns, out in tiles:
-            snapshots = columns if as_they_are else copied(columns)
+            snapshots = columns if beside and not self.away else copied(columns)
             if out is not None and out.dtype == wide and out.device == self.home:
                 _write_mean(snapshots, weights, out, exact=exact)
                 continue
@@ -246,25 +245,18 @@ class Ring:
             found.append(out.as_strided((end - begin,), (1,), at) if alone else None)
         return found
 
-    def _copier(
-        self, chosen: slice | list[int], count: int, wide: torch.dtype
-    ) -> Callable[[Tensor], Tensor]:
-        """What copies some columns of a tile to where, and in what, their mean is made."""
-        # The product on the CPU takes one type; a GPU widens on the way.
-        dtype = wide if self.home.type == "cpu" else self.rows.dtype
-        buffer = torch.empty(0, dtype=dtype, device=self.home)
+    def _copier(self, chosen: slice | list[int]) -> Callable[[Tensor], Tensor]:
+        """What copies these columns of a tile to where their mean is made."""
+        buffer = torch.empty(0, dtype=self.rows.dtype, device=self.home)
 
         def copied(columns: Tensor) -> Tensor:
             there = columns.t()[chosen]
             if not buffer.numel():
-                buffer.resize_(count * max(self.lengths))
+                buffer.resize_(len(there) * max(self.lengths))
             here = buffer[: there.numel()].view(there.shape)
-            if self.away:
-                # A matrix with gaps would be copied where it is first.
-                for row, snapshot in zip(here, there, strict=True):
-                    row.copy_(snapshot, non_blocking=self.stream is not None)
-            else:
-                here.copy_(there)
+            # One by one, for a matrix with gaps would be copied where it is first.
+            for row, snapshot in zip(here, there, strict=True):
+                row.copy_(snapshot, non_blocking=self.stream is not None)
             return here.t()
 
         return copied
@@ -274,11 +266,18 @@ def _write_mean(snapshots: Tensor, weights: Tensor, mean: Tensor, *, exact: bool
     """Write the mean of the columns of a matrix; exact where they are all the same, if asked."""
     if snapshots.shape[1] == 1:
         mean.copy_(snapshots[:, 0])
-    elif mean.is_cpu:
+    elif not mean.is_cpu:
+        torch.mean(snapshots, 1, dtype=mean.dtype, out=mean)
+    elif snapshots.dtype == mean.dtype:
         # One pass over all columns, where a chain of additions makes one a column.
         torch.mv(snapshots, weights, out=mean)
     else:
-        torch.mean(snapshots, 1, dtype=mean.dtype, out=mean)
+        # The product would take copies of them in the wider type.
+        first, *others = snapshots.unbind(1)
+        mean.copy_(first)
+        for other in others:
+            mean.add_(other)
+        mean.div_(len(weights))
     if exact:
         same = (snapshots == snapshots[:, :1]).all(1)
         mean.copy_(torch.where(same, snapshots[:, 0], mean))

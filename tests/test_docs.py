@@ -1,5 +1,7 @@
 """The API reference builds without a warning, and names what the packages give away."""
 
+import html
+import json
 import os
 import subprocess
 import sys
@@ -49,3 +51,16 @@ def test_the_readme_is_its_first_page(site: Path) -> None:
     assert 'src="images/saved-view.png"' in index
     assert (site / "images" / "saved-view.png").exists()
     assert 'href="contributing/"' in index
+
+
+def test_every_claim_is_there_with_its_figure_and_what_was_found(site: Path) -> None:
+    page = html.unescape((site / "claims" / "index.html").read_text())
+    results = sorted((ROOT / "docs" / "claims").glob("*.json"))
+    assert len(results) == 2 * len(list((ROOT / "examples" / "claims").glob("[!r]*.py")))
+    for result in results:
+        found = json.loads(result.read_text())
+        assert len(found["seeds"]) >= 5
+        assert (site / "claims" / f"{result.stem}.png").exists()
+        assert f'src="{result.stem}.png"' in page
+        for finding in found["findings"]:
+            assert f"{finding['verdict'].capitalize()}</strong>: {finding['claim']}" in page

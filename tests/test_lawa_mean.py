@@ -198,6 +198,23 @@ def test_float16_does_not_overflow() -> None:
         assert (parameter == torch.tensor(6e4, dtype=torch.float16)).all()
 
 
+def test_settings_that_speed_up_products_leave_the_mean_alone() -> None:
+    weights = random_weights([(100, 200)], [torch.float32], 5, seed=6)
+    parameter = nn.Parameter(torch.zeros(100, 200))
+    opt = LAWA(Replay([parameter], weights), k=5, every=1)
+    for _ in weights:
+        opt.step()
+    with opt.averaged():
+        want = bits(parameter)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16), opt.averaged():
+            assert bits(parameter) == want
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_partial_window_is_divided_by_the_number_held() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     opt = LAWA(Replay([parameter], [[torch.tensor([v])] for v in (4.0, 8.0)]), k=6, every=1)

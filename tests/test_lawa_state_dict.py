@@ -242,6 +242,7 @@ REFUSED = {
     ),
     "a snapshot of another shape": (changed("lawa_0", torch.ones(1)), r"lawa_0 has \(1,\)"),
     "held": (changed("lawa_held", 7), "parameter 2: lawa_held must be from 0 to 3: 7"),
+    "next": (changed("lawa_next", 3), "parameter 2: lawa_next must be from 0 to 2: 3"),
     "step": (changed("lawa_step", "ten"), "parameter 2: lawa_step must be a step: 'ten'"),
     "newest": (changed("lawa_newest", None), "parameter 2: lawa_newest must be a step: None"),
     "enabled": (changed("lawa_enabled", "no"), "parameter 2: lawa_enabled must be 0 or 1: 'no'"),
