@@ -1,7 +1,7 @@
 """On an idle reference machine, RST and measured time of what was charged agree within 3%.
 
     python benchmarks/rst_against_time.py [--runs 5] [--budget 6s] [--calibration-seconds 40]
-        [--workloads digits pydocs] [--force] [--quick] [--json FILE]
+        [--workloads digits pydocs] [--quick] [--json FILE]
 
 For each workload: train all methods that share the constant rate, in fresh processes, and compare
 the reference seconds charged with the seconds that the same work took. Evaluation is in neither.
@@ -10,7 +10,7 @@ is left is what a training does and no operation has, and what differs between p
 Trainings take turns with the processes of the calibration, so that both see the same machine: where
 it is a virtual one, its speed drifts by more than 3% within minutes, which is no error of RST. One
 thread, so that one core is left for all others. Run it on a quiet machine: the median over the runs
-may be off by no more than 3%.
+may be off by no more than 3%. A profile that was disturbed all the same is used, and said to be.
 """
 
 import json
@@ -110,7 +110,7 @@ def row_of(workload_name, options, notes):
             "baselines.reference:calibratable",
             {"workload": workload_name},
             seconds=options.calibration_seconds,
-            force=options.force,
+            force=True,
             processes=max(LEAST_PROCESSES, options.runs),
             on_progress=after_a_process,
         )
@@ -141,10 +141,9 @@ def main():
     )
     arguments.add_argument("--calibration-seconds", type=float, default=40.0, help="of a workload")
     arguments.add_argument("--workloads", nargs="+", default=["digits", "pydocs"])
-    arguments.add_argument("--force", action="store_true", help="calibrate beside other processes")
     options = arguments.parse_args()
     if options.quick:
-        options.runs, options.budget, options.force = 2, 0.5, True
+        options.runs, options.budget = 2, 0.5
         options.calibration_seconds = 5.0
     torch.set_num_threads(1)
     notes = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -110,3 +111,19 @@ def test_every_extra_it_names_is_there() -> None:
     assert extras
     for extra in ",".join(extras).split(","):
         assert re.search(rf"^{extra} = \[", pyproject, flags=re.MULTILINE), extra
+
+
+def test_the_figures_of_the_claims_are_those_that_were_found() -> None:
+    said = README.split("**The papers' claims**")[1].split("**If it is cut off.**")[0]
+    found = " ".join(
+        finding["evidence"]
+        for path in (ROOT / "docs" / "claims").glob("*-pydocs.json")
+        for finding in json.loads(path.read_text())["findings"]
+    )
+    shares = re.findall(r"([\d.]+%) \[([\d.]+%),\s([\d.]+%)\]", said)
+    assert shares
+    for mean, low, high in shares:
+        assert f"+{mean} [+{low}, +{high}]" in found
+    counts = re.findall(r"\d+ of \d+", said)
+    assert counts
+    assert all(count in found for count in counts)
