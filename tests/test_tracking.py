@@ -25,7 +25,7 @@ from tracking_server import free_port, server, stop
 
 from baselines import report, tracking
 from baselines.comparison import Comparison
-from baselines.records import COMPARISON_TAG, RUN_TAG, Record, Records, Sent, count, read
+from baselines.records import COMPARISON_TAG, FILE, RUN_TAG, Record, Records, Sent, count, read
 from baselines.runs import Point
 from baselines.tracker import Tracker
 from baselines.tracking import Sender
@@ -447,10 +447,20 @@ def test_the_system_is_watched_beside_the_open_runs(store, tmp_path: Path, monke
     with Records(tmp_path) as made:
         made.add(Record(comparison="system", run="lawa/1", status="RUNNING"))
     begin, end = os.pipe()
+
+    def end_once_watched() -> None:
+        try:
+            # Cores take two looks.
+            wait_for(lambda: "system/training_cpu_cores" in (tmp_path / FILE).read_text())
+        finally:
+            os.close(end)
+
     with os.fdopen(begin) as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", pipe)
-        threading.Timer(1.5, os.close, [end]).start()
+        watching = threading.Thread(target=end_once_watched)
+        watching.start()
         assert tracking.follow(tmp_path, 30)
+        watching.join()
     found = runs(store, "system")
     watched = {
         "system/cpu_utilization_percentage",
