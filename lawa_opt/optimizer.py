@@ -210,10 +210,7 @@ class LAWA(Optimizer):
                     )
                 (_, *args), kwargs = changed  # type: ignore[assignment]
         result = self.base.step(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            self._count_step_outside_graphs()
-        else:
-            self._count_step()
+        self._count_step()
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, (self, *args), kwargs)
         return result
@@ -235,6 +232,7 @@ class LAWA(Optimizer):
             for group in self.param_groups
         )
 
+    @_outside_graphs
     def _count_step(self) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
@@ -244,9 +242,6 @@ class LAWA(Optimizer):
             )
         if self.interval.advance():
             self.collect()
-
-    # To step outside of a graph takes microseconds, also where there is none.
-    _count_step_outside_graphs = _outside_graphs(_count_step)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.base.param_groups for p in group["params"]]
