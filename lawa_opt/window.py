@@ -217,12 +217,14 @@ class Ring:
         first, last = min(order), max(order)
         beside = last - first == len(order) - 1
         rows = self.rows[first : last + 1] if beside else self.rows
-        copied = self._copier(slice(None) if beside else list(order))
+        copied = None
+        if self.away or not beside:
+            copied = self._copier(slice(None) if beside else list(order), len(order))
         weights = torch.full((len(order),), 1 / len(order), dtype=wide, device=self.home)
         # All at once, for each such call takes as long as the mean of thousands of numbers.
         tiles = zip(self.tiles, rows.t().split(self.lengths)[::2], self._flat(outs), strict=True)
         for (begin, _, indices), columns, out in tiles:
-            snapshots = columns if beside and not self.away else copied(columns)
+            snapshots = columns if copied is None else copied(columns)
             if out is not None and out.dtype == wide and out.device == self.home:
                 _write_mean(snapshots, weights, out, exact=exact)
                 continue
@@ -245,14 +247,12 @@ class Ring:
             found.append(out.as_strided((end - begin,), (1,), at) if alone else None)
         return found
 
-    def _copier(self, chosen: slice | list[int]) -> Callable[[Tensor], Tensor]:
-        """What copies these columns of a tile to where their mean is made."""
-        buffer = torch.empty(0, dtype=self.rows.dtype, device=self.home)
+    def _copier(self, chosen: slice | list[int], count: int) -> Callable[[Tensor], Tensor]:
+        """What copies these columns of a tile, so many, to where their mean is made."""
+        buffer = torch.empty(count * max(self.lengths), dtype=self.rows.dtype, device=self.home)
 
         def copied(columns: Tensor) -> Tensor:
             there = columns.t()[chosen]
-            if not buffer.numel():
-                buffer.resize_(len(there) * max(self.lengths))
             here = buffer[: there.numel()].view(there.shape)
             # One by one, for a matrix with gaps would be copied where it is first.
             for row, snapshot in zip(here, there, strict=True):

@@ -214,6 +214,7 @@ def _print_profile(path: Path, profile: Profile) -> None:
         f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
         *("operation", "median", "quartiles apart", "samples", "every", "charged", "95% interval"),
     )
+    charged = profile.seconds
     for operation, cost in profile.costs.items():
         # Under this policy nothing is left out.
         interval = rst_interval({operation: 1}, profile, "mlperf")
@@ -223,7 +224,7 @@ def _print_profile(path: Path, profile: Profile) -> None:
             _milliseconds(cost.spread_seconds),
             str(cost.samples),
             str(profile.every[operation]),
-            _milliseconds(profile.seconds[operation]),
+            _milliseconds(charged[operation]),
             f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
         )
     console.print(table)

@@ -45,12 +45,11 @@ def check_series(profiles: Sequence[Profile], key: str) -> tuple[str, ...]:
             raise ProfileError(
                 f"the workloads of a series over {key} must not differ in {', '.join(odd)} too"
             )
+    charged = {value: by_value[value].seconds for value in sorted(by_value)}
     found = []
     for operation in profiles[0].costs:
         costs = {
-            value: profile.seconds[operation]
-            for value, profile in sorted(by_value.items())
-            if operation in profile.costs
+            value: seconds[operation] for value, seconds in charged.items() if operation in seconds
         }
         found += [f"{operation} at {key}={sentence}" for sentence in _out_of_line(costs)]
     return tuple(found)
