@@ -1,11 +1,25 @@
 """Calibration measures what ran, in the proportions asked for; no speed is asserted."""
 
 import time
+from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 from test_profile import profile_of
 
 from timing import Account, Operation, calibrate
+
+FREE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that nothing slows down."""
+    paced(monkeypatch, lambda: FREE)
+
+
+def paced(monkeypatch: pytest.MonkeyPatch, pace: Callable[[], float]) -> None:
+    monkeypatch.setattr(import_module("timing.calibrate"), "pace_seconds", pace)
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:
@@ -61,8 +75,8 @@ def test_what_does_not_close_is_measured_again() -> None:
         nonlocal loops
         loops += 1
         # Slower in the passes timed as a whole, the first time over.
-        if loops <= 410 and (loops - 11) // 20 % 2 == 1:
-            time.sleep(0.0005)
+        slower = loops <= 410 and (loops - 11) // 20 % 2 == 1
+        time.sleep(0.002 if slower else 0.0002)
 
     fractions: list[float] = []
     calibration = calibrate({"step": Operation(drifting)}, 1e-6, 0.5, fractions.append)
@@ -111,6 +125,68 @@ def test_skewed_timings_are_charged_as_the_loop_took_them(monkeypatch: pytest.Mo
     assert account.rst_seconds == pytest.approx(loop_seconds)
     # In the proportions of the medians.
     assert profile.seconds["steady"] / profile.seconds["skewed"] == pytest.approx(2.0)
+
+
+class SharedProcessor:
+    """A clock on which a neighbour doubles all times, in this share of every hundred seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shared: float) -> None:
+        self.seconds = 0.0
+        self.shared = shared
+        monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
+        paced(monkeypatch, lambda: FREE * self.factor)
+
+    @property
+    def factor(self) -> float:
+        return 2.0 if self.seconds % 100 < 100 * self.shared else 1.0
+
+    def work(self, seconds: float) -> None:
+        # The neighbour may come or go in the middle.
+        for _ in range(10):
+            self.seconds += self.factor * seconds / 10
+
+
+def test_passes_on_a_slowed_processor_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = SharedProcessor(monkeypatch, shared=0.6)
+    operations = {
+        "step": Operation(lambda: processor.work(1.0)),
+        "rare": Operation(lambda: processor.work(0.25), every=4),
+    }
+    calibration = calibrate(operations, 300.0, float("inf"))
+    medians = {name: cost.median_seconds for name, cost in calibration.costs.items()}
+    assert medians == {"step": pytest.approx(1.0), "rare": pytest.approx(0.25)}
+    spreads = [cost.spread_seconds for cost in calibration.costs.values()]
+    assert spreads == pytest.approx([0, 0], abs=1e-9)
+    assert calibration.closure == pytest.approx(0)
+    # 60% of the time, in which half as much is done.
+    assert calibration.noise.slowed_share == pytest.approx(0.3 / 0.7, abs=0.05)
+    assert calibration.noise.reasons == ()
+    assert calibration.pace_seconds == FREE
+    # As much is measured as was asked for.
+    assert 1.0625 * calibration.costs["step"].samples >= 300
+
+
+def test_a_processor_that_is_hardly_ever_free_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = SharedProcessor(monkeypatch, shared=0.88)
+    calibration = calibrate({"step": Operation(lambda: processor.work(1.0))}, 1.0, float("inf"))
+    assert calibration.costs["step"].median_seconds == pytest.approx(2.0)
+    assert calibration.costs["step"].samples == 4 * 200
+    (reason,) = calibration.noise.reasons
+    assert "ran slower than it can in 8" in reason or "ran slower than it can in 9" in reason
+    assert "try at another time" in reason
+
+
+def test_a_pace_known_from_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = SharedProcessor(monkeypatch, shared=1.0)
+    operations = {"step": Operation(lambda: processor.work(1.0))}
+    assert calibrate(operations, 1.0, float("inf")).faults() == ()
+    calibration = calibrate(operations, 1.0, float("inf"), known_pace=FREE)
+    assert calibration.noise.slowed_share == 1
+    assert calibration.pace_seconds == 2 * FREE
+    assert "in 100% of the measurements" in calibration.faults()[0]
+    assert calibration.faults(known_pace=FREE)[1] == (
+        "the processor took 2.00 times as long as in the fastest process, for the same work"
+    )
 
 
 def test_what_makes_no_loop_is_refused() -> None:

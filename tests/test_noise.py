@@ -54,6 +54,19 @@ def test_a_process_that_keeps_a_core_busy_is_noticed() -> None:
         noise.warn()
 
 
+def test_a_core_that_the_host_gave_to_others_is_no_process_to_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = psutil.cpu_times()
+    if not hasattr(begin, "steal"):
+        pytest.skip("only Linux tells of stolen time")
+    reads = iter([begin, begin._replace(steal=begin.steal + 1.1, user=begin.user + 0.1)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
+    noise = watched(1.01)
+    (reason,) = noise.reasons
+    assert reason.startswith("the host of this virtual machine kept 1.2 of its cores from it")
+
+
 def test_a_short_block_is_not_judged_by_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     times = psutil.cpu_times()
     reads = iter([times, times._replace(user=times.user + 100)])

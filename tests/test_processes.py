@@ -229,6 +229,36 @@ def test_no_more_once_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert "the RST of the mixed loop is known to ±13" in flag
 
 
+def at_pace(pace_seconds: float) -> Calibration:
+    return process(STEADY).model_copy(update={"pace_seconds": pace_seconds})
+
+
+def test_a_processor_found_faster_later_discards_the_slowed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, free = at_pace(1.9), at_pace(1.0)
+    said: list[str] = []
+    orders = scripted(monkeypatch, iter([shared, shared, at_pace(1.05), *[free] * 4]))
+    profile = calibrate_in_processes("a:b", on_progress=lambda _, what: said.append(what))
+    assert profile.processes == (at_pace(1.05), *[free] * 4)
+    assert profile.discarded == 2
+    assert profile.flags() == ()
+    assert [order.known_pace for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
+    assert sum("the processor took 1.81 times as long" in what for what in said) == 2
+
+
+def test_a_slowed_processor_is_refused_or_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*[at_pace(1.9)] * 4, *[at_pace(1.0)] * 4]
+    scripted(monkeypatch, iter(rows))
+    with pytest.raises(CalibrationError, match=r"4 processes were .* took 1\.90 times as long"):
+        calibrate_in_processes("a:b")
+    scripted(monkeypatch, iter(rows))
+    profile = calibrate_in_processes("a:b", force=True)
+    assert (profile.process_count, profile.discarded) == (5, 3)
+    (flag,) = profile.flags()
+    assert flag.startswith("process 1: the processor took 1.90 times as long as in the fastest")
+
+
 def test_enough_quiet_ones_are_not_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [process({"train_step": 0.01 + i / 1e3}) for i in range(5)]
     scripted(monkeypatch, iter([*rows, LOUD, LOUD, LOUD, LOUD]))

@@ -9,20 +9,24 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from timing.noise import NoiseWatch
+from timing.pace import is_slowed, own_pace, pace_seconds
 from timing.profile import Calibration, Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 WARM_UP_STEPS = 10
 CLOSURE_STEPS = 200
 SHORTEST_CHUNK = 20
 ATTEMPTS = 3
+# How many times as long as on a free processor it waits for one.
+PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,42 @@ class Calibratable:
     operations: Mapping[str, Operation]
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Passes that ran in a row, each operation timed, or all of them as a whole.
+
+    Attributes:
+        passes: by number; one, if its operations were timed.
+        samples: seconds of each operation in it; None if timed as a whole.
+        seconds: of all.
+        pace: of the processor, the slower of before and after.
+    """
+
+    passes: range
+    samples: Mapping[str, float] | None
+    seconds: float
+    pace: float
+
+
 def calibrate(
     operations: Mapping[str, Operation],
     seconds: float,
     largest_closure: float,
     on_progress: Callable[[float], None] = lambda _: None,
+    known_pace: float = math.inf,
 ) -> Calibration:
     """Time the operations interleaved, as they alternate in training, not each in a tight loop.
 
     In tight loops small operations run from the cache and look up to three times cheaper than they
     are. Some passes are timed operation by operation, and as many as a whole, to be compared with
     what the medians predict. The two take turns, so that a machine that grows slower in the
-    meantime does so for both. Where they differ by more than `largest_closure`, the noise of the
-    moment is in one of them, and the measurement is repeated, at most twice; the attempt that
-    closes best is returned. By the difference that is left, the closure, the medians are scaled
-    when they are charged, so that they add up to the time of the passes as a whole.
+    meantime does so for both. Passes before or after which the processor was slowed down from
+    outside (`timing.pace`) are left out, and others are run for them, up to four times as many in
+    all; if it was slow in most of these, all are taken, and the noise says so. Where the two differ
+    by more than `largest_closure`, the noise of the moment is in one of them, and the measurement
+    is repeated, at most twice; the attempt that closes best is returned. By the difference that is
+    left, the closure, the medians are scaled when they are charged, so that they add up to the time
+    of the passes as a whole.
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.
@@ -68,6 +93,7 @@ def calibrate(
             take as long again, and 200 of each are the least.
         largest_closure: a share, such as 0.05.
         on_progress: told the fraction done, from 0 to 1.
+        known_pace: what the processor is known to reach, in the seconds of `timing.pace`.
 
     Raises:
         ValueError: there is no operation, or one is to run every 0 passes.
@@ -79,7 +105,7 @@ def calibrate(
             raise ValueError(f"{name!r} cannot run every {operation.every} passes: give 1 or more")
     attempts = []
     for attempt in range(ATTEMPTS):
-        attempts.append(_attempt(operations, seconds, on_progress))
+        attempts.append(_attempt(operations, seconds, on_progress, known_pace))
         if abs(attempts[-1].closure) <= largest_closure or attempt == ATTEMPTS - 1:
             break
     on_progress(1.0)
@@ -87,46 +113,109 @@ def calibrate(
 
 
 def _attempt(
-    operations: Mapping[str, Operation], seconds: float, on_progress: Callable[[float], None]
+    operations: Mapping[str, Operation],
+    seconds: float,
+    on_progress: Callable[[float], None],
+    known_pace: float,
 ) -> Calibration:
-    samples: dict[str, list[float]] = {name: [] for name in operations}
     period = math.lcm(*(operation.every for operation in operations.values()))
     chunk = period * math.ceil(SHORTEST_CHUNK / period)
+    stretches: list[_Stretch] = []
     watch = NoiseWatch()
     with watch:
         _loop(operations, range(WARM_UP_STEPS))
-        timed_seconds = whole_seconds = 0.0
-        chunks = 0
-        # Two chunks give two samples, at the least, of the rarest operation.
-        while chunks < 2 or chunks * chunk < CLOSURE_STEPS or timed_seconds < seconds:
-            begin = time.perf_counter()
-            for number in range(1, chunk + 1):
-                for name, operation in operations.items():
-                    if number % operation.every == 0:
-                        samples[name].append(_timed(operation.run))
-            timed_seconds += time.perf_counter() - begin
-            whole_seconds += _timed(lambda: _loop(operations, range(1, chunk + 1)))
-            chunks += 1
-            share = min(timed_seconds / seconds, chunks * chunk / CLOSURE_STEPS)
+        while True:
+            stretches += _chunk(operations, chunk)
+            own = min(known_pace, own_pace([stretch.pace for stretch in stretches]))
+            free = [stretch for stretch in stretches if not is_slowed(stretch.pace, own)]
+            share = _share_done(operations, free, seconds)
             on_progress(0.9 * min(1.0, share))
-    medians = {name: statistics.median(taken) for name, taken in samples.items()}
-    predicted = math.fsum(medians[name] * len(taken) for name, taken in samples.items())
+            if share >= 1 or _share_done(operations, stretches, seconds) >= PATIENCE:
+                break
+    slowed_share = 1 - len(free) / len(stretches)
+    taken = free if share >= 1 else stretches
+    samples = _samples(operations, taken)
+    medians = {name: statistics.median(found) for name, found in samples.items()}
+    wholes = [stretch for stretch in taken if stretch.samples is None]
+    predicted = math.fsum(
+        medians[name]
+        for stretch in wholes
+        for number in stretch.passes
+        for name in _due(operations, number)
+    )
     costs = {
         name: Cost(
             median_seconds=medians[name],
-            spread_seconds=_interquartile_range(taken),
-            samples=len(taken),
+            spread_seconds=_interquartile_range(found),
+            samples=len(found),
         )
-        for name, taken in samples.items()
+        for name, found in samples.items()
     }
-    return Calibration(costs=costs, closure=predicted / whole_seconds - 1, noise=watch.noise())
+    return Calibration(
+        costs=costs,
+        closure=predicted / math.fsum(stretch.seconds for stretch in wholes) - 1,
+        noise=watch.noise(slowed_share=slowed_share),
+        pace_seconds=own_pace([stretch.pace for stretch in taken]),
+    )
+
+
+def _chunk(operations: Mapping[str, Operation], length: int) -> list[_Stretch]:
+    """Run the loop so many passes long, timing each operation, and once more, as a whole."""
+    stretches: list[_Stretch] = []
+    pace = pace_seconds()
+
+    def add(passes: range, samples: Mapping[str, float] | None, seconds: float) -> None:
+        nonlocal pace
+        before, pace = pace, pace_seconds()
+        stretches.append(_Stretch(passes, samples, seconds, max(before, pace)))
+
+    for number in range(1, length + 1):
+        passes = range(number, number + 1)
+        begin = time.perf_counter()
+        samples = {name: _timed(operations[name].run) for name in _due(operations, number)}
+        add(passes, samples, time.perf_counter() - begin)
+    # Passes overlap on a GPU: to wait for it after each would make them longer than they are.
+    together = length if torch.cuda.is_initialized() else 1
+    for number in range(1, length + 1, together):
+        passes = range(number, number + together)
+        add(passes, None, _timed(partial(_loop, operations, passes)))
+    return stretches
+
+
+def _share_done(
+    operations: Mapping[str, Operation], stretches: Sequence[_Stretch], seconds: float
+) -> float:
+    """How much there is of what is needed: seconds, passes of both kinds, samples of each."""
+    single = [stretch for stretch in stretches if stretch.samples is not None]
+    whole = sum(len(stretch.passes) for stretch in stretches) - len(single)
+    rarest = min(map(len, _samples(operations, stretches).values()))
+    # The look at the pace takes its time too, more than a pass does where passes are short.
+    timed_seconds = math.fsum(stretch.seconds + stretch.pace for stretch in single)
+    # Two samples, at the least, of the rarest operation.
+    return min(
+        timed_seconds / seconds, len(single) / CLOSURE_STEPS, whole / CLOSURE_STEPS, rarest / 2
+    )
+
+
+def _samples(
+    operations: Mapping[str, Operation], stretches: Sequence[_Stretch]
+) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in operations}
+    for stretch in stretches:
+        for name, seconds in (stretch.samples or {}).items():
+            samples[name].append(seconds)
+    return samples
+
+
+def _due(operations: Mapping[str, Operation], number: int) -> list[str]:
+    """Those that run in the pass of this number, in their order."""
+    return [name for name, operation in operations.items() if number % operation.every == 0]
 
 
 def _loop(operations: Mapping[str, Operation], passes: range) -> None:
     for number in passes:
-        for operation in operations.values():
-            if number % operation.every == 0:
-                operation.run()
+        for name in _due(operations, number):
+            operations[name].run()
 
 
 def _timed(run: Callable[[], object]) -> float:

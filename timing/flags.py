@@ -31,8 +31,10 @@ def flags(profile: Profile) -> tuple[str, ...]:
                 f"the RST of the mixed loop is known to ±{half_width:.1%} only: give the "
                 "calibration more time, or a quieter machine"
             )
+    paces = [process.pace_seconds for process in profile.processes if process.pace_seconds]
+    known_pace = min(paces, default=None)
     for number, process in enumerate(profile.processes, start=1):
-        found += [f"process {number}: {fault}" for fault in process.faults()]
+        found += [f"process {number}: {fault}" for fault in process.faults(known_pace)]
     for operation in profile.costs:
         medians = [process.costs[operation].median_seconds for process in profile.processes]
         if max(medians) > ORDER_OF_MAGNITUDE * min(medians):

@@ -18,7 +18,7 @@ from timing.software import Software, this_software
 
 
 class Order(BaseModel):
-    """What a fresh process is to measure; `seconds` are those of `timing.calibrate`."""
+    """What a fresh process is to measure; `seconds` and `known_pace` go to `timing.calibrate`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +26,7 @@ class Order(BaseModel):
     arguments: dict[str, Any]
     seconds: float
     threads: int
+    known_pace: float | None = None
 
 
 class Result(BaseModel):
@@ -87,7 +88,8 @@ def measure(order: Order) -> Result:
                 "numbers alone"
             )
     # One attempt: what does not close is for the parent to judge, beside the other processes.
-    calibration = calibrate(calibratable.operations, order.seconds, math.inf)
+    known_pace = math.inf if order.known_pace is None else order.known_pace
+    calibration = calibrate(calibratable.operations, order.seconds, math.inf, known_pace=known_pace)
     return Result(
         machine=this_machine(),
         software=this_software(),

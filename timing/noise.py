@@ -29,6 +29,8 @@ SHORTEST_WATCH_SECONDS = 1.0
 LARGEST_THROTTLED_SHARE = 0.01
 # The spread of some dozens of samples differs by less from one quiet run to the next.
 LARGEST_SPREAD_RATIO = 2.0
+# Where the processor was slowed down for longer, too little is left to be taken instead.
+LARGEST_SLOWED_SHARE = 0.75
 
 _REMEDIES = {
     "software power cap": "raise its power limit, or calibrate and train under the same one",
@@ -51,6 +53,8 @@ class Noise(BaseModel):
             may hold at once.
         gpu_processes: other processes seen on the visible GPUs at the begin or the end.
         spread_ratio: spread of the samples over the spread expected of them.
+        slowed_share: of the measurements, those in which the processor ran slower than of its own
+            accord (`timing.pace`); a calibration leaves them out.
         reasons: what is too much, and what to do about it; empty when all is quiet.
         gaps: what could not be read, and why.
     """
@@ -62,6 +66,7 @@ class Noise(BaseModel):
     throttled_seconds: dict[str, Amount] | None
     gpu_processes: Annotated[int, Field(ge=0)] | None
     spread_ratio: Amount | None
+    slowed_share: Amount | None = None
     reasons: tuple[str, ...]
     gaps: tuple[str, ...]
 
@@ -101,12 +106,14 @@ class NoiseWatch:
         self,
         spread_seconds: float | None = None,
         expected_spread_seconds: float | None = None,
+        slowed_share: float | None = None,
     ) -> Noise:
         """What was noticed between the begin and the end of the block.
 
         Args:
             spread_seconds: interquartile range of what was timed in the block.
             expected_spread_seconds: the same on the quiet machine, such as the profile's own.
+            slowed_share: in how many of the measurements the processor was slowed down.
 
         Raises:
             RuntimeError: if the block has not ended.
@@ -126,8 +133,11 @@ class NoiseWatch:
             )
         elif other_cores > LARGEST_OTHER_CORES:
             reasons.append(
-                f"other processes kept {other_cores:.1f} cores busy: close them, or measure when "
-                "the machine is idle"
+                f"the host of this virtual machine kept {other_cores:.1f} of its cores from it: "
+                "measure at another time, or elsewhere"
+                if self._stopwatch.stolen_cores > other_cores / 2
+                else f"other processes kept {other_cores:.1f} cores busy: close them, or measure "
+                "when the machine is idle"
             )
 
         throttled: dict[str, float] = {}
@@ -158,12 +168,19 @@ class NoiseWatch:
                 f"the samples scatter {ratio:.1f} times as much as in the profile: take more, in a "
                 "quiet moment, or calibrate again if they always do"
             )
+        if slowed_share is not None and slowed_share > LARGEST_SLOWED_SHARE:
+            reasons.append(
+                f"the processor ran slower than it can in {slowed_share:.0%} of the measurements, "
+                "and nothing here is the reason: a virtual machine shares its cores with "
+                "neighbours, and a hot one is clocked down; try at another time, or elsewhere"
+            )
         return Noise(
             window_seconds=window,
             other_cores=other_cores,
             throttled_seconds=throttled if told_throttle else None,
             gpu_processes=len(processes) if told_processes else None,
             spread_ratio=ratio,
+            slowed_share=slowed_share,
             reasons=tuple(reasons),
             gaps=tuple(gaps),
         )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from timing.flags import flags
 from timing.machine import Machine
 from timing.noise import Noise
+from timing.pace import is_slowed
 from timing.software import Software
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Calibration(BaseModel):
             one. Below zero on a machine whose timings are skewed, for there medians are below
             means.
         noise: what disturbed the measurement.
+        pace_seconds: what the fixed work of `timing.pace` took meanwhile; None if it was not asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,17 +64,28 @@ class Calibration(BaseModel):
     costs: dict[str, Cost] = Field(min_length=1)
     closure: float = Field(gt=-1)
     noise: Noise
+    pace_seconds: float | None = Field(default=None, ge=0)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Charged seconds by operation, as this process alone gives them; see `Profile`."""
         return _charged(self)
 
-    def faults(self) -> tuple[str, ...]:
-        """Why this process should not be part of a profile; empty if it may be."""
+    def faults(self, known_pace: float | None = None) -> tuple[str, ...]:
+        """Why this process should not be part of a profile; empty if it may be.
+
+        Args:
+            known_pace: `pace_seconds` of the fastest process, if there is any.
+        """
+        found = list(self.noise.reasons)
+        if known_pace and self.pace_seconds and is_slowed(self.pace_seconds, known_pace):
+            found.append(
+                f"the processor took {self.pace_seconds / known_pace:.2f} times as long as in the "
+                "fastest process, for the same work"
+            )
         if abs(self.closure) > LARGEST_CLOSURE:
-            return (*self.noise.reasons, f"its closure is {self.closure:+.1%}")
-        return self.noise.reasons
+            found.append(f"its closure is {self.closure:+.1%}")
+        return tuple(found)
 
 
 class Profile(BaseModel):

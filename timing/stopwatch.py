@@ -22,6 +22,7 @@ class Stopwatch:
             counts in hundredths of a second, so it says little of blocks under a second; some
             0.05 is a quiet machine. A process that this one starts, such as the worker of a data
             loader, is another process here; so is what a virtual machine's host gives to others.
+        stolen_cores: of these, what the host of a virtual machine gave to others (Linux).
 
     Args:
         but_children: whether the processes that this one had started before the first block are
@@ -32,9 +33,10 @@ class Stopwatch:
         self.wall_seconds = 0.0
         self.cpu_seconds = 0.0
         self._busy_seconds = 0.0
+        self._stolen_seconds = 0.0
         self._but_children = but_children
         self._children: dict[psutil.Process, float] | None = None
-        self._started: tuple[float, float, float] | None = None
+        self._started: tuple[float, ...] | None = None
 
     def start(self) -> Self:
         """Start; raises RuntimeError if it runs already."""
@@ -51,10 +53,13 @@ class Stopwatch:
         if self._started is None:
             raise RuntimeError("this stopwatch does not run: start() it first")
         now = self._clocks()
-        wall, cpu, busy = (end - begin for end, begin in zip(now, self._started, strict=True))
+        wall, cpu, busy, stolen = (
+            end - begin for end, begin in zip(now, self._started, strict=True)
+        )
         self.wall_seconds += wall
         self.cpu_seconds += cpu
         self._busy_seconds += busy
+        self._stolen_seconds += stolen
         self._started = None
 
     def __enter__(self) -> Self:
@@ -70,13 +75,19 @@ class Stopwatch:
             return 0.0
         return max(0.0, (self._busy_seconds - self.cpu_seconds) / self.wall_seconds)
 
-    def _clocks(self) -> tuple[float, float, float]:
-        """Wall time, processor time of this process, and of all but the children left out."""
+    @property
+    def stolen_cores(self) -> float:
+        """Cores that the host gave to others, see above; 0 before anything was measured."""
+        return self._stolen_seconds / self.wall_seconds if self.wall_seconds else 0.0
+
+    def _clocks(self) -> tuple[float, ...]:
+        """Wall time, processor time of this process, of all but the children left out, stolen."""
         times = psutil.cpu_times()
         busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
         # Linux counts a guest's time in `user` and `nice` already.
         busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-        return time.perf_counter(), time.process_time(), busy - self._children_seconds()
+        busy -= self._children_seconds()
+        return time.perf_counter(), time.process_time(), busy, getattr(times, "steal", 0.0)
 
     def _children_seconds(self) -> float:
         """Processor time of the children left out; of one that has ended, what it last had."""
