@@ -40,9 +40,9 @@ BEYOND_THE_CACHE = 10
 class Model(nn.Module):
     def __init__(self, millions, tensors, dtype, device="cpu"):
         super().__init__()
-        size = math.ceil(millions * 1e6 / tensors)
+        rows = math.ceil(millions * 1e6 / tensors / 8)
         self.weights = nn.ParameterList(
-            torch.randn(size, device=device).to(dtype) for _ in range(tensors)
+            torch.randn(rows, 8, device=device).to(dtype) for _ in range(tensors)
         )
 
 

@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from timing.pace import is_slowed, own_pace, pace_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -152,6 +155,37 @@ def cuda_seconds(call: Callable[[], object]) -> float:
     return before.elapsed_time(after) / 1e3
 
 
+class FreeProcessor:
+    """Measures while no neighbour on the same host slows the processor down (`timing.pace`)."""
+
+    tries = 3
+
+    def __init__(self) -> None:
+        self.paces = deque([pace_seconds() for _ in range(100)], maxlen=1000)
+        self.samples = self.slowed = 0
+
+    def measure(self, sample: Callable[[], float]) -> float:
+        """A sample of a free processor; after some tries, one as it is, which is counted."""
+        self.samples += 1
+        for _ in range(self.tries):
+            before, taken, after = pace_seconds(), sample(), pace_seconds()
+            self.paces += [before, after]
+            if not is_slowed(max(before, after), own_pace(self.paces)):
+                return taken
+        self.slowed += 1
+        return taken
+
+    def notes(self) -> list[str]:
+        """How much of what was measured was slowed down; nothing where nothing was measured."""
+        if not self.samples:
+            return []
+        share = self.slowed / self.samples
+        return [f"{share:.0%} of the samples are of a processor slowed down by its neighbours."]
+
+
+FREE_PROCESSOR = FreeProcessor()
+
+
 def seconds_of(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
@@ -171,7 +205,11 @@ def seconds_of(
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, (repeat, repeats) in repeated.items():
-            taken[name].append(seconds(repeat) / repeats)
+            if seconds is cpu_seconds:
+                sample = FREE_PROCESSOR.measure(lambda repeat=repeat: seconds(repeat))
+            else:
+                sample = seconds(repeat)
+            taken[name].append(sample / repeats)
     return taken
 
 
@@ -200,6 +238,7 @@ def tables(rows: Iterable[Row]) -> list[list[Row]]:
 
 def finish(rows: Sequence[Row], notes: Sequence[str], arguments: argparse.Namespace) -> None:
     """Print the rows, write them where they were asked for, and exit with 1 if one is missed."""
+    notes = [*notes, *FREE_PROCESSOR.notes()]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for part in tables(rows):
         table = Table()

@@ -17,7 +17,7 @@ import torch
 from ema_pytorch import EMA
 from peers import DECAY, LAWAScheduler, ema, swa
 from rich.progress import track
-from rows import Limit, Row, cpu_seconds, finish, parser, scaled, seconds_of
+from rows import FREE_PROCESSOR, Limit, Row, cpu_seconds, finish, parser, scaled, seconds_of
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
@@ -130,7 +130,9 @@ def whole_step_rows(rounds):
         taken = {name: [] for name in steps}
         for _ in track(range(rounds + 1), f"whole steps, {size}"):
             for name, step in steps.items():
-                block = cpu_seconds(lambda step=step: [step() for _ in range(BLOCK)])
+                block = FREE_PROCESSOR.measure(
+                    lambda step=step: cpu_seconds(lambda: [step() for _ in range(BLOCK)])
+                )
                 taken[name].append(block / BLOCK * 1e3)
         # The first round warms up, and fills windows.
         taken = {name: each[1:] for name, each in taken.items()}
