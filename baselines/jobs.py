@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +34,7 @@ from baselines.lock import Lock
 from baselines.resume import tell
 from baselines.runs import Point, Run, Trajectory
 from baselines.workloads import load
+from timing.fresh_process import end_with_the_starter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -353,21 +352,10 @@ def side_by_side(
     return Comparison(plan, profile, tuple(ended[task] for task in tasks(plan)))
 
 
-def _end_with_the_starter() -> None:
-    """End at once when standard input does: then the process that started this one is gone."""
-
-    def watch() -> None:
-        # Not through sys.stdin, whose lock this thread would have when the interpreter ends.
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m baselines.jobs", description=work.__doc__)
     parser.add_argument("folder")
     parser.add_argument("index", type=int)
     arguments = parser.parse_args()
-    _end_with_the_starter()
+    end_with_the_starter()
     work(arguments.folder, arguments.index)

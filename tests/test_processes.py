@@ -1,10 +1,13 @@
 """Calibration in fresh processes: real ones, and what is done with what they report."""
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from test_profile import MACHINE, SOFTWARE, WORKLOAD, process
 
@@ -48,6 +51,12 @@ def vague():
 
 
 def hangs():
+    time.sleep(600)
+
+
+def waits(log):
+    with open(log, "w") as file:
+        print(os.getpid(), file=file)
     time.sleep(600)
 '''
 
@@ -109,6 +118,25 @@ def test_a_process_that_fails_is_quoted(setup: Path, function: str, message: str
 def test_a_process_that_hangs_is_ended(setup: Path) -> None:
     with pytest.raises(CalibrationError, match=r"was not done after 0\.5 s and was ended"):
         calibrate_in_processes(f"{setup}:hangs", limit_seconds=0.5)
+
+
+def test_a_process_ends_with_the_one_that_calibrates(setup: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    target, arguments = f"{setup}:waits", {"log": str(log)}
+    program = f"import timing; timing.calibrate_in_processes({target!r}, {arguments!r})"
+    starter = subprocess.Popen([sys.executable, "-c", program])
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    child = psutil.Process(int(log.read_text()))
+    starter.kill()
+    starter.wait()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

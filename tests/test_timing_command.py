@@ -51,6 +51,8 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "reference.json"
     noisy = process(ROWS[0], closure=0.07, reasons=("other processes kept 1.0 cores busy",))
+    noise = noisy.noise.model_copy(update={"slowed_share": 0.31})
+    noisy = noisy.model_copy(update={"noise": noise})
     rows = [*(process(row, closure=-0.012) for row in ROWS), noisy]
     made = profile_of(rows, every={"train_step": 1, "evaluate": 40})
     made = made.model_copy(update={"workload": {**made.workload, "flops_per_step": 5_000_000}})
@@ -63,7 +65,8 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
         "│     1 │  10.1215 ms │ ",
         "closure: -1.2% (by process: -1.2%, -1.2%, -1.2%, -1.2%, -1.2%, +7.0%); charged is the "
         "median over 0.9880\n",
-        "processes: 6, and 0 discarded; other processes kept up to 0.03 cores busy",
+        "processes: 6, and 0 discarded; other processes kept up to 0.03 cores busy; the processor "
+        "was slowed down from outside in up to 31% of the passes",
         f"mixed loop: {rst_interval(made.mixed_loop, made, 'mlperf')} s charged",
         f"software: python={platform.python_version()}, torch={torch.__version__}",
         "workload: workload=digits, batch=64, k=5",

@@ -236,7 +236,8 @@ def _print_profile(path: Path, profile: Profile) -> None:
         "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
         "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
         f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
-        f"kept up to {profile.other_cores:.2f} cores busy",
+        f"kept up to {profile.other_cores:.2f} cores busy; the processor was slowed down from "
+        f"outside in up to {profile.slowed_share:.0%} of the passes",
         f"closure: {profile.closure:+.1%} (by process: {closures}); charged is the median over "
         f"{1 + profile.closure:.4f}",
         f"mixed loop: {loop} s charged (95% interval over processes)",

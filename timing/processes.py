@@ -151,11 +151,13 @@ def _run(order: Order, limit_seconds: float) -> Result:
         order_path, result_path = Path(folder, "order.json"), Path(folder, "result.json")
         order_path.write_text(order.model_dump_json())
         command = [sys.executable, "-c", CHILD, str(order_path), str(result_path)]
+        # Nothing is written: it ends with this process, however that ends, and the child then too.
+        reading, writing = os.pipe()
         try:
             done = subprocess.run(
                 command,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=reading,
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -169,6 +171,9 @@ def _run(order: Order, limit_seconds: float) -> Result:
                 f"{limit_seconds:g} s and was ended: give a higher limit, or see why it hangs",
                 said.decode(errors="replace") if isinstance(said, bytes) else said,
             ) from error
+        finally:
+            os.close(reading)
+            os.close(writing)
         if done.returncode != 0:
             last = done.stderr.strip().rpartition("\n")[2] or "it said nothing"
             raise CalibrationError(

@@ -187,6 +187,11 @@ class Profile(BaseModel):
         return max(process.noise.other_cores for process in self.processes)
 
     @property
+    def slowed_share(self) -> float:
+        """Of the passes, those on a processor slowed from outside, in the worst process."""
+        return max(process.noise.slowed_share or 0.0 for process in self.processes)
+
+    @property
     def mixed_loop(self) -> dict[str, int]:
         """Counts of the operations in the shortest loop that has all in their proportions."""
         passes = math.lcm(*self.every.values())
