@@ -180,6 +180,26 @@ def test_a_processor_that_is_hardly_ever_free_is_told(monkeypatch: pytest.Monkey
     assert "try at another time" in reason
 
 
+def test_an_operation_that_never_ran_on_a_free_processor_keeps_its_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    latest = ""
+
+    def run(name: str) -> None:
+        nonlocal latest
+        latest = name
+
+    paced(monkeypatch, lambda: 2 * FREE if latest == "rare" else FREE)
+    operations = {
+        "step": Operation(lambda: run("step")),
+        "rare": Operation(lambda: run("rare"), every=20),
+    }
+    calibration = calibrate(operations, 1e-6, float("inf"))
+    assert calibration.costs["rare"].samples == 4 * 10
+    assert calibration.noise.slowed_share == 1
+    assert "ran slower than it can in 100%" in calibration.noise.reasons[0]
+
+
 def test_a_pace_known_from_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = SharedProcessor(monkeypatch, shared=1.0)
     operations = {"step": Operation(lambda: processor.work(1.0))}

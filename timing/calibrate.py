@@ -25,7 +25,6 @@ WARM_UP_STEPS = 10
 CLOSURE_STEPS = 200
 SHORTEST_CHUNK = 20
 ATTEMPTS = 3
-FEWEST_SAMPLES = 2
 # How many times as much as is needed it measures, to find the processor free.
 PATIENCE = 4
 
@@ -82,7 +81,8 @@ def calibrate(
     what the medians predict. The two take turns, so that a machine that grows slower in the
     meantime does so for both. Passes before or after which the processor was slowed down from
     outside (`timing.pace`) are left out, and others are run for them, up to four times as many in
-    all; if it was slow in more than three quarters of these, all are taken, and the noise says so.
+    all; where this would lose more than three quarters of an operation's samples, all are taken,
+    and the noise says so.
     Where the two differ by more than `largest_closure`, the noise of the moment is in one of them,
     and the measurement is repeated, at most twice; the attempt that closes best is returned. By the
     difference that is left, the closure, the medians are scaled when they are charged, so that they
@@ -129,16 +129,12 @@ def _attempt(
             stretches += _chunk(operations, chunk)
             own = min(known_pace, own_pace([stretch.pace for stretch in stretches]))
             free = [stretch for stretch in stretches if not is_slowed(stretch.pace, own)]
-            slowed_share = 1 - len(free) / len(stretches)
             share = _share_done(operations, free, seconds)
             on_progress(0.9 * min(1.0, share))
-            if share >= 1:
+            if share >= 1 or _share_done(operations, stretches, seconds) >= PATIENCE:
                 break
-            hardly_free = slowed_share > LARGEST_SLOWED_SHARE
-            waited = _share_done(operations, stretches, seconds) >= PATIENCE
-            if waited and (hardly_free or _rarest(operations, free) >= FEWEST_SAMPLES):
-                break
-    taken = stretches if share < 1 and hardly_free else free
+    slowed_share = _slowed_share(operations, stretches, free)
+    taken = stretches if slowed_share > LARGEST_SLOWED_SHARE else free
     samples = _samples(operations, taken)
     medians = {name: statistics.median(found) for name, found in samples.items()}
     wholes = [stretch for stretch in taken if stretch.samples is None]
@@ -195,17 +191,25 @@ def _share_done(
     whole = sum(len(stretch.passes) for stretch in stretches) - len(single)
     # The look at the pace takes its time too, more than a pass does where passes are short.
     timed_seconds = math.fsum(stretch.seconds + stretch.pace for stretch in single)
+    rarest = min(map(len, _samples(operations, stretches).values()))
+    # Two samples, at the least, of the rarest operation.
     return min(
-        timed_seconds / seconds,
-        len(single) / CLOSURE_STEPS,
-        whole / CLOSURE_STEPS,
-        _rarest(operations, stretches) / FEWEST_SAMPLES,
+        timed_seconds / seconds, len(single) / CLOSURE_STEPS, whole / CLOSURE_STEPS, rarest / 2
     )
 
 
-def _rarest(operations: Mapping[str, Operation], stretches: Sequence[_Stretch]) -> int:
-    """Samples of the operation that has the fewest."""
-    return min(map(len, _samples(operations, stretches).values()))
+def _slowed_share(
+    operations: Mapping[str, Operation], stretches: Sequence[_Stretch], free: Sequence[_Stretch]
+) -> float:
+    """How much is lost if only free ones are taken, of the operation that loses most.
+
+    Or of the stretches timed as a whole, where that is more.
+    """
+    before, left = (
+        [*map(len, _samples(operations, some).values()), sum(s.samples is None for s in some)]
+        for some in (stretches, free)
+    )
+    return max(1 - fewer / all_ for all_, fewer in zip(before, left, strict=True))
 
 
 def _samples(

@@ -54,7 +54,7 @@ class Noise(BaseModel):
         gpu_processes: other processes seen on the visible GPUs at the begin or the end.
         spread_ratio: spread of the samples over the spread expected of them.
         slowed_share: of the measurements, those in which the processor ran slower than of its own
-            accord (`timing.pace`); a calibration leaves them out.
+            accord (`timing.pace`), for the operation worst off; a calibration leaves them out.
         reasons: what is too much, and what to do about it; empty when all is quiet.
         gaps: what could not be read, and why.
     """
