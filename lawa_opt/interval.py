@@ -105,14 +105,18 @@ class Interval:
 
     def advance(self) -> bool:
         """Count one optimizer step and say whether a snapshot is due after it."""
-        # Every step of a training comes through here, and a property costs as much as all the rest.
-        self.step += 1
-        if self._every == "manual" or not self._enabled or self.step < self._start:
-            return False
-        if self._every == "auto":
-            age = self.step - self.newest
-            return age >= 1 and age * self._k >= self._span * self.step
-        return self.step % self._every == 0
+        # Every step of a training comes through here, and a property costs as much as all the rest;
+        # what is hardly ever false is asked last.
+        step = self.step = self.step + 1
+        every = self._every
+        if every == "auto":
+            age = step - self.newest
+            due = age * self._k >= self._span * step and age >= 1
+        elif every == "manual":
+            due = False
+        else:
+            due = step % every == 0
+        return due and self._enabled and step >= self._start
 
 
 def _is_count(value: object) -> bool:
