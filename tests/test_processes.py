@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from test_profile import MACHINE, SOFTWARE, WORKLOAD, process
+from waiting import wait_for
 
 from timing import Calibration, CalibrationError, calibrate_in_processes
 from timing import processes as module
@@ -125,18 +125,11 @@ def test_a_process_ends_with_the_one_that_calibrates(setup: Path, tmp_path: Path
     target, arguments = f"{setup}:waits", {"log": str(log)}
     program = f"import timing; timing.calibrate_in_processes({target!r}, {arguments!r})"
     starter = subprocess.Popen([sys.executable, "-c", program])
-    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
     child = psutil.Process(int(log.read_text()))
     starter.kill()
     starter.wait()
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import torch
 from mlflow.entities import Run as MlflowRun
 from test_report import CURVES, comparison
 from tracking_server import free_port, server, stop
+from waiting import wait_for
 
 from baselines import report, tracking
 from baselines.comparison import Comparison
@@ -537,13 +538,6 @@ def test_a_store_whose_making_was_killed_is_made_by_the_next_one(
     assert history(store, runs(store, "made")["lawa/0"]) == VALUES
     artifacts = mlflow.MlflowClient(store).get_experiment("0").artifact_location
     assert Path(artifacts).parent == Path.cwd() / "mlruns"
-
-
-def wait_for(condition, told=lambda: "it did not happen", seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.2)
 
 
 def test_a_server_killed_in_mid_run_gets_the_rest_when_it_is_back(

@@ -72,7 +72,7 @@ def calibrate(
     seconds: float,
     largest_closure: float,
     on_progress: Callable[[float], None] = lambda _: None,
-    known_pace: float = math.inf,
+    known_pace: float | None = None,
 ) -> Calibration:
     """Time the operations interleaved, as they alternate in training, not each in a tight loop.
 
@@ -94,7 +94,7 @@ def calibrate(
             take as long again, and 200 of each are the least.
         largest_closure: a share, such as 0.05.
         on_progress: told the fraction done, from 0 to 1.
-        known_pace: what the processor is known to reach, in the seconds of `timing.pace`.
+        known_pace: what the processor is known to reach, in the seconds of `timing.pace`, if it is.
 
     Raises:
         ValueError: there is no operation, or one is to run every 0 passes.
@@ -117,7 +117,7 @@ def _attempt(
     operations: Mapping[str, Operation],
     seconds: float,
     on_progress: Callable[[float], None],
-    known_pace: float,
+    known_pace: float | None,
 ) -> Calibration:
     period = math.lcm(*(operation.every for operation in operations.values()))
     chunk = period * math.ceil(SHORTEST_CHUNK / period)
@@ -127,7 +127,9 @@ def _attempt(
         _loop(operations, range(WARM_UP_STEPS))
         while True:
             stretches += _chunk(operations, chunk)
-            own = min(known_pace, own_pace([stretch.pace for stretch in stretches]))
+            own = own_pace([stretch.pace for stretch in stretches])
+            if known_pace is not None:
+                own = min(own, known_pace)
             free = [stretch for stretch in stretches if not is_slowed(stretch.pace, own)]
             share = _share_done(operations, free, seconds)
             on_progress(0.9 * min(1.0, share))

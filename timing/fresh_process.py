@@ -90,8 +90,9 @@ def measure(order: Order) -> Result:
                 "numbers alone"
             )
     # One attempt: what does not close is for the parent to judge, beside the other processes.
-    known_pace = math.inf if order.known_pace is None else order.known_pace
-    calibration = calibrate(calibratable.operations, order.seconds, math.inf, known_pace=known_pace)
+    calibration = calibrate(
+        calibratable.operations, order.seconds, math.inf, known_pace=order.known_pace
+    )
     return Result(
         machine=this_machine(),
         software=this_software(),
