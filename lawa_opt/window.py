@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lawa_opt.distributed import can_split, gather, local, part_of
+from lawa_opt.mean import mean_dtype, mean_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +24,10 @@ TILE_ELSEWHERE = 1 << 22
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
 # made in the place where it goes.
 SMALL = 1 << 13
+
+# The same for products in bfloat16, a call of which takes some 40 us however little it multiplies.
+TILE_BFLOAT16 = 1 << 19
+SMALL_BFLOAT16 = 1 << 17
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,13 +64,14 @@ class Ring:
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
         self.home = locals_[0].device
         self.away = device is not None and device != self.home
-        self._lay_out(locals_)
-        narrows = dtype is not None and locals_[0].is_floating_point()
+        given = dtype if locals_[0].is_floating_point() else None
+        kept_in = given or locals_[0].dtype
+        self._lay_out(locals_, *self._sizes(kept_in))
         # A window made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             self.rows = torch.zeros(
                 (k, self.elements),
-                dtype=dtype if narrows else locals_[0].dtype,
+                dtype=kept_in,
                 device=device or self.home,
             )
             self._connect()
@@ -81,22 +86,27 @@ class Ring:
         self.__dict__.update(state)
         self._connect()
 
-    def _lay_out(self, tensors: Sequence[Tensor]) -> None:
+    def _sizes(self, kept_in: torch.dtype) -> tuple[int, int]:
+        """Of tiles, and up to which tensors share them, in elements."""
+        if mean_dtype(kept_in, {self.tensors[0].dtype}, self.home) == torch.bfloat16:
+            return TILE_BFLOAT16, SMALL_BFLOAT16
+        return TILE.get(self.home.type, TILE_ELSEWHERE), SMALL
+
+    def _lay_out(self, tensors: Sequence[Tensor], limit: int, small: int) -> None:
         """Place the tensors in a row, large ones first, and cut it into tiles.
 
         A tile is (begin, end, indices): a stretch of the row, and which tensors it holds; those of
-        up to SMALL elements whole and together, a larger one alone or in parts.
+        up to `small` elements whole and together, a larger one alone or in parts.
         """
-        limit = TILE.get(self.home.type, TILE_ELSEWHERE)
         self.elements = 0
         self.tiles: list[tuple[int, int, list[int]]] = []
         offsets = [0] * len(tensors)
         together: list[int] = []
-        for index in sorted(range(len(tensors)), key=lambda i: tensors[i].numel() <= SMALL):
+        for index in sorted(range(len(tensors)), key=lambda i: tensors[i].numel() <= small):
             begin, count = self.elements, tensors[index].numel()
             offsets[index] = begin
             self.elements += -(-count // ALIGNMENT) * ALIGNMENT
-            if count > SMALL:
+            if count > small:
                 for low in range(begin, begin + count, limit):
                     self.tiles.append((low, min(low + limit, begin + count), [index]))
                 continue
@@ -216,8 +226,8 @@ class Ring:
 
     def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
         """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
-        wide = torch.promote_types(self.rows.dtype, torch.float32)
-        shared = torch.empty(max(self.lengths), dtype=wide, device=self.home)
+        dtype = mean_dtype(self.rows.dtype, {out.dtype for out in outs}, self.home)
+        shared = torch.empty(max(self.lengths), dtype=dtype, device=self.home)
         exact = not all(tensor.requires_grad for tensor in self.tensors)
         # Slots beside one another, as those of a full window are, are read where they are and in
         # their own order, whichever is the oldest.
@@ -229,11 +239,10 @@ class Ring:
         copied = None
         if self.away or not beside:
             copied = self._copier(slice(None) if beside else list(order), len(order))
-        weights = torch.full((len(order),), 1 / len(order), dtype=wide, device=self.home)
-        write = _mean_writer(self.rows.dtype, weights, exact=exact)
+        write = mean_writer(self.rows.dtype, len(order), dtype, self.home, exact=exact)
         # What torch and Python do between two tiles costs as much as thousands of numbers: the
         # tiles have pushed it out of the cache.
-        direct = all(out.dtype == wide and out.device == self.home for out in outs)
+        direct = all(out.dtype == dtype and out.device == self.home for out in outs)
         tiles = zip(self.tiles, all_columns, self._flat(outs), strict=True)
         for (begin, _, indices), columns, out in tiles:
             snapshots = columns if copied is None else copied(columns)
@@ -277,50 +286,6 @@ class Ring:
             return here.t()
 
         return copied
-
-
-def _mean_writer(
-    dtype: torch.dtype, weights: Tensor, *, exact: bool
-) -> Callable[[Tensor, Tensor], object]:
-    """What writes the mean of a matrix's columns, of this dtype; exact, if asked, where all agree.
-
-    The weights are of the dtype and on the device of the mean, and all the same.
-    """
-    if len(weights) == 1:
-        return lambda snapshots, mean: mean.copy_(snapshots[:, 0])
-    if not weights.is_cpu:
-        write = _reduced
-    elif dtype == weights.dtype:
-        # One pass over all columns, where a chain of additions makes one a column.
-        write = partial(_product, weights)
-    else:
-        # The product would take copies of them in the wider type.
-        write = _chain
-    return partial(_exact_where_same, write) if exact else write
-
-
-def _reduced(snapshots: Tensor, mean: Tensor) -> None:
-    torch.mean(snapshots, 1, dtype=mean.dtype, out=mean)
-
-
-def _product(weights: Tensor, snapshots: Tensor, mean: Tensor) -> None:
-    torch.mv(snapshots, weights, out=mean)
-
-
-def _chain(snapshots: Tensor, mean: Tensor) -> None:
-    first, *others = snapshots.unbind(1)
-    mean.copy_(first)
-    for other in others:
-        mean.add_(other)
-    mean.div_(snapshots.shape[1])
-
-
-def _exact_where_same(
-    write: Callable[[Tensor, Tensor], object], snapshots: Tensor, mean: Tensor
-) -> None:
-    write(snapshots, mean)
-    same = (snapshots == snapshots[:, :1]).all(1)
-    mean.copy_(torch.where(same, snapshots[:, 0], mean))
 
 
 class Window:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -104,7 +106,9 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
     opt = LAWA(Replay(parameters, weights), k=k, every=every, span=span, start=start)
     with pytest.MonkeyPatch.context() as patch:  # so that small tensors have several tiles
         patch.setattr(lawa_opt.window, "TILE", {"cpu": 32})
-        patch.setattr(lawa_opt.window, "SMALL", 8)
+        patch.setattr(lawa_opt.window, "TILE_BFLOAT16", 32)
+        for small in ("SMALL", "SMALL_BFLOAT16"):
+            patch.setattr(lawa_opt.window, small, 8)
         for _ in weights:
             opt.step()
     held = naive_snapshots(weights, k, every, span, start)
@@ -120,7 +124,8 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
 @pytest.mark.parametrize("shape", [(600_000,), (700, 800)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    assert torch.Size(shape).numel() > lawa_opt.window.TILE["cpu"]
+    size = torch.Size(shape).numel()
+    assert size > max(lawa_opt.window.TILE["cpu"], lawa_opt.window.TILE_BFLOAT16)
     shapes = [(3,), shape, (100, 100), (70_000,)]
     weights = random_weights(shapes, [dtype] * 4, 3, seed=1)
     parameters = [nn.Parameter(torch.zeros(s, dtype=dtype)) for s in shapes]
@@ -130,6 +135,27 @@ def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch
     with opt.averaged():
         for index, parameter in enumerate(parameters):
             assert_is_mean(parameter.detach(), [w[index] for w in weights])
+
+
+@pytest.mark.parametrize("capability", [None, "AVX2"])
+@pytest.mark.parametrize("k", [2, 3, 5, 7])
+def test_bfloat16_is_rounded_once(
+    k: int, capability: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if capability is not None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    shapes = [(600_000,), (300, 300), (11,)]
+    weights = random_weights(shapes, [torch.bfloat16] * 3, k, seed=7)
+    parameters = [nn.Parameter(torch.full(s, torch.nan, dtype=torch.bfloat16)) for s in shapes]
+    opt = LAWA(Replay(parameters, weights), k=k, every=1)
+    for _ in weights:
+        opt.step()
+    with opt.averaged():
+        for index, parameter in enumerate(parameters):
+            snapshots = [w[index] for w in weights]
+            want, rms = naive_mean(snapshots), torch.stack(snapshots).double().square().mean()
+            error = (parameter.detach().double() - want).abs()
+            assert (error <= ulp(want, torch.bfloat16) / 2 + 1e-6 * rms.sqrt()).all()
 
 
 def test_mean_when_the_memory_format_changes_between_collects() -> None:
@@ -204,15 +230,49 @@ def test_settings_that_speed_up_products_leave_the_mean_alone() -> None:
     opt = LAWA(Replay([parameter], weights), k=5, every=1)
     for _ in weights:
         opt.step()
-    with opt.averaged():
-        want = bits(parameter)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16), opt.averaged():
-            assert bits(parameter) == want
+            assert_is_mean(parameter.detach(), [w[0] for w in weights])
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+READING_UNDER_A_SETTING = """
+import torch
+from lawa_opt import LAWA
+
+{setting}
+weights = torch.nn.Parameter(torch.ones(600_000))
+opt = LAWA(torch.optim.SGD([weights]), k=5, every="manual")
+for _ in range(5):
+    opt.collect()
+with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+    {work}
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.fp32_precision = 'bf16'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    ],
+)
+def test_float32_snapshots_never_go_where_a_setting_narrows_products(setting: str) -> None:
+    """Not seen in the numbers where the processor has no bfloat16; what was called tells."""
+
+    def products(work: str) -> int:
+        code = READING_UNDER_A_SETTING.format(setting=setting, work=work)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.count("primitive,exec,cpu,matmul")
+
+    if not products("torch.mv(torch.ones(5, 600_000).t(), torch.ones(5))"):
+        pytest.skip("this torch does not narrow products on this processor")
+    assert products("opt.eval()") == 0
 
 
 def test_a_partial_window_is_divided_by_the_number_held() -> None:
@@ -248,9 +308,12 @@ def test_snapshots_are_copies_of_the_weights_and_no_other_window_sees_them() -> 
         assert all(map(torch.equal, before, weights_of(models[0])))
 
 
-def test_what_does_not_change_is_averaged_bit_for_bit() -> None:
-    frozen = nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(4)))
-    frozen.requires_grad_(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_does_not_change_is_averaged_bit_for_bit(dtype: torch.dtype) -> None:
+    values = torch.randn(700_000, generator=torch.Generator().manual_seed(4)).to(dtype)
+    info = torch.finfo(dtype)
+    values[:5] = torch.tensor([-0.0, info.max, info.tiny, info.smallest_normal / 2, info.min])
+    frozen = nn.Parameter(values, requires_grad=False)
     moving = nn.Parameter(torch.ones(3))
     opt = LAWA(torch.optim.AdamW([frozen, moving]), k=5, every=1)
     before = bits(frozen)
