@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,11 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Functions in it take the group of the moment as their default. Imported after it, as DDP does,
+    # they would keep it for good, and its threads would run into the end of the interpreter, which
+    # now and then aborts the process.
+    import_module("torch.distributed.nn")
+
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

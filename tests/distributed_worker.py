@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.distributed.nn  # before the group, which it would keep: see baselines/ranks.py
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,

@@ -50,4 +50,7 @@ if __name__ == "__main__":
         workload = dataclasses.replace(WITHOUT_BATCHNORM, loss=loss)
     with ranks.joined():
         trajectory = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
-        (folder / f"rank-{ranks.rank()}.json").write_text(trajectory.to_json())
+        rank = ranks.rank()
+        (folder / f"rank-{rank}.json").write_text(trajectory.to_json())
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{rank}.txt").write_text("".join(threads))

@@ -40,13 +40,27 @@ def torchrun(*command: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two ranks have left their results in."""
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun(str(HERE / "ranks_worker.py"), str(folder))
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(left: Path) -> list[Trajectory]:
     return [
-        Trajectory.from_json((folder / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
+        Trajectory.from_json((left / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads in /proc")
+def test_no_thread_of_the_ranks_outlives_their_training(left: Path) -> None:
+    for rank in range(RANKS):
+        names = (left / f"threads-{rank}.txt").read_text().split()
+        assert names
+        assert not [name for name in names if "gloo" in name]
 
 
 def test_all_ranks_come_to_the_same(together: list[Trajectory]) -> None:
