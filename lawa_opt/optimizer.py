@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+# By name: under torch.compile, dynamo compiles every function that names torch itself, and to keep
+# `step()` from it by a decorator would take as long as all the rest of it.
+from torch.cuda import is_current_stream_capturing, is_initialized
 from torch.optim import Optimizer
 
 from lawa_opt import saved
@@ -210,7 +214,10 @@ class LAWA(Optimizer):
                     )
                 (_, *args), kwargs = changed  # type: ignore[assignment]
         result = self.base.step(*args, **kwargs)
-        self._count_step()
+        if is_initialized():
+            self._refuse_if_captured()
+        if self.interval.advance():
+            self.collect()
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, (self, *args), kwargs)
         return result
@@ -232,16 +239,13 @@ class LAWA(Optimizer):
             for group in self.param_groups
         )
 
-    @_outside_graphs
-    def _count_step(self) -> None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    def _refuse_if_captured(self) -> None:
+        if is_current_stream_capturing():
             raise RuntimeError(
                 "step() inside a CUDA graph would count and collect once, not at each replay: "
                 "capture `base.step()`, and after each replay `if opt.interval.advance(): "
                 "opt.collect()`"
             )
-        if self.interval.advance():
-            self.collect()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.base.param_groups for p in group["params"]]
