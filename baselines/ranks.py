@@ -28,7 +28,6 @@ def joined() -> Iterator[None]:
     # they would keep it for good, and its threads would run into the end of the interpreter, which
     # now and then aborts the process.
     import_module("torch.distributed.nn")
-
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

@@ -30,11 +30,11 @@ def mean_dtype(snapshots: torch.dtype, outs: set[torch.dtype], device: torch.dev
 
 
 def mean_writer(
-    snapshots: torch.dtype, count: int, mean: torch.dtype, device: torch.device, *, exact: bool
+    snapshots: torch.dtype, count: int, dtype: torch.dtype, device: torch.device, *, exact: bool
 ) -> Callable[[Tensor, Tensor], object]:
     """What writes the mean of the columns of a matrix, so many, of this type, into one column.
 
-    It adds up in float32 or wider and rounds once, to the type of the mean, which is of
+    It adds up in float32 or wider and rounds once, to the dtype of that column, which is the
     `mean_dtype`. If `exact`, it gives bit for bit what all columns agree on.
     """
     if count == 1:
@@ -42,11 +42,11 @@ def mean_writer(
     write: Callable[[Tensor, Tensor], object] = _chain
     if device.type != "cpu":
         write = _reduced
-    elif mean == torch.bfloat16:
-        write = partial(_narrow_product, torch.ones(1, count, dtype=mean, device=device))
-    elif snapshots == mean and not _products_are_narrowed():
+    elif dtype == torch.bfloat16:
+        write = partial(_narrow_product, torch.ones(1, count, dtype=dtype, device=device))
+    elif snapshots == dtype and not _products_are_narrowed():
         # One pass over all columns, where a chain of additions makes one a column.
-        write = partial(_product, torch.full((count,), 1 / count, dtype=mean, device=device))
+        write = partial(_product, torch.full((count,), 1 / count, dtype=dtype, device=device))
     return partial(_exact_where_same, write) if exact else write
 
 

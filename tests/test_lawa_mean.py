@@ -406,6 +406,23 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="a product is used with AVX-512"
+)
+def test_bfloat16_is_read_without_a_copy_in_float32() -> None:
+    parameter = nn.Parameter(torch.zeros(600_000, dtype=torch.bfloat16))
+    opt = LAWA(torch.optim.SGD([parameter]), k=5, every="manual")
+    for _ in range(5):
+        opt.collect()
+    [ring] = opt.window.rings
+    out = torch.empty_like(parameter)
+    with Operations() as operations, torch.profiler.profile(profile_memory=True) as profile:
+        ring.write_mean([out])
+    assert operations.names.count("aten.addmm.out") == 2
+    taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert taken < 1.1 * out.nbytes
+
+
 def test_a_collect_in_the_steady_state_is_one_copy_and_allocates_nothing() -> None:
     model = small_model()
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=2, every="manual")
