@@ -154,15 +154,10 @@ def difference(steps, costs):
     return 100 * (account.rst_seconds / sum(seconds for seconds, _, _ in steps) - 1)
 
 
-def free_steps(result, pace):
-    """The steps of a run during which the processor was free, as far as it or a profile knows."""
-    own = min(pace, own_pace([step_pace for _, step_pace, _ in result["steps"]]))
-    return [step for step in result["steps"] if not is_slowed(step[1], own)]
-
-
-def has_enough(result, pace):
-    """Whether so many steps of a run were free that it says something."""
-    return len(free_steps(result, pace)) >= min(FEWEST_STEPS, len(result["steps"]) // 2)
+def free_steps(steps, pace):
+    """Those during which the processor was free, as far as they or a profile know."""
+    own = min(pace, own_pace([step_pace for _, step_pace, _ in steps]))
+    return [step for step in steps if not is_slowed(step[1], own)]
 
 
 def row_of(workload_name, options, notes):
@@ -186,16 +181,18 @@ def row_of(workload_name, options, notes):
         )
     notes += [f"Profile of {workload_name}: {flag}" for flag in profile.flags()]
     pace = min(process.pace_seconds for process in profile.processes)
-    while len(results) < 2 * options.runs:
-        if sum(has_enough(result, pace) for result in results) >= options.runs:
-            break
-        results.append(run_of(workload_name, options.steps, len(results)))
     differences, over_all = [], []
-    for number, result in enumerate(results, 1):
-        steps, free = result["steps"], free_steps(result, pace)
+    for number in range(1, 2 * options.runs + 1):
+        if number > len(results):
+            if len(differences) >= options.runs:
+                break
+            results.append(run_of(workload_name, options.steps, len(results)))
+        result = results[number - 1]
+        steps = result["steps"]
+        free = free_steps(steps, pace)
         over_all.append(difference(steps, profile.seconds))
         said = "left out, too few"
-        if has_enough(result, pace):
+        if len(free) >= min(FEWEST_STEPS, len(steps) // 2):
             differences.append(difference(free, profile.seconds))
             said = f"{differences[-1]:+.2f}%"
         notes.append(

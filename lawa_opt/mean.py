@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
+def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a product of bfloat16 matrices, added up in float32, is fast on this device.
 
     On processors without AVX-512, torch goes through such a product number by number.
@@ -24,7 +24,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 def mean_dtype(snapshots: torch.dtype, outs: set[torch.dtype], device: torch.device) -> torch.dtype:
     """The type that the mean is written in: float32 or wider, if it has to be rounded after."""
-    if outs == {torch.bfloat16} == {snapshots} and multiplies_bfloat16(device):
+    if outs == {torch.bfloat16} == {snapshots} and _multiplies_bfloat16(device):
         return torch.bfloat16
     return torch.promote_types(snapshots, torch.float32)
 

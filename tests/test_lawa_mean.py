@@ -230,6 +230,10 @@ def test_settings_that_speed_up_products_leave_the_mean_alone() -> None:
     opt = LAWA(Replay([parameter], weights), k=5, every=1)
     for _ in weights:
         opt.step()
+    with opt.averaged():
+        want = bits(parameter)
+    with torch.autocast("cpu", torch.bfloat16), opt.averaged():
+        assert bits(parameter) == want
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
