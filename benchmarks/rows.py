@@ -156,24 +156,44 @@ def cuda_seconds(call: Callable[[], object]) -> float:
 
 
 class FreeProcessor:
-    """Measures while no neighbour on the same host slows the processor down (`timing.pace`)."""
+    """Measures while no neighbour on the same host slows the processor down (`timing.pace`).
+
+    Neighbours come and go within seconds, or stay for an hour; so there is an end to its patience.
+    """
 
     tries = 3
 
-    def __init__(self) -> None:
-        self.paces = deque([pace_seconds() for _ in range(100)], maxlen=1000)
+    def __init__(self, patience_seconds: float = 900.0) -> None:
+        self.patience_seconds = patience_seconds
+        self.paces = deque([pace_seconds() for _ in range(100)], maxlen=100)
+        self.own = own_pace(self.paces)
         self.samples = self.slowed = 0
 
     def measure(self, sample: Callable[[], float]) -> float:
         """A sample of a free processor; after some tries, one as it is, which is counted."""
         self.samples += 1
         for _ in range(self.tries):
-            before, taken, after = pace_seconds(), sample(), pace_seconds()
-            self.paces += [before, after]
-            if not is_slowed(max(before, after), own_pace(self.paces)):
+            self.wait()
+            taken = sample()
+            if not is_slowed(self.look(), self.own):
                 return taken
         self.slowed += 1
         return taken
+
+    def look(self) -> float:
+        """The pace just now."""
+        self.paces.append(pace_seconds())
+        # The fastest so far, for all of the latest may be of a slowed processor.
+        self.own = min(self.own, own_pace(self.paces))
+        return self.paces[-1]
+
+    def wait(self) -> float:
+        """The pace once the processor is free, or as it is when patience has an end."""
+        while is_slowed(self.look(), self.own) and self.patience_seconds > 0:
+            begin = time.monotonic()
+            time.sleep(0.02)
+            self.patience_seconds -= time.monotonic() - begin
+        return self.paces[-1]
 
     def notes(self) -> list[str]:
         """How much of what was measured was slowed down; nothing where nothing was measured."""

@@ -7,12 +7,13 @@ For each workload: train all methods that share the constant rate, in fresh proc
 the reference seconds charged with the seconds that the same work took. Evaluation is in neither.
 A virtual machine is idle only while its host is: a neighbour on the other half of a core makes all
 of it up to twice as slow, and no counter shows it. So the processor's pace is looked at between any
-two steps, and the steps that count are those during which it was free, as those that a calibration
-takes are. How many these are, and what comes out with the others, is printed below.
-Trainings take turns with the processes of the calibration. One thread, so that one core is left for
-all others. The median over the runs may be off by no more than 3%. A run with few free steps is
-left out, and another one run for it, as many again at most; a profile that was disturbed all the
-same is used. Where hardly any run had enough, all steps of all runs count. All of this is said.
+two steps, training waits there until it is free, a minute a run at most, and the steps that count
+are those before and after which it was, as in a calibration. A neighbour that comes and goes within
+a step is not seen; so a run counts if three in four of its steps are free, for then few of these
+can hide one. Others are left out, and others run for them, as many again at most. A profile that
+was disturbed is used all the same. Where hardly any run was left undisturbed, all steps of all runs
+count. All of this is said. Trainings take turns with the processes of the calibration. One thread,
+so that one core is left for all others. The median over the runs may be off by no more than 3%.
 """
 
 import json
@@ -27,14 +28,14 @@ from importlib import import_module
 
 import torch
 from rich.progress import Progress
-from rows import Limit, Row, finish, parser, spread
+from rows import FreeProcessor, Limit, Row, finish, parser, spread
 
 import baselines.training
 from baselines.comparison import Plan
 from baselines.methods import Settings, find
 from timing import Account, Budget, CalibrationError, calibrate_in_processes
 from timing.flags import LEAST_PROCESSES
-from timing.pace import is_slowed, own_pace, pace_seconds
+from timing.pace import is_slowed, own_pace
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 EVALUATIONS = 10
@@ -47,8 +48,10 @@ SHARED = ("load_data", "train_step")
 # It says how many steps a budget has, and nothing else.
 STEP_SECONDS = 0.01
 LARGEST_DIFFERENCE = Limit(3.0)
-# With fewer free steps, a run says little.
-FEWEST_STEPS = 100
+WAITING_SECONDS = 60.0
+# Of the steps of a run that counts.
+FEWEST_FREE = 0.75
+MOST_RUNS = 2
 
 
 def plan_of(workload_name, steps, seed):
@@ -66,6 +69,7 @@ class Steps:
 
     def __init__(self):
         self.rows = []
+        self.processor = FreeProcessor(WAITING_SECONDS)
         self.pace = None
 
     def watch(self, workload):
@@ -99,13 +103,13 @@ class Steps:
         return account
 
     def end_step(self):
-        now, before, pace = time.perf_counter(), self.pace, pace_seconds()
+        now, before, pace = time.perf_counter(), self.pace, self.processor.look()
         if before is not None:
             counts = {name: times for name, times in self.counts.items() if name != "evaluate"}
             seconds = now - self.begin - self.evaluation
             paces = (before, pace)
             self.rows.append((seconds, max(paces), counts | dict.fromkeys(SHARED, 1)))
-        self.pace, self.counts, self.evaluation = pace, Counter(), 0.0
+        self.pace, self.counts, self.evaluation = self.processor.wait(), Counter(), 0.0
         self.begin = time.perf_counter()
 
 
@@ -182,7 +186,7 @@ def row_of(workload_name, options, notes):
     notes += [f"Profile of {workload_name}: {flag}" for flag in profile.flags()]
     pace = min(process.pace_seconds for process in profile.processes)
     differences, over_all = [], []
-    for number in range(1, 2 * options.runs + 1):
+    for number in range(1, MOST_RUNS * options.runs + 1):
         if number > len(results):
             if len(differences) >= options.runs:
                 break
@@ -192,7 +196,7 @@ def row_of(workload_name, options, notes):
         free = free_steps(steps, pace)
         over_all.append(difference(steps, profile.seconds))
         said = "left out, too few"
-        if len(free) >= min(FEWEST_STEPS, len(steps) // 2):
+        if len(free) >= FEWEST_FREE * len(steps):
             differences.append(difference(free, profile.seconds))
             said = f"{differences[-1]:+.2f}%"
         notes.append(

@@ -167,10 +167,12 @@ def test_a_watch_that_is_used_again_sees_the_latest_block(nvml: FakeNvml) -> Non
         time.sleep(0.05)
     assert watch.noise().gpu_processes == 1
     nvml.library.fake_reset()
+    began = time.perf_counter()
     with watch:
         pass
+    around = time.perf_counter() - began
     assert watch.noise().gpu_processes == 0
-    assert watch.noise().window_seconds < 0.05
+    assert watch.noise().window_seconds <= around
 
 
 def test_noise_is_json() -> None:
