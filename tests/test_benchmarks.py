@@ -1,9 +1,12 @@
 """The benchmarks' report: what is missed is marked, and what fails is not left out."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +90,61 @@ def test_every_benchmark_is_run() -> None:
     scripts = {path.stem for path in FOLDER.glob("*.py") if "rows import" in path.read_text()}
     listed = (FOLDER / "all.py").read_text().split("BENCHMARKS = (")[1].split(")")[0]
     assert scripts - {"all"} == {name.strip(' ",') for name in listed.split("\n") if name.strip()}
+
+
+class Host:
+    """A clock, and a neighbour on the same core until `leaves`, and from `returns` on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, leaves: float, returns: float) -> None:
+        self.seconds = 0.0
+        self.leaves, self.returns = leaves, returns
+        spec = importlib.util.spec_from_file_location("rows", FOLDER / "rows.py")
+        assert spec is not None
+        assert spec.loader is not None
+        rows: Any = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "rows", rows)
+        spec.loader.exec_module(rows)
+        monkeypatch.setattr(rows, "pace_seconds", lambda: 1e-4)
+        self.processor = rows.FreeProcessor(patience_seconds=10.0)
+        monkeypatch.setattr(rows, "pace_seconds", lambda: 1e-4 if self.free else 2e-4)
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(time, "sleep", self.work)
+
+    @property
+    def free(self) -> bool:
+        return self.leaves <= self.seconds < self.returns
+
+    def work(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def sample(self) -> float:
+        """The second at which it was begun; it takes one."""
+        begun = self.seconds
+        self.work(1.0)
+        return begun
+
+
+def test_a_sample_waits_until_the_processor_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, leaves=5.0, returns=100.0)
+    assert host.processor.measure(host.sample) == pytest.approx(5.0, abs=0.02)
+    assert host.processor.notes()[0].startswith("0% of the samples")
+
+
+def test_a_sample_that_was_slowed_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, leaves=0.0, returns=0.5)
+    begun: list[float] = []
+
+    def sample() -> float:
+        begun.append(host.sample())
+        host.leaves, host.returns = 3.0, 100.0
+        return begun[-1]
+
+    assert host.processor.measure(sample) == begun[1] == pytest.approx(3.0, abs=0.02)
+    assert host.processor.notes()[0].startswith("0% of the samples")
+
+
+def test_patience_has_an_end_and_what_was_slowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, leaves=1000.0, returns=2000.0)
+    # Ten seconds of waiting, and three tries of a second.
+    assert host.processor.measure(host.sample) == pytest.approx(12.0, abs=0.02)
+    assert host.processor.notes()[0].startswith("100% of the samples")
