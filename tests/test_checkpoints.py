@@ -549,12 +549,15 @@ def test_an_interrupted_command_leaves_nothing(
 
     monkeypatch.setattr("lawa_opt.__main__.average_checkpoints", interrupted)
     handler = signal.getsignal(signal.SIGTERM)
+    # A shell that starts the tests in the background has them ignore it.
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main(["average", *map(str, paths), "--out", str(out)])
     except SystemExit as end:
         code = end.code
     finally:
         signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, interrupts)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert len(seen) == len(before) + 1  # it was interrupted while a temporary file was there
     assert sorted(tmp_path.iterdir()) == before
