@@ -173,9 +173,8 @@ class FreeProcessor:
         """A sample of a free processor; after some tries, one as it is, which is counted."""
         self.samples += 1
         for _ in range(self.tries):
-            self.wait()
-            taken = sample()
-            if not is_slowed(self.look(), self.own):
+            before, taken, after = self.wait(), sample(), self.look()
+            if not is_slowed(max(before, after), self.own):
                 return taken
         self.slowed += 1
         return taken

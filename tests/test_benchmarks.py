@@ -148,3 +148,10 @@ def test_patience_has_an_end_and_what_was_slowed_is_told(monkeypatch: pytest.Mon
     # Ten seconds of waiting, and three tries of a second.
     assert host.processor.measure(host.sample) == pytest.approx(12.0, abs=0.02)
     assert host.processor.notes()[0].startswith("100% of the samples")
+
+
+def test_a_sample_that_began_slowed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, leaves=0.5, returns=100.0)
+    host.processor.patience_seconds = 0.0
+    assert host.processor.measure(host.sample) == 1.0
+    assert host.processor.notes()[0].startswith("0% of the samples")
