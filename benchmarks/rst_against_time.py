@@ -109,7 +109,7 @@ class Steps:
             seconds = now - self.begin - self.evaluation
             paces = (before, pace)
             self.rows.append((seconds, max(paces), counts | dict.fromkeys(SHARED, 1)))
-        self.pace, self.counts, self.evaluation = self.processor.wait(), Counter(), 0.0
+        self.pace, self.counts, self.evaluation = self.processor.wait(pace), Counter(), 0.0
         self.begin = time.perf_counter()
 
 
