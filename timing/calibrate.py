@@ -81,12 +81,12 @@ def calibrate(
     what the medians predict. The two take turns, so that a machine that grows slower in the
     meantime does so for both. Passes before or after which the processor was slowed down from
     outside (`timing.pace`) are left out, and others are run for them, up to four times as many in
-    all; where this would lose more than three quarters of an operation's samples, all are taken,
-    and the noise says so.
-    Where the two differ by more than `largest_closure`, the noise of the moment is in one of them,
-    and the measurement is repeated, at most twice; the attempt that closes best is returned. By the
-    difference that is left, the closure, the medians are scaled when they are charged, so that they
-    add up to the time of the passes as a whole.
+    all. An operation that would lose more than nineteen in twenty of its samples keeps all of them,
+    as do the passes timed as a whole, and the noise says so.
+    Where the medians and those passes differ by more than `largest_closure`, the noise of the
+    moment is in one of them, and the measurement is repeated, at most twice; the attempt that
+    closes best is returned. By the difference that is left, the closure, the medians are scaled
+    when they are charged, so that they add up to the time of the passes as a whole.
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.
@@ -135,11 +135,13 @@ def _attempt(
             on_progress(0.9 * min(1.0, share))
             if share >= 1 or _share_done(operations, stretches, seconds) >= PATIENCE:
                 break
-    slowed_share = _slowed_share(operations, stretches, free)
-    taken = stretches if slowed_share > LARGEST_SLOWED_SHARE else free
-    samples = _samples(operations, taken)
+    wholes, slowed_share = _undisturbed([s for s in stretches if s.samples is None], own)
+    samples: dict[str, list[float]] = {}
+    for name in operations:
+        taken, share = _undisturbed([s for s in stretches if name in (s.samples or {})], own)
+        samples[name] = _samples(operations, taken)[name]
+        slowed_share = max(slowed_share, share)
     medians = {name: statistics.median(found) for name, found in samples.items()}
-    wholes = [stretch for stretch in taken if stretch.samples is None]
     predicted = math.fsum(
         medians[name]
         for stretch in wholes
@@ -158,7 +160,7 @@ def _attempt(
         costs=costs,
         closure=predicted / math.fsum(stretch.seconds for stretch in wholes) - 1,
         noise=watch.noise(slowed_share=slowed_share),
-        pace_seconds=own_pace([stretch.pace for stretch in taken]),
+        pace_seconds=own_pace([stretch.pace for stretch in wholes]),
     )
 
 
@@ -200,18 +202,12 @@ def _share_done(
     )
 
 
-def _slowed_share(
-    operations: Mapping[str, Operation], stretches: Sequence[_Stretch], free: Sequence[_Stretch]
-) -> float:
-    """How much is lost if only free ones are taken, of the operation that loses most.
-
-    Or of the stretches timed as a whole, where that is more.
-    """
-    before, left = (
-        [*map(len, _samples(operations, some).values()), sum(s.samples is None for s in some)]
-        for some in (stretches, free)
-    )
-    return max(1 - fewer / all_ for all_, fewer in zip(before, left, strict=True))
+def _undisturbed(stretches: list[_Stretch], own: float) -> tuple[list[_Stretch], float]:
+    """Those of a free processor, or all where hardly any are, and the share that was slowed."""
+    free = [stretch for stretch in stretches if not is_slowed(stretch.pace, own)]
+    # A single sample has no spread.
+    share = 1 - len(free) / len(stretches) if len(free) > 1 else 1.0
+    return (stretches if share > LARGEST_SLOWED_SHARE else free), share
 
 
 def _samples(

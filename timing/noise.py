@@ -30,7 +30,7 @@ LARGEST_THROTTLED_SHARE = 0.01
 # The spread of some dozens of samples differs by less from one quiet run to the next.
 LARGEST_SPREAD_RATIO = 2.0
 # Where the processor was slowed down for longer, too little is left to be taken instead.
-LARGEST_SLOWED_SHARE = 0.75
+LARGEST_SLOWED_SHARE = 0.95
 
 _REMEDIES = {
     "software power cap": "raise its power limit, or calibrate and train under the same one",
