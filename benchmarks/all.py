@@ -2,9 +2,9 @@
 
     python benchmarks/all.py [--quick --out FILE] [--only NAME...]
 
-Some 40 minutes on two quiet cores. Each benchmark is a process of its own and hands its rows on as
-data; a target that is missed is marked so. A benchmark that fails has a section that says so, and
-the command then exits with 1.
+Some 40 minutes on two quiet cores, up to three times as long on shared ones. Each benchmark is a
+process of its own and hands its rows on as data; a target that is missed is marked so. A benchmark
+that fails has a section that says so, and the command then exits with 1.
 """
 
 import argparse

@@ -9,8 +9,8 @@ A virtual machine is idle only while its host is: a neighbour on the other half 
 of it up to twice as slow, and no counter shows it. So the processor's pace is looked at between any
 two steps, training waits there until it is free, a minute a run at most, and the steps that count
 are those before and after which it was, as in a calibration. A neighbour that comes and goes within
-a step is not seen; so a run counts if three in four of its steps are free, for then few of these
-can hide one. Others are left out, and others run for them, as many again at most. A profile that
+a step is not seen; so the steps on either side of it must be free too. A run with less than
+a tenth of such steps is left out, and another one run for it, as many again at most. A profile that
 was disturbed is used all the same. Where hardly any run was left undisturbed, all steps of all runs
 count. All of this is said. Trainings take turns with the processes of the calibration. One thread,
 so that one core is left for all others. The median over the runs may be off by no more than 3%.
@@ -28,7 +28,7 @@ from importlib import import_module
 
 import torch
 from rich.progress import Progress
-from rows import FreeProcessor, Limit, Row, finish, parser, spread
+from rows import FREE_PROCESSOR, FreeProcessor, Limit, Row, finish, parser, spread
 
 import baselines.training
 from baselines.comparison import Plan
@@ -50,7 +50,7 @@ STEP_SECONDS = 0.01
 LARGEST_DIFFERENCE = Limit(3.0)
 WAITING_SECONDS = 60.0
 # Of the steps of a run that counts.
-FEWEST_FREE = 0.75
+FEWEST_FREE = 0.1
 MOST_RUNS = 2
 
 
@@ -67,9 +67,10 @@ class Steps:
     A step ends where the next batch is asked for; what evaluation took is left out.
     """
 
-    def __init__(self):
+    def __init__(self, known_pace):
         self.rows = []
         self.processor = FreeProcessor(WAITING_SECONDS)
+        self.processor.own = min(known_pace, self.processor.own)
         self.pace = None
 
     def watch(self, workload):
@@ -113,11 +114,11 @@ class Steps:
         self.begin = time.perf_counter()
 
 
-def child(workload_name, most_steps, seed):
+def child(workload_name, most_steps, seed, known_pace):
     """Train once; print what ran and how long it took as JSON."""
     torch.set_num_threads(1)
     plan = plan_of(workload_name, most_steps, seed)
-    steps = Steps()
+    steps = Steps(known_pace)
     baselines.training.Account = steps.account
     trajectory = baselines.training.train(
         steps.watch(plan.workload),
@@ -138,7 +139,12 @@ def child(workload_name, most_steps, seed):
 
 def run_of(workload_name, steps, seed):
     """What a training in a fresh process says."""
-    command = [sys.executable, __file__, "--child", workload_name, str(steps), str(seed)]
+    # It may begin on a slowed processor, and learn from itself what a free one is too late.
+    for _ in range(100):
+        FREE_PROCESSOR.look()
+    known_pace = str(FREE_PROCESSOR.own)
+    arguments = [workload_name, str(steps), str(seed), known_pace]
+    command = [sys.executable, __file__, "--child", *arguments]
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -159,9 +165,12 @@ def difference(steps, costs):
 
 
 def free_steps(steps, pace):
-    """Those during which the processor was free, as far as they or a profile know."""
-    own = min(pace, own_pace([step_pace for _, step_pace, _ in steps]))
-    return [step for step in steps if not is_slowed(step[1], own)]
+    """Those in the middle of three during which the processor was free, as far as is known."""
+    paces = [step_pace for _, step_pace, _ in steps]
+    own = min(pace, own_pace(paces))
+    around = zip(paces, paces[1:], paces[2:], strict=False)
+    inner = zip(steps[1:], around, strict=False)
+    return [step for step, three in inner if not is_slowed(max(three), own)]
 
 
 def row_of(workload_name, options, notes):
@@ -235,6 +244,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
     else:
         main()
