@@ -166,11 +166,9 @@ def difference(steps, costs):
 
 def free_steps(steps, pace):
     """Those in the middle of three during which the processor was free, as far as is known."""
-    paces = [step_pace for _, step_pace, _ in steps]
-    own = min(pace, own_pace(paces))
-    around = zip(paces, paces[1:], paces[2:], strict=False)
-    inner = zip(steps[1:], around, strict=False)
-    return [step for step, three in inner if not is_slowed(max(three), own)]
+    own = min(pace, own_pace([step_pace for _, step_pace, _ in steps]))
+    slowed = [is_slowed(step_pace, own) for _, step_pace, _ in steps]
+    return [steps[i] for i in range(1, len(steps) - 1) if not any(slowed[i - 1 : i + 2])]
 
 
 def row_of(workload_name, options, notes):

@@ -148,7 +148,7 @@ class SharedProcessor:
             self.seconds += self.factor * seconds / 10
 
 
-# In the first, as much is measured as was asked for; in the second, as much as was to be had.
+# In the first, as much is measured as was asked for; in the others, as much as was to be had.
 @pytest.mark.parametrize(("shared", "fewest"), [(0.6, 282), (0.8, 240), (0.92, 97)])
 def test_passes_on_a_slowed_processor_are_left_out(
     monkeypatch: pytest.MonkeyPatch, shared: float, fewest: int

@@ -10,7 +10,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from timing.profile import Calibration, Cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+_T = TypeVar("_T")
 
 WARM_UP_STEPS = 10
 CLOSURE_STEPS = 200
@@ -135,11 +137,10 @@ def _attempt(
             on_progress(0.9 * min(1.0, share))
             if share >= 1 or _share_done(operations, stretches, seconds) >= PATIENCE:
                 break
-    wholes, slowed_share = _undisturbed([s for s in stretches if s.samples is None], own)
-    samples: dict[str, list[float]] = {}
+    wholes, slowed_share = _undisturbed(_wholes(stretches), _wholes(free))
+    samples, free_samples = _samples(operations, stretches), _samples(operations, free)
     for name in operations:
-        taken, share = _undisturbed([s for s in stretches if name in (s.samples or {})], own)
-        samples[name] = _samples(operations, taken)[name]
+        samples[name], share = _undisturbed(samples[name], free_samples[name])
         slowed_share = max(slowed_share, share)
     medians = {name: statistics.median(found) for name, found in samples.items()}
     predicted = math.fsum(
@@ -202,12 +203,15 @@ def _share_done(
     )
 
 
-def _undisturbed(stretches: list[_Stretch], own: float) -> tuple[list[_Stretch], float]:
+def _undisturbed(found: list[_T], free: list[_T]) -> tuple[list[_T], float]:
     """Those of a free processor, or all where hardly any are, and the share that was slowed."""
-    free = [stretch for stretch in stretches if not is_slowed(stretch.pace, own)]
     # A single sample has no spread.
-    share = 1 - len(free) / len(stretches) if len(free) > 1 else 1.0
-    return (stretches if share > LARGEST_SLOWED_SHARE else free), share
+    share = 1 - len(free) / len(found) if len(free) > 1 else 1.0
+    return (found if share > LARGEST_SLOWED_SHARE else free), share
+
+
+def _wholes(stretches: Sequence[_Stretch]) -> list[_Stretch]:
+    return [stretch for stretch in stretches if stretch.samples is None]
 
 
 def _samples(
