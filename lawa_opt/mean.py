@@ -1,7 +1,8 @@
-"""What writes the mean of snapshots that lie side by side: the fastest way that torch has."""
+"""What makes the mean of snapshots that lie side by side: the fastest way that torch has."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,67 +10,86 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+# How many neighbouring numbers of each snapshot a bag takes: as many as there are registers for
+# their sums, so that each snapshot is gone through once.
+BLOCKS = {torch.bfloat16: 256, torch.float32: 384, torch.float64: 128}
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a product of bfloat16 matrices, added up in float32, is fast on this device.
+def in_bags(snapshots: torch.dtype, outs: set[torch.dtype]) -> bool:
+    """Whether means of these snapshots that are written to these dtypes can be of `bags_of`.
 
-    On processors without AVX-512, torch goes through such a product number by number.
+    A mean of bfloat16 that is to be wider must not be rounded, as bags round it.
     """
-    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    return snapshots in BLOCKS and (snapshots != torch.bfloat16 or outs == {torch.bfloat16})
 
 
-def mean_dtype(snapshots: torch.dtype, outs: set[torch.dtype], device: torch.device) -> torch.dtype:
-    """The type that the mean is written in: float32 or wider, if it has to be rounded after."""
-    if outs == {torch.bfloat16} == {snapshots} and _multiplies_bfloat16(device):
-        return torch.bfloat16
-    return torch.promote_types(snapshots, torch.float32)
+def bags_of(rows: Tensor, order: Sequence[int], largest: int) -> Callable[[int, int], Tensor]:
+    """What makes the mean of these rows of a matrix on the CPU, between two columns, in its dtype.
+
+    It adds up in float32 or wider and rounds once, in one pass over all rows: a weighted sum of
+    looked-up blocks, which torch has made fast for embeddings. No setting narrows it, as some do
+    with products.
+
+    Args:
+        rows: contiguous, and of a multiple of the dtype's `BLOCKS` columns.
+        order: which rows.
+        largest: the most columns at a time. The first of them is at a multiple of `BLOCKS`.
+    """
+    block = BLOCKS[rows.dtype]
+    there = rows.device  # not torch's default, which a user may have set
+    parts = torch.tensor(_parts(1 / len(order), rows.dtype), dtype=rows.dtype, device=there)
+    blocks = rows.view(-1, block)
+    bags = torch.arange(-(-largest // block), device=there)
+    starts = torch.tensor(order, device=there).repeat_interleave(len(parts))
+    found = (bags[:, None] + starts * (rows.shape[1] // block)).flatten()
+    weights = parts.repeat(len(bags) * len(order))
+    begins = bags * len(starts)
+
+    def mean(begin: int, end: int) -> Tensor:
+        count = -(-(end - begin) // block)
+        wanted = found, begins, weights
+        if count < len(bags):  # a slice takes as long as thousands of numbers
+            looked_up = count * len(starts)
+            wanted = found[:looked_up], begins[:count], weights[:looked_up]
+        sums: Tensor = torch.embedding_bag(
+            blocks[begin // block :], *wanted[:2], mode=0, per_sample_weights=wanted[2]
+        )[0]
+        return sums.view(-1)[: end - begin]
+
+    return mean
+
+
+def _parts(weight: float, dtype: torch.dtype) -> list[float]:
+    """What to multiply by, one after the other, so that together it is by this weight.
+
+    bfloat16 cuts a weight to 8 bits: what that leaves is a second one, of 8 more. None is negative,
+    for of an infinite snapshot that would make not a number.
+    """
+    if dtype != torch.bfloat16:
+        return [weight]
+    mantissa, exponent = math.frexp(weight)
+    upper = math.ldexp(math.floor(mantissa * 256), exponent - 8)
+    return [upper, weight - upper] if upper < weight else [upper]
 
 
 def mean_writer(
-    snapshots: torch.dtype, count: int, dtype: torch.dtype, device: torch.device, *, exact: bool
+    count: int, device: torch.device, *, exact: bool
 ) -> Callable[[Tensor, Tensor], object]:
-    """What writes the mean of the columns of a matrix, so many, of this type, into one column.
+    """What writes the mean of the columns of a matrix, so many, into one column.
 
-    It adds up in float32 or wider and rounds once, to the dtype of that column, which is the
-    `mean_dtype`. If `exact`, it gives bit for bit what all columns agree on.
+    It adds up in the dtype of that column, float32 or wider. If `exact`, it gives bit for bit what
+    all columns agree on.
     """
     if count == 1:
         return lambda columns, mean: mean.copy_(columns[:, 0])
-    write: Callable[[Tensor, Tensor], object] = _chain
-    if device.type != "cpu":
-        write = _reduced
-    elif dtype == torch.bfloat16:
-        write = partial(_narrow_product, torch.ones(1, count, dtype=dtype, device=device))
-    elif snapshots == dtype and not _products_are_narrowed():
-        # One pass over all columns, where a chain of additions makes one a column.
-        write = partial(_product, torch.full((count,), 1 / count, dtype=dtype, device=device))
+    write: Callable[[Tensor, Tensor], object] = _chain if device.type == "cpu" else _reduced
     return partial(_exact_where_same, write) if exact else write
-
-
-def _products_are_narrowed() -> bool:
-    """Whether the user lets processors that can do so multiply float32 in a narrower type."""
-    settings = getattr(torch.backends.mkldnn, "matmul", None)
-    if settings is None:  # before torch 2.9
-        return torch.get_float32_matmul_precision() != "highest"
-    return settings.fp32_precision not in ("none", "ieee")
 
 
 def _reduced(columns: Tensor, mean: Tensor) -> None:
     torch.mean(columns, 1, dtype=mean.dtype, out=mean)
-
-
-def _product(weights: Tensor, columns: Tensor, mean: Tensor) -> None:
-    torch.mv(columns, weights, out=mean)
-
-
-def _narrow_product(ones: Tensor, columns: Tensor, mean: Tensor) -> None:
-    # The sum is scaled in float32, so that weights, which bfloat16 would round, are not needed.
-    row = mean.unsqueeze(0)
-    torch.addmm(row, ones, columns.t(), beta=0, alpha=1 / columns.shape[1], out=row)
 
 
 def _chain(columns: Tensor, mean: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lawa_opt.distributed import can_split, gather, local, part_of
-from lawa_opt.mean import mean_dtype, mean_writer
+from lawa_opt.mean import BLOCKS, bags_of, in_bags, mean_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 # A mean is made a tile at a time, so that what lies between snapshots and mean stays in the cache:
 # a reading moves k + 1 times the tensors' bytes through memory. A smaller tile pays in calls, a
 # larger one leaves the cache; a GPU wants few, large kernels.
-TILE = {"cpu": 1 << 18}
+TILE = {"cpu": 1 << 19}
 TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
-# made in the place where it goes.
-SMALL = 1 << 13
-
-# The same for products in bfloat16, a call of which takes some 40 us however little it multiplies.
-TILE_BFLOAT16 = 1 << 19
-SMALL_BFLOAT16 = 1 << 17
+# made in the place where it goes, but on the CPU, where that of bags is copied anyway.
+SMALL = {"cpu": 1 << 17}
+SMALL_ELSEWHERE = 1 << 13
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Slots start at multiples of this many elements, or CUDA's foreach kernels fall back to scalars.
 ALIGNMENT = 16
+
+
+def _next_multiple(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
 
 
 class Ring:
@@ -66,7 +67,7 @@ class Ring:
         self.away = device is not None and device != self.home
         given = dtype if locals_[0].is_floating_point() else None
         kept_in = given or locals_[0].dtype
-        self._lay_out(locals_, *self._sizes(kept_in))
+        self._lay_out(locals_, BLOCKS.get(kept_in, ALIGNMENT))
         # A window made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             self.rows = torch.zeros(
@@ -86,35 +87,35 @@ class Ring:
         self.__dict__.update(state)
         self._connect()
 
-    def _sizes(self, kept_in: torch.dtype) -> tuple[int, int]:
-        """Of tiles, and up to which tensors share them, in elements."""
-        if mean_dtype(kept_in, {self.tensors[0].dtype}, self.home) == torch.bfloat16:
-            return TILE_BFLOAT16, SMALL_BFLOAT16
-        return TILE.get(self.home.type, TILE_ELSEWHERE), SMALL
-
-    def _lay_out(self, tensors: Sequence[Tensor], limit: int, small: int) -> None:
+    def _lay_out(self, tensors: Sequence[Tensor], block: int) -> None:
         """Place the tensors in a row, large ones first, and cut it into tiles.
 
-        A tile is (begin, end, indices): a stretch of the row, and which tensors it holds; those of
-        up to `small` elements whole and together, a larger one alone or in parts.
+        A tile is (begin, end, indices): a stretch of the row from a multiple of `block` on, and
+        which tensors it holds; small ones whole and together, a larger one alone or in parts.
         """
-        self.elements = 0
+        limit = TILE.get(self.home.type, TILE_ELSEWHERE) // block * block
+        small = SMALL.get(self.home.type, SMALL_ELSEWHERE)
+        end = 0
         self.tiles: list[tuple[int, int, list[int]]] = []
         offsets = [0] * len(tensors)
         together: list[int] = []
         for index in sorted(range(len(tensors)), key=lambda i: tensors[i].numel() <= small):
-            begin, count = self.elements, tensors[index].numel()
-            offsets[index] = begin
-            self.elements += -(-count // ALIGNMENT) * ALIGNMENT
+            count = tensors[index].numel()
+            begin = _next_multiple(end, ALIGNMENT)
+            shares = together and count <= small and begin + count - self.tiles[-1][0] <= limit
+            if not shares:
+                begin = _next_multiple(end, block)
+            offsets[index], end = begin, begin + count
             if count > small:
-                for low in range(begin, begin + count, limit):
-                    self.tiles.append((low, min(low + limit, begin + count), [index]))
+                for low in range(begin, end, limit):
+                    self.tiles.append((low, min(low + limit, end), [index]))
                 continue
-            if not together or begin + count - self.tiles[-1][0] > limit:
+            if not shares:
                 together = []
                 self.tiles.append((begin, begin, together))
             together.append(index)
-            self.tiles[-1] = (self.tiles[-1][0], begin + count, together)
+            self.tiles[-1] = (self.tiles[-1][0], end, together)
+        self.elements = _next_multiple(end, block)
         begins = [begin for begin, _, _ in self.tiles[1:]] + [self.elements]
         # Of each tile and of the gap after it, so that one call cuts out all of them.
         self.lengths = [
@@ -226,9 +227,17 @@ class Ring:
 
     def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
         """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
-        dtype = mean_dtype(self.rows.dtype, {out.dtype for out in outs}, self.home)
-        shared = torch.empty(max(self.lengths), dtype=dtype, device=self.home)
+        dtype = torch.promote_types(self.rows.dtype, torch.float32)
+        dtypes = {out.dtype for out in outs}
         exact = not all(tensor.requires_grad for tensor in self.tensors)
+        tiles = list(zip(self.tiles, self._flat(outs), strict=True))
+        on_cpu = self.home.type == self.rows.device.type == "cpu"
+        if on_cpu and not exact and len(order) > 1 and in_bags(self.rows.dtype, dtypes):
+            mean_of = bags_of(self.rows, order, max(self.lengths))
+            for tile, out in tiles:
+                self._put(mean_of(*tile[:2]), tile, out, outs)
+            return
+        shared = torch.empty(max(self.lengths), dtype=dtype, device=self.home)
         # Slots beside one another, as those of a full window are, are read where they are and in
         # their own order, whichever is the oldest.
         first, last = min(order), max(order)
@@ -239,24 +248,34 @@ class Ring:
         copied = None
         if self.away or not beside:
             copied = self._copier(slice(None) if beside else list(order), len(order))
-        write = mean_writer(self.rows.dtype, len(order), dtype, self.home, exact=exact)
+        write = mean_writer(len(order), self.home, exact=exact)
         # What torch and Python do between two tiles costs as much as thousands of numbers: the
         # tiles have pushed it out of the cache.
-        direct = all(out.dtype == dtype and out.device == self.home for out in outs)
-        tiles = zip(self.tiles, all_columns, self._flat(outs), strict=True)
-        for (begin, _, indices), columns, out in tiles:
+        direct = dtypes == {dtype} and all(out.device == self.home for out in outs)
+        for (tile, out), columns in zip(tiles, all_columns, strict=True):
             snapshots = columns if copied is None else copied(columns)
             if direct and out is not None:
                 write(snapshots, out)
                 continue
             mean = shared[: len(snapshots)]
             write(snapshots, mean)
-            if out is not None:
-                out.copy_(mean)
-                continue
-            places = [self.layouts[i] for i in indices]
-            means = [mean.as_strided(shape, stride, at - begin) for shape, stride, at in places]
-            torch._foreach_copy_([outs[i] for i in indices], means)
+            self._put(mean, tile, out, outs)
+
+    def _put(
+        self,
+        mean: Tensor,
+        tile: tuple[int, int, list[int]],
+        out: Tensor | None,
+        outs: Sequence[Tensor],
+    ) -> None:
+        """Copy the mean of a tile to where it goes, which is `out` if that is one place."""
+        if out is not None:
+            out.copy_(mean)
+            return
+        begin, _, indices = tile
+        places = [self.layouts[i] for i in indices]
+        means = [mean.as_strided(shape, stride, at - begin) for shape, stride, at in places]
+        torch._foreach_copy_([outs[i] for i in indices], means)
 
     def _flat(self, outs: Sequence[Tensor]) -> list[Tensor | None]:
         """The stretch of each tile in the one tensor that it is of; None where it is of several."""

@@ -177,7 +177,7 @@ def check_split_window_reads_the_same_bits(_):
         model = DistributedDataParallel(Odd())
         opt = optimizer(model, buffers=model.buffers(), split_over=split_over)
         train(model, opt, range(STEPS - 2), rank)
-        opt.add_param_group({"params": [nn.Parameter(torch.randn(4, 3))]})
+        opt.add_param_group({"params": [nn.Parameter(torch.randn(40, 30))]})
         train(model, opt, range(STEPS - 2, STEPS), rank)
         rings = opt.window.rings
         means = [copy.deepcopy(model.state_dict())]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lawa_opt.window
 from lawa_opt import LAWA
+from lawa_opt.mean import BLOCKS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64]
 SHAPES = [(), (0,), (3, 0, 2), (1,), (5,), (17,), (7, 9), (65, 5), (3, 4, 5, 2)]
@@ -106,17 +105,17 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
     opt = LAWA(Replay(parameters, weights), k=k, every=every, span=span, start=start)
     with pytest.MonkeyPatch.context() as patch:  # so that small tensors have several tiles
         patch.setattr(lawa_opt.window, "TILE", {"cpu": 32})
-        patch.setattr(lawa_opt.window, "TILE_BFLOAT16", 32)
-        for small in ("SMALL", "SMALL_BFLOAT16"):
-            patch.setattr(lawa_opt.window, small, 8)
+        patch.setattr(lawa_opt.window, "SMALL", {"cpu": 8})
+        for dtype in BLOCKS:
+            patch.setitem(BLOCKS, dtype, 16)
         for _ in weights:
             opt.step()
-    held = naive_snapshots(weights, k, every, span, start)
-    assert opt.held == len(held)
-    for latest in range(1, len(held) + 1):
-        with opt.averaged(latest):
-            for index, parameter in enumerate(parameters):
-                assert_is_mean(parameter.detach(), [w[index] for w in held[-latest:]])
+        held = naive_snapshots(weights, k, every, span, start)
+        assert opt.held == len(held)
+        for latest in range(1, len(held) + 1):
+            with opt.averaged(latest):
+                for index, parameter in enumerate(parameters):
+                    assert_is_mean(parameter.detach(), [w[index] for w in held[-latest:]])
     if weights:
         assert [bits(p) for p in parameters] == [bits(value) for value in weights[-1]]
 
@@ -125,7 +124,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     size = torch.Size(shape).numel()
-    assert size > max(lawa_opt.window.TILE["cpu"], lawa_opt.window.TILE_BFLOAT16)
+    assert size > lawa_opt.window.TILE["cpu"]
     shapes = [(3,), shape, (100, 100), (70_000,)]
     weights = random_weights(shapes, [dtype] * 4, 3, seed=1)
     parameters = [nn.Parameter(torch.zeros(s, dtype=dtype)) for s in shapes]
@@ -137,13 +136,8 @@ def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch
             assert_is_mean(parameter.detach(), [w[index] for w in weights])
 
 
-@pytest.mark.parametrize("capability", [None, "AVX2"])
 @pytest.mark.parametrize("k", [2, 3, 5, 7])
-def test_bfloat16_is_rounded_once(
-    k: int, capability: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if capability is not None:
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_bfloat16_is_rounded_once(k: int) -> None:
     shapes = [(600_000,), (300, 300), (11,)]
     weights = random_weights(shapes, [torch.bfloat16] * 3, k, seed=7)
     parameters = [nn.Parameter(torch.full(s, torch.nan, dtype=torch.bfloat16)) for s in shapes]
@@ -155,7 +149,10 @@ def test_bfloat16_is_rounded_once(
             snapshots = [w[index] for w in weights]
             want, rms = naive_mean(snapshots), torch.stack(snapshots).double().square().mean()
             error = (parameter.detach().double() - want).abs()
-            assert (error <= ulp(want, torch.bfloat16) / 2 + 1e-6 * rms.sqrt()).all()
+            # The weight 1 / k is itself known to 15 bits or more, 1 / 128 of a unit.
+            assert (
+                error <= ulp(want, torch.bfloat16) * (1 / 2 + 1 / 128) + 1e-6 * rms.sqrt()
+            ).all()
 
 
 def test_mean_when_the_memory_format_changes_between_collects() -> None:
@@ -203,14 +200,16 @@ def test_no_drift_over_100_000_collects() -> None:
         assert_is_mean(coarse.detach(), [pair[1] for pair in latest])
 
 
-def test_a_non_finite_snapshot_is_forgotten_after_k_collects() -> None:
-    values = [1.0, float("inf"), float("nan"), 2.0, 3.0, 4.0]
-    parameter = nn.Parameter(torch.zeros(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_non_finite_snapshot_is_forgotten_after_k_collects(dtype: torch.dtype) -> None:
+    values = [1.0, 2.0, float("inf"), float("nan"), 2.0, 3.0, 4.0]
+    parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
     opt = LAWA(Replay([parameter], [[torch.full((3,), v)] for v in values]), k=3, every=1)
-    for step in range(6):
+    for step in range(7):
         opt.step()
         with opt.averaged():
-            assert parameter.isfinite().all() == (step in (0, 5))
+            assert parameter.isfinite().all() == (step in (0, 1, 6))
+            assert parameter.isinf().all() == (step == 2)
     with opt.averaged():
         assert parameter.tolist() == [3.0, 3.0, 3.0]
 
@@ -243,40 +242,20 @@ def test_settings_that_speed_up_products_leave_the_mean_alone() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-READING_UNDER_A_SETTING = """
-import torch
-from lawa_opt import LAWA
-
-{setting}
-weights = torch.nn.Parameter(torch.ones(600_000))
-opt = LAWA(torch.optim.SGD([weights]), k=5, every="manual")
-for _ in range(5):
-    opt.collect()
-with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
-    {work}
-"""
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "torch.set_float32_matmul_precision('medium')",
-        "torch.backends.fp32_precision = 'bf16'",
-        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
-    ],
-)
-def test_float32_snapshots_never_go_where_a_setting_narrows_products(setting: str) -> None:
-    """Not seen in the numbers where the processor has no bfloat16; what was called tells."""
-
-    def products(work: str) -> int:
-        code = READING_UNDER_A_SETTING.format(setting=setting, work=work)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.count("primitive,exec,cpu,matmul")
-
-    if not products("torch.mv(torch.ones(5, 600_000).t(), torch.ones(5))"):
-        pytest.skip("this torch does not narrow products on this processor")
-    assert products("opt.eval()") == 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_defaults_that_a_user_sets_leave_the_mean_alone(dtype: torch.dtype) -> None:
+    weights = random_weights([(100, 200)], [dtype], 5, seed=6)
+    parameter = nn.Parameter(torch.zeros(100, 200, dtype=dtype))
+    opt = LAWA(Replay([parameter], weights), k=5, every=1)
+    for _ in weights:
+        opt.step()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), opt.averaged():
+            assert_is_mean(parameter.detach(), [w[0] for w in weights])
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_a_partial_window_is_divided_by_the_number_held() -> None:
@@ -389,13 +368,13 @@ def test_a_window_of_no_usable_type_is_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("k", [1, 5])
 def test_memory_is_k_times_the_parameters(k: int, dtype: torch.dtype | None) -> None:
-    model = nn.Linear(256, 256)
+    model = nn.Linear(767, 768)
     opt = LAWA(torch.optim.SGD(model.parameters()), k=k, every="manual", dtype=dtype)
     assert opt.window.rings == []
     opt.collect()
     itemsize = 4 if dtype is None else 2
     held = sum(flat.nbytes for ring in opt.window.rings for flat in ring.flats)
-    assert held == k * itemsize * (256 * 256 + 256)
+    assert held == k * itemsize * 768 * 768
 
 
 class Operations(TorchDispatchMode):
@@ -410,21 +389,20 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="a product is used with AVX-512"
-)
-def test_bfloat16_is_read_without_a_copy_in_float32() -> None:
-    parameter = nn.Parameter(torch.zeros(600_000, dtype=torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mean_is_made_a_tile_at_a_time_with_no_copy_of_snapshots(dtype: torch.dtype) -> None:
+    parameter = nn.Parameter(torch.zeros(600_000, dtype=dtype))
     opt = LAWA(torch.optim.SGD([parameter]), k=5, every="manual")
-    for _ in range(5):
+    for _ in range(7):
         opt.collect()
     [ring] = opt.window.rings
     out = torch.empty_like(parameter)
-    with Operations() as operations, torch.profiler.profile(profile_memory=True) as profile:
-        ring.write_mean([out])
-    assert operations.names.count("aten.addmm.out") == 2
-    taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
-    assert taken < 1.1 * out.nbytes
+    for latest in (5, 3):  # of slots 4, 0 and 1 the three, which are not side by side
+        with Operations() as operations, torch.profiler.profile(profile_memory=True) as profile:
+            ring.write_mean([out], latest)
+        assert operations.names.count("aten._embedding_bag_forward_only.default") == 2
+        taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+        assert taken < 1.5 * out.nbytes
 
 
 def test_a_collect_in_the_steady_state_is_one_copy_and_allocates_nothing() -> None:
