@@ -178,7 +178,7 @@ def window_copies(methods: tuple[str, ...], plan: Plan) -> float:
 
     Counted on a small model of our own, so that it costs nothing and cannot fill the memory.
     """
-    model = nn.Linear(256, 256)
+    model = nn.Linear(383, 384)  # snapshots of which are not filled up to a multiple of anything
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

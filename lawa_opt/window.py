@@ -311,7 +311,8 @@ class Window:
     """The k latest snapshots of tensors, taken with `collect`.
 
     Memory: k times the bytes of the tensors (in `dtype`, if given), allocated at the first collect,
-    and once those bytes beside the tensors for a window on another device.
+    and once those bytes beside the tensors for a window on another device. Tensors of one kind are
+    filled up to a multiple of `BLOCKS` elements together.
     Tensors first collected later, or only now and then, keep a ring position of their own.
 
     Args:
