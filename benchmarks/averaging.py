@@ -66,26 +66,26 @@ def bare_copy(model, device=None, k=K):
         [torch.empty_like(p, device=device, pin_memory=pinned) for p in parameters]
         for _ in range(k)
     ]
-    turn = iter(range(1 << 60))
-
-    @torch.no_grad()
-    def copy_once():
-        torch._foreach_copy_(targets[next(turn) % k], parameters, non_blocking=True)
-
-    for _ in range(k):
-        copy_once()
-    return copy_once
+    return in_turn([parameters] * k, targets)
 
 
 def copy_of_old(model, k=K):
     """A copy of what k other copies have pushed out of the cache, as a reading its snapshots."""
     copies = [[p.detach().clone() for p in model.parameters()] for _ in range(k + 1)]
+    return in_turn([*copies[1:], copies[0]], copies)
+
+
+def in_turn(sources, targets):
+    """A copy of each source to its target, one at a call; all were made once."""
     turn = iter(range(1 << 60))
 
+    @torch.no_grad()
     def copy_once():
-        at = next(turn)
-        torch._foreach_copy_(copies[at % (k + 1)], copies[(at + 1) % (k + 1)])
+        at = next(turn) % len(targets)
+        torch._foreach_copy_(targets[at], sources[at], non_blocking=True)
 
+    for _ in targets:
+        copy_once()
     return copy_once
 
 

@@ -227,7 +227,6 @@ class Ring:
 
     def _average(self, outs: Sequence[Tensor], order: Sequence[int]) -> None:
         """Write the mean of these slots, tile by tile, into `outs`, laid out as the slots are."""
-        dtype = torch.promote_types(self.rows.dtype, torch.float32)
         dtypes = {out.dtype for out in outs}
         exact = not all(tensor.requires_grad for tensor in self.tensors)
         tiles = list(zip(self.tiles, self._flat(outs), strict=True))
@@ -237,6 +236,7 @@ class Ring:
             for tile, out in tiles:
                 self._put(mean_of(*tile[:2]), tile, out, outs)
             return
+        dtype = torch.promote_types(self.rows.dtype, torch.float32)
         shared = torch.empty(max(self.lengths), dtype=dtype, device=self.home)
         # Slots beside one another, as those of a full window are, are read where they are and in
         # their own order, whichever is the oldest.

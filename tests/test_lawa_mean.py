@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -240,6 +242,42 @@ def test_settings_that_speed_up_products_leave_the_mean_alone() -> None:
             assert_is_mean(parameter.detach(), [w[0] for w in weights])
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+READING_UNDER_A_SETTING = """
+import torch
+from lawa_opt import LAWA
+
+{setting}
+weights = torch.nn.Parameter(torch.ones(600_000))
+opt = LAWA(torch.optim.SGD([weights]), k=5, every="manual")
+for _ in range(5):
+    opt.collect()
+with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+    {work}
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.fp32_precision = 'bf16'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    ],
+)
+def test_float32_snapshots_never_go_where_a_setting_narrows_products(setting: str) -> None:
+    """Not seen in the numbers where the processor has no bfloat16; what was called tells."""
+
+    def products(work: str) -> int:
+        code = READING_UNDER_A_SETTING.format(setting=setting, work=work)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.count("primitive,exec,cpu,matmul")
+
+    if not products("torch.mv(torch.ones(5, 600_000).t(), torch.ones(5))"):
+        pytest.skip("this torch does not narrow products on this processor")
+    assert products("opt.eval()") == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
