@@ -104,5 +104,9 @@ def _exact_where_same(
     write: Callable[[Tensor, Tensor], object], columns: Tensor, mean: Tensor
 ) -> None:
     write(columns, mean)
-    same = (columns == columns[:, :1]).all(1)
-    mean.copy_(torch.where(same, columns[:, 0], mean))
+    first, *others = columns.unbind(1)
+    # One snapshot after the other, for all() over a dimension of k takes longer than all the rest.
+    same = first == others[0]
+    for other in others[1:]:
+        same &= first == other
+    mean.copy_(torch.where(same, first, mean))
