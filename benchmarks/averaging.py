@@ -9,10 +9,12 @@ must move take at the speed of a bare copy, which moves 2 * N bytes: one copy fo
 and out again. A collect's copy finds the parameters where the collect does, maybe in the cache; a
 reading's is of what k other copies have pushed out of it, as they do with snapshots. For a window
 in pinned memory the floor is one bare copy to there, and k for each reading.
-Where a size does not say otherwise, k is 5. Targets are held from 10 million parameters on, where
-no window fits into the cache, so that its bytes do move.
+Windows, copies and peers are made anew several times, for it matters where in memory they come to
+lie. Where a size does not say otherwise, k is 5. Targets are held from 10 million parameters on,
+where no window fits into the cache, so that its bytes do move.
 """
 
+import gc
 import math
 
 import psutil
@@ -31,6 +33,8 @@ LAYOUTS = {"many": 500, "few": 7}
 DTYPES = (torch.float32, torch.bfloat16)
 WINDOWS = (1, 2, 5, 10, 20)
 GROWTH_MILLIONS = 10
+# Which pages of memory a window happens to be of can make a reading a fifth slower or faster.
+PLACEMENTS = 4
 # Models, windows and copies that are alive at once, in copies of the parameters.
 COPIES_AT_ONCE = 27
 COLLECTING = Limit(1.15, "the floor")
@@ -96,49 +100,66 @@ def lawa_of(model, k=K, device=None):
     return opt
 
 
+def milliseconds_of(make_calls, rounds, seconds):
+    """Of each call, round by round, over several placements in memory."""
+    taken = {}
+    placements = min(PLACEMENTS, rounds)
+    for _ in range(placements):
+        for name, each in seconds_of(make_calls(), -(-rounds // placements), seconds).items():
+            taken.setdefault(name, []).extend(scaled(each, 1e3))
+        gc.collect()
+    return taken
+
+
 def collecting_row(model, size, rounds, seconds, k=K, window=None, others=True):
     """LAWA's collect, beside what each peer does in its place."""
-    calls = {
-        "floor": bare_copy(model, window, k),
-        "LAWA": lawa_of(model, k, window).collect,
-        **(updates(model, k) if others else {}),
-    }
-    taken = {name: scaled(each, 1e3) for name, each in seconds_of(calls, rounds, seconds).items()}
+
+    def calls():
+        return {
+            "floor": bare_copy(model, window, k),
+            "LAWA": lawa_of(model, k, window).collect,
+            **(updates(model, k) if others else {}),
+        }
+
+    taken = milliseconds_of(calls, rounds, seconds)
     floor, ours = taken.pop("floor"), taken.pop("LAWA")
     return Row.of("collecting", size, "ms", ours, taken, floor, held(model, COLLECTING))
 
 
 def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True):
     """The mean into tensors that are there; into the model and out again; as a state dict."""
-    opt = lawa_of(model, k, window)
-    [ring] = opt.window.rings
-    outs = [torch.empty_like(p) for p in model.parameters()]
 
-    def swap():
-        with opt.averaged():
-            pass
+    def calls():
+        opt = lawa_of(model, k, window)
+        [ring] = opt.window.rings
+        outs = [torch.empty_like(p) for p in model.parameters()]
 
-    calls = {
-        "copy": copy_of_old(model, k) if window is None else bare_copy(model, window, k),
-        "reading the mean": lambda: ring.write_mean(outs),
-        "averaged() and back": swap,
-        "averaged_state_dict()": lambda: opt.averaged_state_dict(model),
-    }
-    ours = [*calls][1:]
-    if others:
-        scheduler = LAWAScheduler(model, k)
-        for _ in range(k):
-            scheduler.collect()
-        calls["LAWAScheduler, transfer"] = scheduler.transfer
-        calls["EMA by state dicts"] = swapped_by_state_dicts(model)
-        calls["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
-    taken = {name: scaled(each, 1e3) for name, each in seconds_of(calls, rounds, seconds).items()}
-    peers = {name: taken[name] for name in [*calls][len(ours) + 1 :]}
-    for work in ours:
+        def swap():
+            with opt.averaged():
+                pass
+
+        made = {
+            "copy": copy_of_old(model, k) if window is None else bare_copy(model, window, k),
+            "reading the mean": lambda: ring.write_mean(outs),
+            "averaged() and back": swap,
+            "averaged_state_dict()": lambda: opt.averaged_state_dict(model),
+        }
+        if others:
+            scheduler = LAWAScheduler(model, k)
+            for _ in range(k):
+                scheduler.collect()
+            made["LAWAScheduler, transfer"] = scheduler.transfer
+            made["EMA by state dicts"] = swapped_by_state_dicts(model)
+            made["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
+        return made
+
+    (_, copy), *taken = milliseconds_of(calls, rounds, seconds).items()
+    ours, peers = dict(taken[:3]), dict(taken[3:])
+    for work, samples in ours.items():
         copies = (k + (5 if "back" in work else 1)) / 2 if window is None else k
-        floor = scaled(taken["copy"], copies)
+        floor = scaled(copy, copies)
         limit = held(model, READING) if work == "reading the mean" and k == K else None
-        yield Row.of(work, size, "ms", taken[work], peers, floor, limit)
+        yield Row.of(work, size, "ms", samples, peers, floor, limit)
 
 
 def schedule_free_swap(model):
@@ -192,7 +213,7 @@ def by_size(rounds, seconds, device, sizes, notes):
             notes.append(f"{size}: skipped, the memory of this machine does not hold all peers")
             continue
         # Fewer rounds of the largest: they take as long, and scatter less.
-        turns = max(2, min(rounds, round(rounds * 10 / millions) + 2))
+        turns = min(rounds, max(2 * PLACEMENTS, round(rounds * 10 / millions) + 2))
         collects.append(
             collecting_row(Model(millions, tensors, dtype, device), size, turns, seconds)
         )

@@ -211,25 +211,30 @@ def seconds_of(
     rounds: int,
     seconds: Callable[[Callable[[], object]], float] = cpu_seconds,
 ) -> dict[str, list[float]]:
-    """Seconds of one run of each call, round by round, everyone in turn in each round."""
-    repeated: dict[str, tuple[Callable[[], None], int]] = {}
+    """Seconds of one run of each call, round by round, everyone in turn in each round.
+
+    A call runs once before its clock starts, or it would pay for writing to memory what the one
+    before left in the cache.
+    """
+    samples: dict[str, tuple[Callable[[], float], int]] = {}
     for name, call in calls.items():
         call()
         repeats = max(1, round(SHORTEST_SECONDS / max(1e-6, seconds(call))))
 
-        def repeat(call: Callable[[], object] = call, repeats: int = repeats) -> None:
-            for _ in range(repeats):
-                call()
+        def sample(call: Callable[[], object] = call, repeats: int = repeats) -> float:
+            def repeat() -> None:
+                for _ in range(repeats):
+                    call()
 
-        repeated[name] = repeat, repeats
+            call()
+            return seconds(repeat)
+
+        samples[name] = sample, repeats
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, (repeat, repeats) in repeated.items():
-            if seconds is cpu_seconds:
-                sample = FREE_PROCESSOR.measure(lambda repeat=repeat: seconds(repeat))
-            else:
-                sample = seconds(repeat)
-            taken[name].append(sample / repeats)
+        for name, (sample, repeats) in samples.items():
+            whole = FREE_PROCESSOR.measure(sample) if seconds is cpu_seconds else sample()
+            taken[name].append(whole / repeats)
     return taken
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # their sums, so that each snapshot is gone through once.
 BLOCKS = {torch.bfloat16: 256, torch.float32: 384, torch.float64: 128}
 
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
 
 def in_bags(snapshots: torch.dtype, outs: set[torch.dtype]) -> bool:
     """Whether means of these snapshots that are written to these dtypes can be of `bags_of`.
@@ -30,19 +32,21 @@ def bags_of(rows: Tensor, order: Sequence[int], largest: int) -> Callable[[int, 
 
     It adds up in float32 or wider and rounds once, in one pass over all rows: a weighted sum of
     looked-up blocks, which torch has made fast for embeddings. No setting narrows it, as some do
-    with products.
+    with products. The rows come in one scattered order: processors try to foresee where the next
+    block is, and two steps alike, one after the other, make some row lengths take twice as long.
 
     Args:
         rows: contiguous, and of a multiple of the dtype's `BLOCKS` columns.
-        order: which rows.
+        order: which rows, however they are sorted.
         largest: the most columns at a time. The first of them is at a multiple of `BLOCKS`.
     """
     block = BLOCKS[rows.dtype]
     there = rows.device  # not torch's default, which a user may have set
     parts = torch.tensor(_parts(1 / len(order), rows.dtype), dtype=rows.dtype, device=there)
     blocks = rows.view(-1, block)
-    bags = torch.arange(-(-largest // block), device=there)
-    starts = torch.tensor(order, device=there).repeat_interleave(len(parts))
+    scattered = sorted(order, key=lambda row: row * row * GOLDEN_RATIO % 1)
+    bags = torch.arange(-(-largest // block), dtype=torch.int32, device=there)
+    starts = torch.tensor(scattered, dtype=torch.int32, device=there).repeat_interleave(len(parts))
     found = (bags[:, None] + starts * (rows.shape[1] // block)).flatten()
     weights = parts.repeat(len(bags) * len(order))
     begins = bags * len(starts)
