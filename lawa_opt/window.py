@@ -319,7 +319,8 @@ class Window:
 
     Memory: k times the bytes of the tensors (in `dtype`, if given), allocated at the first collect,
     and once those bytes beside the tensors for a window on another device. Tensors of one kind are
-    filled up to a multiple of `BLOCKS` elements together.
+    filled up to a multiple of `BLOCKS` elements together. On the CPU, what a reading looks up is
+    kept: 50 kB a snapshot of such tensors at most.
     Tensors first collected later, or only now and then, keep a ring position of their own.
 
     Args:
