@@ -33,7 +33,7 @@ LAYOUTS = {"many": 500, "few": 7}
 DTYPES = (torch.float32, torch.bfloat16)
 WINDOWS = (1, 2, 5, 10, 20)
 GROWTH_MILLIONS = 10
-# Which pages of memory a window happens to be of can make a reading a fifth slower or faster.
+# Where in memory a window happens to lie can make a reading a fifth slower or faster.
 PLACEMENTS = 4
 # Models, windows and copies that are alive at once, in copies of the parameters.
 COPIES_AT_ONCE = 27

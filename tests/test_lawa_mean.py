@@ -204,7 +204,7 @@ def test_no_drift_over_100_000_collects() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_non_finite_snapshot_is_forgotten_after_k_collects(dtype: torch.dtype) -> None:
-    values = [1.0, 2.0, float("inf"), float("nan"), 2.0, 3.0, 4.0]
+    values = [1.0, 2.0, float("inf"), float("nan"), 1.5, 3.0, 4.5]
     parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
     opt = LAWA(Replay([parameter], [[torch.full((3,), v)] for v in values]), k=3, every=1)
     for step in range(7):
@@ -212,8 +212,8 @@ def test_a_non_finite_snapshot_is_forgotten_after_k_collects(dtype: torch.dtype)
         with opt.averaged():
             assert parameter.isfinite().all() == (step in (0, 1, 6))
             assert parameter.isinf().all() == (step == 2)
-    with opt.averaged():
-        assert_is_mean(parameter.detach(), [torch.full((3,), v, dtype=dtype) for v in values[4:]])
+    with opt.averaged():  # thirds of these are exact, in whatever order they are added up
+        assert parameter.tolist() == [3.0, 3.0, 3.0]
 
 
 def test_float16_does_not_overflow() -> None:
