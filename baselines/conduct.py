@@ -115,10 +115,7 @@ def calibrated(plan: Plan) -> Profile:
     say(f"  measured on {profile.machine}")
     if profile.machine.gpus.absence:
         say(f"  {profile.machine.gpus.absence}")
-    say(
-        f"  its medians add up to {1 + profile.closure:.1%} of the time of a mixed loop of "
-        "training, and are scaled to it"
-    )
+    say(f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time")
     for flag in profile.flags():
         say(f"  WARNING: {flag}")
     return profile

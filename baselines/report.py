@@ -344,7 +344,7 @@ def _known_to(comparison: Comparison) -> str:
     known = rst_interval(comparison.runs[0].counts, profile, comparison.plan.policy, CONFIDENCE)
     return (
         f"The profile's {profile.process_count} processes give a run's seconds to "
-        f"±{known.half_width:.1%}, corrected for a closure of {profile.closure:+.1%}."
+        f"±{known.half_width:.1%}, with a closure of {profile.closure:+.1%}."
     )
 
 

@@ -1,64 +1,81 @@
 """On an idle reference machine, RST and measured time of what was charged agree within 3%.
 
-    python benchmarks/rst_against_time.py [--runs 5] [--steps 1000] [--calibration-seconds 40]
+    python benchmarks/rst_against_time.py [--processes 5] [--calibration-seconds 40]
         [--workloads digits pydocs] [--quick] [--json FILE]
 
-For each workload: train all methods that share the constant rate, in fresh processes, and compare
-the reference seconds charged with the seconds that the same work took. Evaluation is in neither.
-A virtual machine is idle only while its host is: a neighbour on the other half of a core makes all
-of it up to twice as slow, and no counter shows it. So the processor's pace is looked at between any
-two steps, training waits there until it is free, a minute a run at most, and the steps that count
-are those before and after which it was, as in a calibration. A neighbour that comes and goes within
-a step is not seen; so the steps on either side of it must be free too. A run with less than
-a tenth of such steps is left out, and another one run for it, as many again at most. A profile that
-was disturbed is used all the same. Where hardly any run was left undisturbed, all steps of all runs
-count. All of this is said. Trainings take turns with the processes of the calibration. One thread,
-so that one core is left for all others. The median over the runs may be off by no more than 3%.
+For each workload: calibrate in fresh processes, and in each of them train all methods that share
+the constant rate. Calibration and training take turns of a second, for as long as the calibration
+takes. Then the reference seconds charged for the steps, by the profile of all processes together,
+are compared with the seconds that they took in one process: a run. Evaluation is in neither.
+
+A virtual machine is idle only while its host is. A neighbour there slows memory down by a few
+percent for seconds or minutes, which no counter shows; so what is compared is measured in turns. If
+the neighbour is on the other half of the core, all is up to twice as slow. The processor's pace
+shows that; so it is looked at between any two steps, and the steps that count are those before and
+after which it was free, as in a calibration. A neighbour that comes and goes within a step is not
+seen; so the steps on either side of it must be free too. A run with less than a tenth of such steps
+is left out. Where hardly any run was left undisturbed, all steps of all runs count. A profile that
+was disturbed is used all the same. All of this is said. One thread, so that one core is left for
+all others. The median over the runs may be off by no more than 3%.
 """
 
 import json
 import os
 import statistics
-import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from rows import FREE_PROCESSOR, FreeProcessor, Limit, Row, finish, parser, spread
+from rows import Limit, Row, finish, parser, spread
 
+import baselines.reference
 import baselines.training
 from baselines.comparison import Plan
 from baselines.methods import Settings, find
 from timing import Account, Budget, CalibrationError, calibrate_in_processes
 from timing.flags import LEAST_PROCESSES
-from timing.pace import is_slowed, own_pace
+from timing.pace import is_slowed, own_pace, pace_seconds
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
-EVALUATIONS = 10
 OPERATIONS = (
     *("load_data", "train_step", "collect", "average", "ema_update", "swa_update"),
     *("statistics", "evaluate"),
 )
-# Charged to each method, and run once for all of them; and what is off the clock.
+# Charged to each method, and run once for all of them.
 SHARED = ("load_data", "train_step")
-# It says how many steps a budget has, and nothing else.
+# It says how many steps a budget has, and nothing else: more than are ever trained.
 STEP_SECONDS = 0.01
+MOST_STEPS, STEPS_AN_EVALUATION = 1_000_000, 200
 LARGEST_DIFFERENCE = Limit(3.0)
-WAITING_SECONDS = 60.0
+TURN_SECONDS = 1.0
 # Of the steps of a run that counts.
 FEWEST_FREE = 0.1
-MOST_RUNS = 2
 
 
-def plan_of(workload_name, steps, seed):
-    workload = import_module(f"baselines.workloads.{workload_name}").load()
-    settings = Settings(workload.learning_rate, k=5, every="auto")
-    budget = Budget(steps * STEP_SECONDS)
-    return Plan(workload, FOLLOWING, (seed,), budget, settings, EVALUATIONS)
+class Turns:
+    """Of two threads, one runs, until its turn is over."""
+
+    def __init__(self):
+        self.waiting = threading.Semaphore(0), threading.Semaphore(0)
+        self.begin = time.monotonic()
+
+    def is_over(self):
+        return time.monotonic() - self.begin > TURN_SECONDS
+
+    def hand_over(self, me):
+        self.waiting[1 - me].release()
+        self.waiting[me].acquire()
+        self.begin = time.monotonic()
+
+
+CALIBRATION, TRAINING = 0, 1
 
 
 class Steps:
@@ -67,10 +84,9 @@ class Steps:
     A step ends where the next batch is asked for; what evaluation took is left out.
     """
 
-    def __init__(self, known_pace):
+    def __init__(self, turns, file):
+        self.turns, self.file = turns, file
         self.rows = []
-        self.processor = FreeProcessor(WAITING_SECONDS)
-        self.processor.own = min(known_pace, self.processor.own)
         self.pace = None
 
     def watch(self, workload):
@@ -104,55 +120,69 @@ class Steps:
         return account
 
     def end_step(self):
-        now, before, pace = time.perf_counter(), self.pace, self.processor.look()
+        now, before, self.pace = time.perf_counter(), self.pace, pace_seconds()
         if before is not None:
             counts = {name: times for name, times in self.counts.items() if name != "evaluate"}
             seconds = now - self.begin - self.evaluation
-            paces = (before, pace)
+            paces = (before, self.pace)
             self.rows.append((seconds, max(paces), counts | dict.fromkeys(SHARED, 1)))
-        self.pace, self.counts, self.evaluation = self.processor.wait(pace), Counter(), 0.0
+        if self.turns.is_over():
+            self.file.write_text(json.dumps(self.rows))
+            self.turns.hand_over(TRAINING)
+            # The first step of a turn finds its memory in no cache.
+            self.pace = None
+        self.counts, self.evaluation = Counter(), 0.0
         self.begin = time.perf_counter()
 
 
-def child(workload_name, most_steps, seed, known_pace):
-    """Train once; print what ran and how long it took as JSON."""
+def calibratable(workload, folder):
+    """What is calibrated in a fresh process, which trains too whenever the calibration's turn ends.
+
+    The steps are written to a file in the folder, after each turn.
+    """
+    turns = Turns()
+
+    def train():
+        try:
+            turns.waiting[TRAINING].acquire()
+            turns.begin = time.monotonic()
+            train_for_long(workload, Steps(turns, Path(folder, f"{os.getpid()}.json")))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        # The calibration would wait for its turn for ever.
+        os._exit(1)
+
+    threading.Thread(target=train, daemon=True).start()
+
+    def look():
+        if turns.is_over():
+            turns.hand_over(CALIBRATION)
+        return pace_seconds()
+
+    # There it looks at the pace between passes, off the clock. By its name, the package has the
+    # function of that name.
+    import_module("timing.calibrate").pace_seconds = look
+    return baselines.reference.calibratable(workload)
+
+
+def train_for_long(workload_name, steps):
     torch.set_num_threads(1)
-    plan = plan_of(workload_name, most_steps, seed)
-    steps = Steps(known_pace)
+    workload = import_module(f"baselines.workloads.{workload_name}").load()
+    settings = Settings(workload.learning_rate, k=5, every="auto")
+    budget = Budget(MOST_STEPS * STEP_SECONDS)
+    plan = Plan(workload, FOLLOWING, (0,), budget, settings, MOST_STEPS // STEPS_AN_EVALUATION)
     baselines.training.Account = steps.account
     trajectory = baselines.training.train(
-        steps.watch(plan.workload),
+        steps.watch(workload),
         {name: find(name) for name in plan.methods},
-        seed,
+        0,
         plan.budget,
         dict.fromkeys(OPERATIONS, STEP_SECONDS / 100) | {"train_step": STEP_SECONDS},
         plan.settings,
         plan.evaluations,
         read_test=False,
     )
-    failures = [run.failure for run in trajectory.runs if run.failure]
-    if failures:
-        sys.exit(failures[0])
-    # The first steps are warm-up, as in a calibration.
-    print(json.dumps({"steps": steps.rows[10:], "other_cores": trajectory.other_cores}))
-
-
-def run_of(workload_name, steps, seed):
-    """What a training in a fresh process says."""
-    # It may begin on a slowed processor, and learn from itself what a free one is too late.
-    for _ in range(100):
-        FREE_PROCESSOR.look()
-    known_pace = str(FREE_PROCESSOR.own)
-    arguments = [workload_name, str(steps), str(seed), known_pace]
-    command = [sys.executable, __file__, "--child", *arguments]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    print("the training ended:", [run.failure for run in trajectory.runs], file=sys.stderr)
 
 
 def difference(steps, costs):
@@ -173,33 +203,26 @@ def free_steps(steps, pace):
 
 def row_of(workload_name, options, notes):
     """How far RST is from measured time, either way, in percent."""
-    results = []
-    with Progress() as progress:
+    with Progress() as progress, tempfile.TemporaryDirectory() as folder:
         bar = progress.add_task(workload_name, total=1.0)
-
-        def after_a_process(fraction, said):
-            progress.update(bar, completed=fraction, description=f"{workload_name}: {said:.60}")
-            if not said.startswith("discarded") and len(results) < options.runs:
-                results.append(run_of(workload_name, options.steps, len(results)))
-
         profile = calibrate_in_processes(
-            "baselines.reference:calibratable",
-            {"workload": workload_name},
+            f"{__file__}:calibratable",
+            {"workload": workload_name, "folder": folder},
             seconds=options.calibration_seconds,
             force=True,
-            processes=max(LEAST_PROCESSES, options.runs),
-            on_progress=after_a_process,
+            processes=max(LEAST_PROCESSES, options.processes),
+            on_progress=lambda fraction, said: progress.update(
+                bar, completed=fraction, description=f"{workload_name}: {said:.60}"
+            ),
         )
+        files = sorted(Path(folder).iterdir(), key=lambda file: file.stat().st_mtime)
+        runs = [json.loads(file.read_text()) for file in files]
     notes += [f"Profile of {workload_name}: {flag}" for flag in profile.flags()]
     pace = min(process.pace_seconds for process in profile.processes)
     differences, over_all = [], []
-    for number in range(1, MOST_RUNS * options.runs + 1):
-        if number > len(results):
-            if len(differences) >= options.runs:
-                break
-            results.append(run_of(workload_name, options.steps, len(results)))
-        result = results[number - 1]
-        steps = result["steps"]
+    for number, steps in enumerate(runs, 1):
+        # The first are warm-up, as in a calibration.
+        steps = steps[10:]
         free = free_steps(steps, pace)
         over_all.append(difference(steps, profile.seconds))
         said = "left out, too few"
@@ -208,8 +231,7 @@ def row_of(workload_name, options, notes):
             said = f"{differences[-1]:+.2f}%"
         notes.append(
             f"{workload_name}, run {number}: {said} over the {len(free)} of {len(steps)} steps "
-            f"with a free processor, {over_all[-1]:+.2f}% over all; others' cores "
-            f"{result['other_cores']:.2f}."
+            f"with a free processor, {over_all[-1]:+.2f}% over all."
         )
     size = f"{workload_name}, closure {profile.closure:+.2%}"
     if len(differences) < 2:
@@ -223,25 +245,22 @@ def row_of(workload_name, options, notes):
 
 def main():
     arguments = parser(__doc__)
-    arguments.add_argument("--runs", type=int, default=5)
-    arguments.add_argument("--steps", type=int, default=1000, help="of a training, at most")
+    arguments.add_argument("--processes", type=int, default=LEAST_PROCESSES)
     arguments.add_argument("--calibration-seconds", type=float, default=40.0, help="of a workload")
     arguments.add_argument("--workloads", nargs="+", default=["digits", "pydocs"])
     options = arguments.parse_args()
     if options.quick:
-        options.runs, options.steps = 2, 100
         options.calibration_seconds = 5.0
     torch.set_num_threads(1)
+    # The training's thread is to have memory of the same heap as the calibration's.
+    os.environ["MALLOC_ARENA_MAX"] = "1"
     notes = []
     try:
         rows = [row_of(name, options, notes) for name in options.workloads]
     except CalibrationError as error:
-        sys.exit(str(error))
+        sys.exit(f"{error}\n{error.stderr}")
     finish(rows, notes, options)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
-    else:
-        main()
+    main()

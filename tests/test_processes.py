@@ -171,8 +171,7 @@ def test_wrong_arguments_are_refused_before_a_process_starts(
 
 STEADY = {"train_step": 0.01}
 LOUD = process(STEADY, reasons=("other processes kept 1.0 cores busy",))
-# Its single timings are too slow, and its loop took as long as that of the others.
-OPEN = process({"train_step": 0.012}, closure=0.2)
+OPEN = process(STEADY, closure=0.2)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> list[Order]:

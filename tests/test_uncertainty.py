@@ -51,30 +51,18 @@ def test_a_ratio_has_students_interval_of_its_logarithms() -> None:
     assert ends(found) == pytest.approx((math.exp(naive.low), math.exp(naive.high)), rel=1e-9)
 
 
-def test_each_process_is_scaled_by_its_own_closure() -> None:
-    scaled = profile_of([process(row, c) for row, c in zip(ROWS, CLOSURES, strict=True)])
-    totals = [
-        (100 * row["train_step"] + 20 * row["collect"]) / (1 + closure)
-        for row, closure in zip(ROWS, CLOSURES, strict=True)
-    ]
-    naive = stats.ttest_1samp(totals, 0.0).confidence_interval(0.95)
-    found = rst_interval(COUNTS, scaled)
-    assert found.estimate == pytest.approx(np.mean(totals), rel=1e-12)
-    assert ends(found) == pytest.approx((naive.low, naive.high), rel=1e-9)
-    assert found.closure == pytest.approx(-0.02)
-
-    logs = [math.log(r["train_step"] / (1 + c)) for r, c in zip(ROWS, CLOSURES, strict=True)]
-    plain = profile_of(ROWS)
-    machines = operation_ratio("train_step", plain, scaled)
-    welch = stats.ttest_ind(
-        logs, [math.log(row["train_step"]) for row in ROWS], equal_var=False
-    ).confidence_interval(0.95)
-    assert ends(machines) == pytest.approx((math.exp(welch.low), math.exp(welch.high)), rel=1e-9)
-
-    # Both totals of a ratio have the factor of their process, which cancels.
+def test_closures_are_beside_an_interval_and_move_none() -> None:
+    closed = profile_of(ROWS)
+    apart = profile_of([process(row, c) for row, c in zip(ROWS, CLOSURES, strict=True)])
     other = {"train_step": 90}
-    ratio, unscaled = ratio_interval(COUNTS, other, scaled), ratio_interval(COUNTS, other, plain)
-    assert (ratio.estimate, *ends(ratio)) == pytest.approx((unscaled.estimate, *ends(unscaled)))
+    for of in (
+        lambda profile: rst_interval(COUNTS, profile),
+        lambda profile: ratio_interval(COUNTS, other, profile),
+    ):
+        found, without = of(apart), of(closed)
+        assert (found.estimate, *ends(found)) == (without.estimate, *ends(without))
+        assert found.closure == pytest.approx(-0.02)
+        assert without.closure == 0.0
 
 
 def test_a_method_against_itself_is_exactly_alike() -> None:

@@ -212,9 +212,8 @@ def _read(path: Path) -> Profile:
 def _print_profile(path: Path, profile: Profile) -> None:
     table = _table(
         f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
-        *("operation", "median", "quartiles apart", "samples", "every", "charged", "95% interval"),
+        *("operation", "median", "quartiles apart", "samples", "every", "95% interval"),
     )
-    charged = profile.seconds
     for operation, cost in profile.costs.items():
         # Under this policy nothing is left out.
         interval = rst_interval({operation: 1}, profile, "mlperf")
@@ -224,7 +223,6 @@ def _print_profile(path: Path, profile: Profile) -> None:
             _milliseconds(cost.spread_seconds),
             str(cost.samples),
             str(profile.every[operation]),
-            _milliseconds(charged[operation]),
             f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
         )
     console.print(table)
@@ -238,8 +236,7 @@ def _print_profile(path: Path, profile: Profile) -> None:
         f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
         f"kept up to {profile.other_cores:.2f} cores busy; the processor was slowed down from "
         f"outside in up to {profile.slowed_share:.0%} of the passes",
-        f"closure: {profile.closure:+.1%} (by process: {closures}); charged is the median over "
-        f"{1 + profile.closure:.4f}",
+        f"closure: {profile.closure:+.1%} (by process: {closures})",
         f"mixed loop: {loop} s charged (95% interval over processes)",
     ):
         _say(line)

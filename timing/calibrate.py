@@ -87,8 +87,7 @@ def calibrate(
     as do the passes timed as a whole, and the noise says so.
     Where the medians and those passes differ by more than `largest_closure`, the noise of the
     moment is in one of them, and the measurement is repeated, at most twice; the attempt that
-    closes best is returned. By the difference that is left, the closure, the medians are scaled
-    when they are charged, so that they add up to the time of the passes as a whole.
+    closes best is returned. The difference that is left, the closure, is stated with it.
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.

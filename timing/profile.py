@@ -54,7 +54,7 @@ class Calibration(BaseModel):
         costs: by operation.
         closure: what the medians of a real mixed loop add up to, over its measured seconds, minus
             one. Below zero on a machine whose timings are skewed, for there medians are below
-            means.
+            means, and where what ran before makes an operation slower now and then.
         noise: what disturbed the measurement.
         pace_seconds: what the fixed work of `timing.pace` took meanwhile; None if it was not asked.
     """
@@ -68,8 +68,8 @@ class Calibration(BaseModel):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Charged seconds by operation, as this process alone gives them; see `Profile`."""
-        return _charged(self)
+        """Charged seconds by operation, as this process alone gives them: the medians."""
+        return {name: cost.median_seconds for name, cost in self.costs.items()}
 
     def faults(self, known_pace: float | None = None) -> tuple[str, ...]:
         """Why this process should not be part of a profile; empty if it may be.
@@ -91,10 +91,9 @@ class Calibration(BaseModel):
 class Profile(BaseModel):
     """The reference: a machine, a workload, and the cost of each operation there.
 
-    Charged for an operation is its median over one plus the closure, which is `seconds`: medians,
-    which outliers do not move, give the proportions, and the mixed loop gives the scale. So charges
-    add up to the time of a real loop, and the factor, common to all, leaves the ratio of any two
-    as it is.
+    Charged for an operation is its median, which outliers do not move. How far the medians are from
+    adding up to a real loop is stated, and not corrected for: what it comes from, a rare operation
+    or what a rare one leaves behind it, is none of the others' cost.
 
     What is stated of all processes together follows from what is kept of each, and is checked
     against it on reading: a number edited by hand, or one with a digit missing, is refused.
@@ -178,8 +177,8 @@ class Profile(BaseModel):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Charged seconds by operation, one run each."""
-        return _charged(self)
+        """Charged seconds by operation, one run each: the medians."""
+        return {name: cost.median_seconds for name, cost in self.costs.items()}
 
     @property
     def other_cores(self) -> float:
@@ -281,12 +280,6 @@ class Profile(BaseModel):
             raise ProfileError(
                 f"{path}: {where}: {first['msg']} (found {first['input']!r:.60})"
             ) from error
-
-
-def _charged(measured: Calibration | Profile) -> dict[str, float]:
-    """Medians on the scale on which those of the mixed loop add up to its time."""
-    scale = 1 + measured.closure
-    return {name: cost.median_seconds / scale for name, cost in measured.costs.items()}
 
 
 def _together(operation: str, processes: Sequence[Calibration]) -> Cost:

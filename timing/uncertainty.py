@@ -5,11 +5,8 @@ pooled covers the truth a third of the time, one from the processes as often as 
 process gives one total, and Student's t over these totals gives the interval. The two totals of a
 ratio are taken from the same process, so that an error common to them cancels.
 
-Intervals are about what is charged. The closure is how far the single timings are from adding up to
-a real loop. Each process's costs are scaled by its own, so the totals do add up, and what the
-closure varies by is in the interval. Not in it is how the closure is spread over the operations:
-all are scaled alike, and that does not become better known with more processes. So the closure is
-reported beside the interval.
+The closure, how far the medians are from adding up to a real loop, is no chance: it does not
+become less with more processes. So it is reported beside the interval, not in it.
 """
 
 from __future__ import annotations
@@ -40,8 +37,8 @@ class Interval:
         high: upper end, infinite if there was one process only.
         confidence: with which it covers the truth.
         processes: how many it rests on; of two profiles, the fewer.
-        closure: of the profile: how far its single timings were from adding up. It is corrected
-            for, up to how it is spread over the operations. None for two profiles.
+        closure: of the profile: how far its single timings were from adding up, the systematic
+            part, which the interval does not hold. None for two profiles.
     """
 
     estimate: float
@@ -95,8 +92,7 @@ def ratio_interval(
 ) -> Interval:
     """RST of `counts_a` over that of `counts_b`, under one profile: two methods, for example.
 
-    What makes all operations of a process slower alike cancels, and so does the scaling by its
-    closure. How the closure is spread over the operations does not.
+    What makes all operations of a process slower alike cancels.
 
     Raises:
         KeyError: an operation has no cost.
