@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # A mean is made a tile at a time, so that what lies between snapshots and mean stays in the cache:
 # a reading moves k + 1 times the tensors' bytes through memory. A smaller tile pays in calls, a
 # larger one leaves the cache; a GPU wants few, large kernels.
-TILE = {"cpu": 1 << 19}
+TILE = {"cpu": 1 << 20}
 TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
@@ -320,7 +320,7 @@ class Window:
     Memory: k times the bytes of the tensors (in `dtype`, if given), allocated at the first collect,
     and once those bytes beside the tensors for a window on another device. Tensors of one kind are
     filled up to a multiple of `BLOCKS` elements together. On the CPU, what a reading looks up is
-    kept: 50 kB a snapshot of such tensors at most.
+    kept: 100 kB a snapshot of such tensors at most.
     Tensors first collected later, or only now and then, keep a ring position of their own.
 
     Args:

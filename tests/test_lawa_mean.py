@@ -122,7 +122,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
         assert [bits(p) for p in parameters] == [bits(value) for value in weights[-1]]
 
 
-@pytest.mark.parametrize("shape", [(600_000,), (700, 800)])
+@pytest.mark.parametrize("shape", [(1_200_000,), (1_400, 800)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     size = torch.Size(shape).numel()
@@ -140,7 +140,7 @@ def test_mean_of_tensors_larger_than_a_tile(shape: tuple[int, ...], dtype: torch
 
 @pytest.mark.parametrize("k", [2, 3, 5, 7])
 def test_bfloat16_is_rounded_once(k: int) -> None:
-    shapes = [(600_000,), (300, 300), (11,)]
+    shapes = [(1_200_000,), (300, 300), (11,)]
     weights = random_weights(shapes, [torch.bfloat16] * 3, k, seed=7)
     parameters = [nn.Parameter(torch.full(s, torch.nan, dtype=torch.bfloat16)) for s in shapes]
     opt = LAWA(Replay(parameters, weights), k=k, every=1)
@@ -249,7 +249,7 @@ import torch
 from lawa_opt import LAWA
 
 {setting}
-weights = torch.nn.Parameter(torch.ones(600_000))
+weights = torch.nn.Parameter(torch.ones(1_200_000))
 opt = LAWA(torch.optim.SGD([weights]), k=5, every="manual")
 for _ in range(5):
     opt.collect()
@@ -275,7 +275,7 @@ def test_float32_snapshots_never_go_where_a_setting_narrows_products(setting: st
         assert done.returncode == 0, done.stderr
         return done.stdout.count("primitive,exec,cpu,matmul")
 
-    if not products("torch.mv(torch.ones(5, 600_000).t(), torch.ones(5))"):
+    if not products("torch.mv(torch.ones(5, 1_200_000).t(), torch.ones(5))"):
         pytest.skip("this torch does not narrow products on this processor")
     assert products("opt.eval()") == 0
 
@@ -429,7 +429,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mean_is_made_a_tile_at_a_time_with_no_copy_of_snapshots(dtype: torch.dtype) -> None:
-    parameter = nn.Parameter(torch.zeros(600_000, dtype=dtype))
+    parameter = nn.Parameter(torch.zeros(1_200_000, dtype=dtype))
     opt = LAWA(torch.optim.SGD([parameter]), k=5, every="manual")
     for _ in range(7):
         opt.collect()
