@@ -22,8 +22,8 @@ TILE = {"cpu": 1 << 20}
 TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
-# made in the place where it goes, but on the CPU, where that of bags is copied anyway.
-SMALL = {"cpu": 1 << 17}
+# made in the place where it goes. On the CPU that of bags is copied anyway, so all share that can.
+SMALL = {"cpu": 1 << 20}
 SMALL_ELSEWHERE = 1 << 13
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
@@ -94,7 +94,7 @@ class Ring:
         which tensors it holds; small ones whole and together, a larger one alone or in parts.
         """
         limit = TILE.get(self.home.type, TILE_ELSEWHERE) // block * block
-        small = SMALL.get(self.home.type, SMALL_ELSEWHERE)
+        small = min(limit, SMALL.get(self.home.type, SMALL_ELSEWHERE))
         end = 0
         self.tiles: list[tuple[int, int, list[int]]] = []
         offsets = [0] * len(tensors)
