@@ -17,8 +17,9 @@ shows that; so it is looked at between any two steps, and the steps that count a
 after which it was free, as in a calibration. A neighbour that comes and goes within a step is not
 seen; so the steps on either side of it must be free too. A run with less than a tenth of such steps
 is left out. Where hardly any run was left undisturbed, all steps of all runs count. A profile that
-was disturbed is used all the same. All of this is said. One thread, so that one core is left for
-all others. The median over the runs may be off by no more than 3%.
+was disturbed is used all the same; a process that it discards is a run like the others. All of this
+is said. One thread, so that one core is left for all others. The median over the runs may be off by
+no more than 3%.
 """
 
 import json
@@ -182,8 +183,8 @@ def calibratable(workload, folder):
             turns.hand_over(CALIBRATION)
         return pace_seconds()
 
-    # There it looks at the pace between passes, off the clock. By its name, the package has the
-    # function of that name.
+    # There it looks at the pace between passes, off the clock. As an attribute of the package, the
+    # module's name is that of its function.
     import_module("timing.calibrate").pace_seconds = look
     return baselines.reference.calibratable(workload)
 
