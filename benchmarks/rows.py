@@ -173,7 +173,7 @@ class FreeProcessor:
         """A sample of a free processor; after some tries, one as it is, which is counted."""
         self.samples += 1
         for _ in range(self.tries):
-            before, taken, after = self.wait(self.look()), sample(), self.look()
+            before, taken, after = self.wait(), sample(), self.look()
             if not is_slowed(max(before, after), self.own):
                 return taken
         self.slowed += 1
@@ -186,8 +186,9 @@ class FreeProcessor:
         self.own = min(self.own, own_pace(self.paces))
         return self.paces[-1]
 
-    def wait(self, pace: float) -> float:
-        """From this pace on: the pace once the processor is free, or when patience has an end."""
+    def wait(self) -> float:
+        """The pace once the processor is free, or when patience has an end."""
+        pace = self.look()
         while is_slowed(pace, self.own) and self.patience_seconds > 0:
             begin = time.monotonic()
             time.sleep(0.02)

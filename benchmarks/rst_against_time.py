@@ -32,6 +32,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,7 +41,6 @@ from rows import Limit, Row, finish, parser, spread
 
 import baselines.reference
 import baselines.training
-from baselines.comparison import Plan
 from baselines.methods import Settings, find
 from baselines.training import _Follower
 from timing import Account, Budget, CalibrationError, calibrate_in_processes
@@ -74,6 +74,9 @@ class Turns:
 
     def hand_over(self, me):
         self.waiting[1 - me].release()
+        self.wait(me)
+
+    def wait(self, me):
         self.waiting[me].acquire()
         self.begin = time.monotonic()
 
@@ -151,7 +154,9 @@ class Steps:
             paces = (before, self.pace)
             self.rows.append((seconds, max(paces), counts | dict.fromkeys(SHARED, 1)))
         if self.turns.is_over():
-            self.file.write_text(json.dumps(self.rows))
+            with self.file.open("a") as file:
+                file.write(json.dumps(self.rows) + "\n")
+            self.rows = []
             self.turns.hand_over(TRAINING)
             # The first step of a turn finds its memory in no cache.
             self.pace = None
@@ -162,14 +167,13 @@ class Steps:
 def calibratable(workload, folder):
     """What is calibrated in a fresh process, which trains too whenever the calibration's turn ends.
 
-    The steps are written to a file in the folder, after each turn.
+    The steps of each turn are added to a file in the folder, as a line.
     """
     turns = Turns()
 
     def train():
         try:
-            turns.waiting[TRAINING].acquire()
-            turns.begin = time.monotonic()
+            turns.wait(TRAINING)
             train_for_long(workload, Steps(turns, Path(folder, f"{os.getpid()}.json")))
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -194,17 +198,16 @@ def train_for_long(workload_name, steps):
     workload = import_module(f"baselines.workloads.{workload_name}").load()
     settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
-    plan = Plan(workload, FOLLOWING, (0,), budget, settings, MOST_STEPS // STEPS_AN_EVALUATION)
     baselines.training.Account = steps.account
     baselines.training._Follower = steps.follower
     trajectory = baselines.training.train(
         steps.watch(workload),
-        {name: find(name) for name in plan.methods},
+        {name: find(name) for name in FOLLOWING},
         0,
-        plan.budget,
+        budget,
         dict.fromkeys(OPERATIONS, STEP_SECONDS / 100) | {"train_step": STEP_SECONDS},
-        plan.settings,
-        plan.evaluations,
+        settings,
+        MOST_STEPS // STEPS_AN_EVALUATION,
         read_test=False,
     )
     print("the training ended:", [run.failure for run in trajectory.runs], file=sys.stderr)
@@ -241,7 +244,8 @@ def row_of(workload_name, options, notes):
             ),
         )
         files = sorted(Path(folder).iterdir(), key=lambda file: file.stat().st_mtime)
-        runs = [json.loads(file.read_text()) for file in files]
+        turns = [map(json.loads, file.read_text().splitlines()) for file in files]
+    runs = [list(chain.from_iterable(of_run)) for of_run in turns]
     notes += [f"Profile of {workload_name}: {flag}" for flag in profile.flags()]
     pace = min(process.pace_seconds for process in profile.processes)
     differences, over_all = [], []

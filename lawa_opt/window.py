@@ -23,7 +23,7 @@ TILE_ELSEWHERE = 1 << 22
 
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
 # made in the place where it goes. On the CPU that of bags is copied anyway, so all share that can.
-SMALL = {"cpu": 1 << 20}
+SMALL = {"cpu": TILE["cpu"]}
 SMALL_ELSEWHERE = 1 << 13
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
