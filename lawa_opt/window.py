@@ -203,6 +203,9 @@ class Ring:
         self._write_own_mean(parts, latest)
         gather(parts, outs, self.mesh)
 
+    # Of many small tensors, making a view each is a good part of a reading. Inference mode makes
+    # one in three quarters of the time, and autograd still sees that `outs` were written.
+    @torch.inference_mode()
     def _write_own_mean(self, outs: list[Tensor], latest: int | None) -> None:
         """Write the mean of what this process holds.
 

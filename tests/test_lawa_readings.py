@@ -383,6 +383,24 @@ def test_collecting_in_inference_mode() -> None:
     train(model, opt, 2)
 
 
+@pytest.mark.parametrize("shapes", [[(4, 3), (5,)], [(4, 3)]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_autograd_sees_that_a_reading_wrote_what_backward_needs(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    weights = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes]
+    opt = LAWA(torch.optim.SGD(weights, lr=0.1), k=2, every="manual")
+    opt.collect()
+    opt.collect()
+    [ring] = opt.window.rings
+    losses = [weight.square().sum() for weight in weights]
+    with torch.no_grad():
+        ring.write_mean(weights)
+    for loss in losses:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
