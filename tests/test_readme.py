@@ -120,10 +120,10 @@ def test_the_figures_of_the_claims_are_those_that_were_found() -> None:
         for path in (ROOT / "docs" / "claims").glob("*-pydocs.json")
         for finding in json.loads(path.read_text())["findings"]
     )
-    shares = re.findall(r"\S*% \[[^]]*\]", " ".join(said.split()))
+    shares = re.findall(r"[^\s(]*% \[[^]]*\]", " ".join(said.split()))
     assert shares
     for share in shares:
-        assert share.lstrip("(") in found
+        assert f" {share}" in found  # from its sign on
     counts = re.findall(r"\d+ of \d+", said)
     assert counts
     assert all(count in found for count in counts)
