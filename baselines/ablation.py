@@ -56,7 +56,7 @@ class SharedWindow:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, k: int, every: Every) -> None:
         # Beside the optimizer and not around it: there are several windows, and one training.
-        self.lawa = LAWA(optimizer, k, every, buffers=model.buffers())
+        self.lawa = LAWA(optimizer, k, every, buffers=model)
         self._collected = False
 
     def collected_after(self, step: int) -> bool:

@@ -133,7 +133,7 @@ class Lawa(Live):
     optimizer: LAWA
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, k: int, every: Every) -> None:
-        super().__init__(model, LAWA(optimizer, k, every, buffers=model.buffers()))
+        super().__init__(model, LAWA(optimizer, k, every, buffers=model))
 
     def after_step(self, spent: float) -> str | None:  # noqa: ARG002
         """LAWA has collected in its step, or not."""

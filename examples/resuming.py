@@ -42,7 +42,7 @@ def train(file, steps=400, every=50, averaging=True, cut=None):
     model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10))
     opt = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     if averaging:
-        opt = LAWA(opt, k=5, buffers=model.buffers())
+        opt = LAWA(opt, k=5, buffers=model)
     schedule = torch.optim.lr_scheduler.LinearLR(opt, 0.1, total_iters=200)
     parts = {"model": model, "opt": opt, "schedule": schedule}
     done = 0

@@ -2,6 +2,7 @@
 
 The Trainer calls `eval()` and `train()` of an optimizer that has them: so it evaluates the average,
 and saves it whenever it saves after an evaluation, with the live weights in optimizer.pt.
+With load_best_model_at_end=True the best average is in the model at the end.
 """
 
 from pydoc_data.topics import topics
@@ -51,7 +52,8 @@ def main(folder="transformers_docs", steps=300, every=50, resume=False, **option
     trainer.train(resume_from_checkpoint=resume)
     # The last evaluation has left the average in the model, and trainer.save_model() saves that.
     average = trainer.evaluate()["eval_loss"]
-    opt.train()
+    if not arguments.load_best_model_at_end:
+        opt.train()
     print(f"average {average:.4f} nats per byte")
     return trainer, opt
 

@@ -90,7 +90,7 @@ def _views(flat: Tensor, rooms: list[int], like: Sequence[Tensor]) -> list[Tenso
     return [room[: tensor.numel()].view(tensor.shape) for room, tensor in pairs]
 
 
-def forget_gathered(parameters: Iterable[Tensor]) -> None:
+def reshard_fsdp_modules(parameters: Iterable[Tensor]) -> None:
     """Have FSDP gather its parameters again before it next uses them.
 
     After a forward pass without a backward one, FSDP keeps the gathered parameters of the root

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,14 +17,24 @@ from torch import Tensor
 # `step()` from it by a decorator would take as long as all the rest of it.
 from torch.cuda import is_current_stream_capturing, is_initialized
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
-from lawa_opt import saved
-from lawa_opt.distributed import forget_gathered, local
+from lawa_opt import coverage, saved
+from lawa_opt.buffers import Buffers
+from lawa_opt.distributed import local
 from lawa_opt.interval import Every, Interval
+from lawa_opt.step_hooks import (
+    call_pre_hooks,
+    fires_global_hooks,
+    step_without_global_hooks,
+)
+from lawa_opt.swap import Swap, forget_derived
 from lawa_opt.window import Ring, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
 
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
@@ -38,9 +50,6 @@ _HOOKS = (
 
 # torch.compiler.disable would import the whole compiler with this module; this one waits for it.
 _outside_graphs = torch._disable_dynamo  # type: ignore[attr-defined]
-
-# The tensors under an average, and a copy of each from before.
-_Swap = list[tuple[list[Tensor], list[Tensor]]]
 
 
 class LAWA(Optimizer):
@@ -76,8 +85,9 @@ class LAWA(Optimizer):
             collects once an epoch, which is "manual" and `collect()`.
         span: the share of the training so far that an "auto" window reaches back.
         start: the first step that may be collected.
-        buffers: tensors to treat like parameters, such as `model.buffers()`: floating-point ones
-            are averaged, of others the latest is taken.
+        buffers: the model, or modules, whose buffers are treated like parameters: floating-point
+            ones are averaged, of others the latest is taken. They are looked up by name at each
+            use. Tensors may be given too, but `model.to()` puts others in their place.
         dtype: type of the snapshots, by default each parameter's; complex ones keep their own. A
             bfloat16 window of float32 parameters halves the memory and rounds each snapshot to 8
             bits: an error of at most 2**-8 times the mean of |theta_i|, in each element.
@@ -89,13 +99,17 @@ class LAWA(Optimizer):
             call; collecting never is. Buffers, which differ between ranks, and DTensors (FSDP2),
             which are split already, stay as they are.
 
+    One thread at a time may step, collect, and enter or leave averaged weights: the model is
+    shared. `averaged_state_dict` only reads, and may be called beside a training step.
+
     In many processes all ranks must enter and leave averaged weights together. With parameters or
     a window in parts, `state_dict()` is for torch.distributed.checkpoint, on any number of ranks:
     `get_optimizer_state_dict(model, opt)`, with its own `flatten_optimizer_state_dict` off.
 
     Raises:
-        TypeError: `optimizer` is no optimizer, or is a LAWA already.
-        ValueError: an argument out of its range; nothing has been changed.
+        TypeError: `optimizer` is no optimizer, or is a LAWA already, or `buffers` are none.
+        ValueError: an argument out of its range, or the optimizer has no parameter of the modules
+            given as `buffers`; nothing has been changed.
     """
 
     def __init__(
@@ -106,7 +120,7 @@ class LAWA(Optimizer):
         *,
         span: float = 0.1,
         start: int = 1,
-        buffers: Iterable[Tensor] = (),
+        buffers: nn.Module | Iterable[nn.Module] | Iterable[Tensor] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         split_over: DeviceMesh | None = None,
@@ -124,10 +138,15 @@ class LAWA(Optimizer):
                 "base": optimizer,
                 "window": Window(k, dtype, split_over, device),
                 "interval": Interval(every, k, span, start),
-                "buffers": list(buffers),
+                "buffers": Buffers(buffers),
                 "swaps": [],
+                "said": set(),
+                "made_for": [],
             }
         )
+        coverage.refuse_masters(self.buffers.modules, self._parameters())
+        if self.buffers.tensors:
+            self.made_for.append(_kind(self._parameters()))
 
     # Proxies of frameworks copy __dict__ and must still see later changes, so none of these names
     # is ever bound again: what changes, changes inside the objects.
@@ -136,14 +155,19 @@ class LAWA(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        # Of a version of the weights that a copy counts anew.
+        self.__dict__["stepped"] = []
         for name in _HOOKS:
             self.__dict__[name] = OrderedDict()
 
     base: Optimizer
     window: Window
     interval: Interval
-    buffers: list[Tensor]
-    swaps: list[_Swap]
+    buffers: Buffers
+    swaps: list[Swap]
+    said: set[str]
+    made_for: list[Any]
+    stepped: list[int]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -179,11 +203,14 @@ class LAWA(Optimizer):
 
     def __repr__(self) -> str:
         interval = self.interval
-        return f"LAWA(k={interval.k}, every={interval.every!r}, held={self.held}) of {self.base!r}"
+        return (
+            f"{type(self).__name__}(k={interval.k}, every={interval.every!r}, held={self.held}) of "
+            f"{self.base!r}"
+        )
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as the wrapped optimizer does."""
-        self.base.zero_grad(set_to_none)
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Reset the gradients, as the wrapped optimizer does: arguments are passed on."""
+        self.base.zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer; its parameters are collected from now on."""
@@ -191,6 +218,9 @@ class LAWA(Optimizer):
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take the wrapped optimizer's step, then collect a snapshot if one is due.
+
+        Hooks are called as torch does it, the global ones too: with this optimizer, those after
+        the step when the snapshot has been taken.
 
         Args:
             *args: passed on, as is a closure.
@@ -204,26 +234,41 @@ class LAWA(Optimizer):
         if kwargs and not args and self._only_makes_state(kwargs):
             self.window.allocate(self._tensors())
             return self.base.step(**kwargs)
-        for pre_hook in self._optimizer_step_pre_hooks.values():
-            changed = pre_hook(self, (self, *args), kwargs)
-            if changed is not None:
-                if not (isinstance(changed, tuple) and len(changed) == 2):
-                    raise RuntimeError(
-                        "a step pre-hook must return None or a tuple of (args, kwargs), with the "
-                        f"optimizer the first of args: got {changed!r}"
-                    )
-                (_, *args), kwargs = changed  # type: ignore[assignment]
-        result = self.base.step(*args, **kwargs)
+        theirs = fires_global_hooks(self.base) if global_pre_hooks or global_post_hooks else True
+        if not theirs or self._optimizer_step_pre_hooks:
+            before = chain(
+                () if theirs else global_pre_hooks.values(),
+                self._optimizer_step_pre_hooks.values(),
+            )
+            args, kwargs = call_pre_hooks(before, self, args, kwargs)
+        if theirs:
+            result = self.base.step(*args, **kwargs)
+        else:
+            result = step_without_global_hooks(self.base, args, kwargs)
         if is_initialized():
             self._refuse_if_captured()
         if self.interval.advance():
             self.collect()
+        # As `_stamp`, written out: torch.compile would make a frame of a call.
+        first = self.base.param_groups[0]["params"]
+        self.stepped[:] = (first[0]._version,) if first else ()
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, (self, *args), kwargs)
+        if not theirs:
+            for post_hook in global_post_hooks.values():
+                post_hook(self, (self, *args), kwargs)
         return result
 
-    # Global hooks fire in the wrapped optimizer's step; unmarked, torch would fire them here too.
+    # Global hooks are fired here; unmarked, torch would fire them around this once more.
     step.hooked = True  # type: ignore[attr-defined]
+
+    def _stamp(self) -> None:
+        """Remember that the weights are as they are by our doing.
+
+        A load of the model writes to all parameters, so that the first one tells.
+        """
+        first = self.base.param_groups[0]["params"]
+        self.stepped[:] = (first[0]._version,) if first else ()
 
     def _only_makes_state(self, kwargs: dict[str, Any]) -> bool:
         """Whether this is torch.distributed.checkpoint's way of making an optimizer's state.
@@ -251,7 +296,18 @@ class LAWA(Optimizer):
         return [p for group in self.base.param_groups for p in group["params"]]
 
     def _tensors(self) -> list[Tensor]:
-        return self._parameters() + self.buffers
+        """Return the parameters and buffers that there are now, known to the window as such."""
+        parameters = self._parameters()
+        if not self.buffers:
+            return parameters
+        if self.made_for and self.made_for[0] != _kind(parameters):
+            raise RuntimeError(
+                f"the parameters are {_shown(_kind(parameters))} and were "
+                f"{_shown(self.made_for[0])} when the buffers were given: model.to() has put other "
+                "tensors in the place of these. Give LAWA the model itself, buffers=model"
+            )
+        self.window.rebind(self.buffers.replaced())
+        return parameters + self.buffers.now()
 
     @_outside_graphs
     @torch.no_grad()
@@ -284,17 +340,33 @@ class LAWA(Optimizer):
         whole = isinstance(latest, int) and not isinstance(latest, bool)
         if latest is not None and not (whole and 1 <= latest <= held):
             raise ValueError(f"latest must be from 1 to the {held} snapshots held: {latest!r}")
-        return [ring for ring in self.window.rings if ring.held]
+        tensors = self._tensors()
+        rings = self.window.readable(tensors)
+        missing = len({id(t) for t in tensors}) - sum(len(ring.tensors) for ring in rings)
+        if missing:
+            self._say(
+                f"{missing} of the tensors that are trained have no snapshot yet and stay live: "
+                "they came after the latest one, or a checkpoint was loaded that has none of them"
+            )
+        return rings
 
-    @contextmanager
+    def _say(self, text: str) -> None:
+        """Warn, once for each text."""
+        if text not in self.said:
+            self.said.add(text)
+            warnings.warn(f"LAWA: {text}", stacklevel=4)
+
     def averaged(
         self, latest: int | None = None, *, if_empty: Literal["raise", "live"] = "raise"
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Have the mean of the window in the parameters (and given buffers) within a block.
 
-        The live weights come back bit for bit, also when the block raises; changes made to the
-        weights inside are lost. Blocks nest. For BatchNorm, pass `buffers=model.buffers()` and call
-        `torch.optim.swa_utils.update_bn(loader, model)` inside for exact statistics.
+        The live weights come back bit for bit, also when the block raises or is interrupted;
+        changes made to the weights inside are lost, with a warning. Blocks nest. For two
+        optimizers over one model enter both: `with a.averaged(), b.averaged():`. For BatchNorm,
+        pass `buffers=model` and call `torch.optim.swa_utils.update_bn(loader, model)` inside for
+        exact statistics. What torch has cached of the weights (casts of an autocast block,
+        parametrizations) is made again; what other packages keep of them is theirs to renew.
 
         Args:
             latest: average the latest so many snapshots, from 1 to those held; by default, all.
@@ -304,66 +376,100 @@ class LAWA(Optimizer):
             RuntimeError: the window is empty.
             ValueError: more snapshots asked for than are held.
         """
-        if if_empty == "live" and not self.held:
-            yield
-            return
-        swap = self._swap_in(latest)
-        try:
-            yield
-        finally:
-            self._swap_out(swap)
+        return _Averaged(self, latest, if_empty)
 
     def eval(self) -> None:
         """Put the mean into the model until `train()`, as Transformers and Accelerate call it.
 
         Does nothing where averaged weights are in already. With an empty window it warns and leaves
-        the live weights. A wrapped optimizer with an eval() of its own is told first.
+        the live weights. It warns too where the weights were written to since the latest step, as
+        by loading a checkpoint into the model: the mean goes in all the same. A wrapped optimizer
+        with an eval() of its own is told first.
         """
         if self.swaps:
             return
+        stepped = list(self.stepped)
+        self._stamp()
+        written = stepped and stepped != self.stepped
         if hasattr(self.base, "eval"):
             self.base.eval()
-        if self.held:
-            self._swap_in(None)
-        else:
+        if not self.held:
             warnings.warn("LAWA.eval(): the window is empty, so the weights are live", stacklevel=2)
+            return
+        if written:
+            self._say(
+                "eval(): the weights were written to since the latest step (a checkpoint loaded, "
+                "or weights clipped after step()?). The average of the window, which has not seen "
+                "that, takes their place; window.clear() keeps them"
+            )
+        _Averaged(self, None, "raise").__enter__()
 
     def train(self) -> None:
-        """Put the live weights back, bit for bit; does nothing where they are in already."""
+        """Put the live weights back, bit for bit; does nothing where they are in already.
+
+        Parameters that were written to after `eval()`, as by `load_best_model_at_end`, are kept as
+        they are, with a warning: they are the live weights from then on.
+        """
         if self.swaps:
-            self._swap_out(self.swaps[0])
+            swap = self.swaps[0]
+            # Twice, for an interrupt may come in between.
+            try:
+                self._swap_out(swap, keep_changed=True)
+            finally:
+                self._swap_out(swap, keep_changed=True)
+            if swap.changed_parameters:
+                warnings.warn(
+                    f"LAWA.train(): {swap.changed_parameters} parameters were written to since "
+                    "eval(), as by loading a checkpoint into the model: they are kept, and the "
+                    "live weights from before eval() are gone",
+                    stacklevel=2,
+                )
         if hasattr(self.base, "train"):
             self.base.train()
+            self._stamp()
 
     @_outside_graphs
     @torch.no_grad()
-    def _swap_in(self, latest: int | None) -> _Swap:
+    def _new_swap(self, latest: int | None) -> Swap:
+        """Return the live weights of all that an average will replace; nothing is changed yet."""
         rings = self._filled(latest)
-        forget_gathered(self._tensors())
-        swap: _Swap = [(ring.tensors, [local(t).clone() for t in ring.tensors]) for ring in rings]
-        self.swaps.append(swap)
-        try:
-            for ring in rings:
-                ring.write_mean(ring.tensors, latest)
-        except BaseException:
-            self._swap_out(swap)
-            raise
-        return swap
+        return Swap([tensor for ring in rings for tensor in ring.tensors], self.buffers)
 
     @_outside_graphs
     @torch.no_grad()
-    def _swap_out(self, swap: _Swap) -> None:
+    def _swap_in(self, swap: Swap, latest: int | None) -> None:
+        rings = self._filled(latest)
+        if self.swaps:
+            self.swaps[-1].note_changes()
+        self.swaps.append(swap)
+        forget_derived(self._tensors())
+        for ring in rings:
+            ring.write_mean(ring.tensors, latest)
+        swap.stamp()
+
+    @_outside_graphs
+    @torch.no_grad()
+    def _swap_out(self, swap: Swap, keep_changed: bool = False) -> None:
         depth = next((i for i, known in enumerate(self.swaps) if known is swap), None)
         if depth is None:  # train() was called inside the block
             return
-        forget_gathered(self._tensors())
-        for tensors, before in swap:
-            torch._foreach_copy_([local(tensor) for tensor in tensors], before)
-        del self.swaps[depth:]
+        self.swaps[-1].note_changes()
+        swap.note_inner(self.swaps[depth + 1 :])
+        forget_derived(swap.tensors)
+        swap.restore(keep_changed=keep_changed and swap.changed_parameters > 0)
+        if depth:
+            self.swaps[depth - 1].stamp()
+        self._stamp()
+        del self.swaps[depth:]  # last, so that all is done again after an interrupt
 
     @torch.no_grad()
     def averaged_state_dict(
-        self, model: nn.Module, latest: int | None = None, *, dtype: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        latest: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        others: Sequence[LAWA] = (),
     ) -> dict[str, Any]:
         """`model.state_dict()` with the mean in place of each tensor the window holds.
 
@@ -374,21 +480,24 @@ class LAWA(Optimizer):
             model: the model whose parameters are optimized.
             latest: as in `averaged`.
             dtype: type of the means; `torch.float32` keeps what bfloat16 parameters would round.
+            others: the LAWAs of further optimizers over this model, such as AdamW's beside Muon's.
 
         Raises:
             RuntimeError: the window is empty.
-            ValueError: more snapshots asked for than are held, or no tensor of the model is held.
+            ValueError: more snapshots asked for than are held, no tensor of the model is held, or
+                only a part of what is trained, or buffers that the model has replaced were given.
+
+        Warns:
+            UserWarning: running statistics, as of BatchNorm, are in no window and so live.
         """
+        windows = [self, *others]
         means: dict[int, Tensor] = {}
         entries = model.state_dict(keep_vars=True)
-        for ring in self._filled(latest):
-            outs = [
-                torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
-            ]
-            ring.write_mean(outs, latest)
-            means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
+        for lawa in windows:
+            means |= lawa._means(latest, dtype)
         if not any(id(value) in means for value in entries.values()):
-            raise ValueError("the window holds no tensor of this model: is it the one trained?")
+            raise ValueError(coverage.NOT_THE_MODELS)
+        self._check_coverage(model, means, windows)
         result: dict[str, Any] = {}
         for name, value in entries.items():
             mean = means.pop(id(value), None)
@@ -399,9 +508,37 @@ class LAWA(Optimizer):
             result[name] = copy.deepcopy(value) if mean is None else mean
         return result
 
-    def averaged_model(self, model: nn.Module, latest: int | None = None) -> nn.Module:
-        """A separate copy of the model with the averaged weights; raises as `averaged` does."""
-        weights = self.averaged_state_dict(model, latest)
+    def _means(self, latest: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
+        """Return the mean of each tensor that the window holds, by the tensor's id."""
+        means: dict[int, Tensor] = {}
+        for ring in self._filled(latest):
+            outs = [
+                torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
+            ]
+            ring.write_mean(outs, latest)
+            means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
+        return means
+
+    def _check_coverage(
+        self, model: nn.Module, means: dict[int, Tensor], windows: list[LAWA]
+    ) -> None:
+        """Refuse a part of an average, and warn of statistics that are not averaged."""
+        steps = max(lawa.interval.step for lawa in windows)
+        for lawa in windows:
+            coverage.refuse_replaced_buffers(model, lawa.buffers)
+        coverage.refuse_unaveraged_parameters(model, means, windows, steps)
+        names = coverage.unaveraged_statistics(model, means, steps)
+        if names:
+            self._say(
+                f"{coverage.few(names)} are live beside averaged weights: give LAWA the model, "
+                "buffers=model, or recompute them by torch.optim.swa_utils.update_bn"
+            )
+
+    def averaged_model(
+        self, model: nn.Module, latest: int | None = None, *, others: Sequence[LAWA] = ()
+    ) -> nn.Module:
+        """Return a copy of the model with the weights of `averaged_state_dict`; raises as that."""
+        weights = self.averaged_state_dict(model, latest, others=others)
         twin = copy.deepcopy(model)
         twin.load_state_dict(weights)
         return twin
@@ -429,9 +566,10 @@ class LAWA(Optimizer):
                 "reset_state and set its state yourself"
             )
         rings = self._filled(latest)
-        forget_gathered(self._tensors())
+        forget_derived(self._tensors())
         for ring in rings:
             ring.write_mean(ring.tensors, latest)
+        self._stamp()
         if reset_state:
             self.base.state.clear()
 
@@ -464,8 +602,9 @@ class LAWA(Optimizer):
         state_dict = dict(self.base.state_dict())
         entries = saved.entries_of(self.window, self.interval, averaged=bool(self.swaps))
         if self.swaps:
-            for tensors, before in self.swaps[0]:
-                for tensor, live in zip(tensors, before, strict=True):
+            swap = self.swaps[0]
+            for tensor, live in zip(swap.tensors, swap.live, strict=True):
+                if id(tensor) in entries:
                     entries[id(tensor)]["lawa_live"] = live
         if _has_torch_form(state_dict):
             state = dict(state_dict["state"])
@@ -476,7 +615,8 @@ class LAWA(Optimizer):
         else:
             state_dict["lawa_parameters"] = [entries.get(id(p), {}) for p in self._parameters()]
         if self.buffers:
-            state_dict["lawa_buffers"] = [entries.get(id(buffer), {}) for buffer in self.buffers]
+            buffers = self.buffers.now()
+            state_dict["lawa_buffers"] = [entries.get(id(buffer), {}) for buffer in buffers]
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -493,26 +633,58 @@ class LAWA(Optimizer):
         """Load what `state_dict` gave, or the wrapped optimizer's own state dict.
 
         The latter leaves an empty window, so a project can adopt LAWA in mid-training. Snapshots
-        are copied, to the parameters' device and the window's dtype. Collecting is then switched on
-        or off as it was when saved, and left as it is by a state dict that does not say.
+        are copied, to the parameters' device and the window's dtype; the window there was before
+        goes when the new one is filled, so `window.clear()` first where there is no room for both.
+        Collecting is then switched on or off as it was when saved, and left as it is by a state
+        dict that does not say.
+
+        With averaged weights in the model, they are taken out first, as by `train()`: weights that
+        were loaded into the model meanwhile stay.
 
         Args:
             state_dict: as returned by `state_dict`, also after `torch.load(weights_only=True)`.
 
         Raises:
-            ValueError: another k, other shapes or other group sizes; nothing has been changed.
-            RuntimeError: averaged weights are in the model.
+            ValueError: another k, other shapes or other group sizes, a damaged state dict, or one
+                that the wrapped optimizer refuses; nothing has been changed.
         """
-        self._refuse_if_averaged("load_state_dict()")
+        self._tensors()  # refuses buffers that were replaced
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"a state dict is a dict: got {type(state_dict).__name__}")
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        named = self._named_entries(state_dict)
+        saved.check(named, self.window)
+        entries = [(tensor, entry) for _, tensor, entry in named]
+        rings = saved.filled(self.window, entries)
+        live = [(t, entry["lawa_live"]) for t, entry in entries if "lawa_live" in entry]
+        swaps = []
+        if live:
+            tensors, weights = map(list, zip(*live, strict=True))
+            swaps = [Swap(tensors, self.buffers, saved.local_copies(weights, tensors))]
+        self._load_base(state_dict)
+        if self.swaps:
+            self._swap_out(self.swaps[0], keep_changed=True)
+        self.window.replace(rings)
+        saved.set_interval(self.interval, [entry for _, entry in entries])
+        self.swaps[:] = swaps
+        self.stepped.clear()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _named_entries(self, state_dict: dict[str, Any]) -> list[tuple[str, Tensor, Any]]:
+        """Return what a state dict says of each tensor, and leave in it the base optimizer's part.
+
+        Raises:
+            ValueError: it is of other groups, or of no form that a state dict has.
+        """
         lists = {name: state_dict.pop(f"lawa_{name}s", []) for name in ("parameter", "buffer")}
-        own = {"parameter": self._parameters(), "buffer": self.buffers}
-        named = []
+        own = {"parameter": self._parameters(), "buffer": self.buffers.now()}
+        named: list[tuple[str, Tensor, Any]] = []
         if _has_torch_form(state_dict):
-            sizes = [len(group["params"]) for group in state_dict["param_groups"]]
+            sizes = _group_sizes(state_dict)
             own_sizes = [len(group["params"]) for group in self.param_groups]
             if sizes != own_sizes:
                 raise ValueError(
@@ -521,29 +693,134 @@ class LAWA(Optimizer):
                     "otherwise"
                 )
             plain, windows = _divided(state_dict["state"])
-            for index, parameter in self._numbered(state_dict["param_groups"]):
-                named.append((f"parameter {index}", parameter, windows.get(index, {})))
+            pairs = list(self._numbered(state_dict["param_groups"]))
+            _check_numbering(pairs, windows)
+            named += [(f"parameter {i}", tensor, windows.get(i, {})) for i, tensor in pairs]
             state_dict["state"] = plain
         for name, entries in lists.items():
+            if not isinstance(entries, list | tuple):
+                raise ValueError(f"lawa_{name}s must be a list: {type(entries).__name__}")
             if len(entries) not in (0, len(own[name])):
                 raise ValueError(
                     f"this state dict holds {len(entries)} {name}s and this LAWA {len(own[name])}"
                 )
             for index, (tensor, entry) in enumerate(zip(own[name], entries, strict=False)):
                 named.append((f"{name} {index}", tensor, entry))
-        saved.check(named, self.window)
-        self.base.load_state_dict(state_dict)
-        held = [(tensor, entry) for _, tensor, entry in named]
-        saved.fill(self.window, self.interval, held)
-        live = [(t, entry["lawa_live"]) for t, entry in held if "lawa_live" in entry]
-        if live:
-            tensors, weights = map(list, zip(*live, strict=True))
-            self.swaps.append([(tensors, saved.local_copies(weights, tensors))])
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+        return named
+
+    def _load_base(self, state_dict: dict[str, Any]) -> None:
+        """Load the wrapped optimizer's part, or leave it as it was."""
+        before = dict(vars(self.base))
+        groups = [dict(group) for group in self.base.param_groups]
+        try:
+            self.base.load_state_dict(state_dict)
+        except Exception as error:
+            vars(self.base).update(before)
+            for group, was in zip(self.base.param_groups, groups, strict=True):
+                group.clear()
+                group.update(was)
+            raise ValueError(
+                f"{type(self.base).__name__} refuses its part of this state dict: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
-_STATE = ("base", "window", "interval", "buffers", "swaps")
+class _Averaged(AbstractContextManager[None]):
+    """A block with the average in the model.
+
+    A class, for an interrupt in the machinery of a generator would leave the average there.
+    """
+
+    def __init__(self, lawa: LAWA, latest: int | None, if_empty: str) -> None:
+        self.lawa = lawa
+        self.latest = latest
+        self.if_empty = if_empty
+        self.swap: Swap | None = None
+
+    def __enter__(self) -> None:
+        lawa = self.lawa
+        if self.if_empty == "live" and not lawa.held:
+            return
+        self.swap = lawa._new_swap(self.latest)
+        try:
+            lawa._swap_in(self.swap, self.latest)
+        except BaseException:
+            self._put_back()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Twice, for an interrupt may come in between.
+        try:
+            self._put_back()
+        finally:
+            self._put_back()
+        # An error on its way says enough.
+        if kind is None and self.swap is not None and self.swap.changed_parameters:
+            warnings.warn(
+                f"LAWA: {self.swap.changed_parameters} parameters were written to inside "
+                "averaged(): that is lost, and the live weights are back",
+                stacklevel=2,
+            )
+
+    def _put_back(self) -> None:
+        if self.swap is not None:
+            self.lawa._swap_out(self.swap)
+
+
+_STATE = ("base", "window", "interval", "buffers", "swaps", "said", "made_for")
+
+
+def _kind(parameters: Iterable[Tensor]) -> set[tuple[torch.dtype, torch.device]]:
+    """Return the dtypes and devices of parameters."""
+    return {(parameter.dtype, parameter.device) for parameter in parameters}
+
+
+def _shown(kinds: set[tuple[torch.dtype, torch.device]]) -> str:
+    return " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+
+
+def _group_sizes(state_dict: dict[str, Any]) -> list[int]:
+    """Return how many parameters each group of a state dict has.
+
+    Raises:
+        ValueError: its groups are no groups.
+    """
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"its state must be a dict: {type(state).__name__}")
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
+        for group in groups
+    ):
+        raise ValueError("its param_groups must be a list of dicts, each with a list of params")
+    return [len(group["params"]) for group in groups]
+
+
+def _check_numbering(
+    pairs: list[tuple[Any, Tensor]], windows: Mapping[Any, Mapping[str, Any]]
+) -> None:
+    """Refuse numbers of parameters that do not stand for one tensor each.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    tensors: dict[Any, Tensor] = {}
+    numbers: dict[int, Any] = {}
+    for number, tensor in pairs:
+        if isinstance(number, bool) or not isinstance(number, int | str):
+            raise ValueError(f"param_groups must name parameters by numbers: {number!r:.60}")
+        if tensors.setdefault(number, tensor) is not tensor:
+            raise ValueError(f"param_groups name parameter {number!r} in the place of two")
+        if numbers.setdefault(id(tensor), number) != number:
+            raise ValueError(f"param_groups name one parameter {numbers[id(tensor)]} and {number}")
+    stray = [number for number, entry in windows.items() if entry and number not in tensors]
+    if stray:
+        raise ValueError(f"there are snapshots of parameter {stray[0]!r}, which is in no group")
 
 
 def _has_torch_form(state_dict: dict[str, Any]) -> bool:
@@ -556,9 +833,9 @@ def _divided(state: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, dict[str,
     plain: dict[Any, Any] = {}
     windows: dict[Any, dict[str, Any]] = {}
     for index, entry in state.items():
-        mine = {}
-        if isinstance(entry, dict):
-            mine = {name: entry[name] for name in entry if str(name).startswith(saved.PREFIX)}
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"the state of parameter {index} must be a dict: {entry!r:.60}")
+        mine = {name: entry[name] for name in entry if str(name).startswith(saved.PREFIX)}
         windows[index] = mine
         if not mine:
             plain[index] = entry

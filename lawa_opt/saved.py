@@ -6,6 +6,7 @@ torch.distributed.checkpoint keeps nothing else of an optimizer, so nothing else
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +16,17 @@ from torch.utils.dlpack import from_dlpack
 from lawa_opt.distributed import local, part_of, split_dim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
     from lawa_opt.interval import Interval
-    from lawa_opt.window import Window
+    from lawa_opt.window import Ring, Window
 
 PREFIX = "lawa_"
+
+# A step is a 64-bit number in files.
+MAX_STEP = 2**63 - 1
 
 
 def entries_of(window: Window, interval: Interval, *, averaged: bool) -> dict[int, dict[str, Any]]:
@@ -82,8 +86,8 @@ def _sharding(tensor: Tensor, mesh: DeviceMesh | None) -> tuple[DeviceMesh, tupl
     return mesh, (Shard(split_dim(tensor)),)
 
 
-def check(entries: Iterable[tuple[str, Tensor, Mapping[str, Any]]], window: Window) -> None:
-    """Refuse what does not fit these tensors or this window.
+def check(entries: Sequence[tuple[str, Tensor, Any]], window: Window) -> None:
+    """Refuse what does not fit these tensors or this window; whatever passes can be filled in.
 
     Args:
         entries: for each tensor its name in a message, itself, and what the state dict says of it.
@@ -92,46 +96,118 @@ def check(entries: Iterable[tuple[str, Tensor, Mapping[str, Any]]], window: Wind
     Raises:
         ValueError: with the first thing that does not fit.
     """
-    k = window.k
     for name, tensor, entry in entries:
-        if not entry:
-            continue
-        saved_k = entry.get(f"{PREFIX}k")
-        if saved_k != k:
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{name}: must be a dict of its state, and is {_shown(entry)}")
+        if entry:
+            _check_numbers(name, entry, window.k)
+            _check_snapshots(name, tensor, entry, window)
+    _check_agreement(entries)
+
+
+def _check_numbers(name: str, entry: Mapping[str, Any], k: int) -> None:
+    saved_k = entry.get(f"{PREFIX}k")
+    if not _is_from(saved_k, 1, MAX_STEP):
+        raise ValueError(f"{name}: {PREFIX}k must be a number of snapshots: {_shown(saved_k)}")
+    if saved_k != k:
+        raise ValueError(
+            f"this state dict holds a window of k={saved_k} and this LAWA has k={k}: "
+            f"load it into LAWA(..., k={saved_k})"
+        )
+    held = entry.get(f"{PREFIX}held")
+    if not _is_from(held, 0, k):
+        raise ValueError(f"{name}: {PREFIX}held must be from 0 to {k}: {_shown(held)}")
+    following = _next(entry, k)
+    if not _is_from(following, 0, k - 1):
+        raise ValueError(f"{name}: {PREFIX}next must be from 0 to {k - 1}: {_shown(following)}")
+    for position in ("step", "newest"):
+        value = entry.get(f"{PREFIX}{position}")
+        if not _is_from(value, 0, MAX_STEP):
+            raise ValueError(f"{name}: {PREFIX}{position} must be a step: {_shown(value)}")
+    if entry[f"{PREFIX}newest"] > entry[f"{PREFIX}step"]:
+        raise ValueError(
+            f"{name}: {PREFIX}newest must not be after {PREFIX}step={entry[f'{PREFIX}step']}: "
+            f"{entry[f'{PREFIX}newest']}"
+        )
+    for switch in ("enabled", "averaged"):
+        value = entry.get(f"{PREFIX}{switch}", 1 if switch == "enabled" else 0)
+        if not (isinstance(value, int) and value in (0, 1)):
+            raise ValueError(f"{name}: {PREFIX}{switch} must be 0 or 1: {_shown(value)}")
+
+
+def _check_snapshots(name: str, tensor: Tensor, entry: Mapping[str, Any], window: Window) -> None:
+    if entry.get(f"{PREFIX}averaged") and f"{PREFIX}live" not in entry:
+        raise ValueError(
+            f"{name}: saved while averaged weights were in the model, and its live weights "
+            "were left out in loading, as torch.distributed.checkpoint does: save outside "
+            "averaged(), or read this one through torch.distributed.checkpoint.format_utils."
+            "dcp_to_torch_save"
+        )
+    held = entry[f"{PREFIX}held"]
+    parts = [f"{PREFIX}{i}" for i in range(held)]
+    for part in parts + [f"{PREFIX}live"] * (f"{PREFIX}live" in entry):
+        snapshot = entry.get(part)
+        if not isinstance(snapshot, Tensor):
+            raise ValueError(f"{name}: snapshot {part} of {held} is missing")
+        if snapshot.shape != tensor.shape:
             raise ValueError(
-                f"this state dict holds a window of k={saved_k} and this LAWA has k={k}: "
-                f"load it into LAWA(..., k={saved_k})"
+                f"{name} has shape {tuple(tensor.shape)} and its saved snapshot {part} "
+                f"has {tuple(snapshot.shape)}: this state dict is of another model"
             )
-        held = entry.get(f"{PREFIX}held")
-        if not isinstance(held, int) or not 0 <= held <= k:
-            raise ValueError(f"{name}: {PREFIX}held must be from 0 to {k}: {held!r}")
-        following = _next(entry, k)
-        if not (isinstance(following, int) and 0 <= following < k):
-            raise ValueError(f"{name}: {PREFIX}next must be from 0 to {k - 1}: {following!r}")
-        for position in (f"{PREFIX}step", f"{PREFIX}newest"):
-            if not isinstance(entry.get(position), int):
-                raise ValueError(f"{name}: {position} must be a step: {entry.get(position)!r}")
-        enabled = entry.get(f"{PREFIX}enabled", 1)
-        if not (isinstance(enabled, int) and enabled in (0, 1)):
-            raise ValueError(f"{name}: {PREFIX}enabled must be 0 or 1: {enabled!r}")
-        if entry.get(f"{PREFIX}averaged") and f"{PREFIX}live" not in entry:
+        if snapshot.is_meta:
             raise ValueError(
-                f"{name}: saved while averaged weights were in the model, and its live weights "
-                "were left out in loading, as torch.distributed.checkpoint does: save outside "
-                "averaged(), or read this one through torch.distributed.checkpoint.format_utils."
-                "dcp_to_torch_save"
+                f"{name}: snapshot {part} is on meta and has no values: load the file with "
+                'map_location="cpu"'
             )
-        parts = [f"{PREFIX}{i}" for i in range(held)]
-        for part in parts + [f"{PREFIX}live"] * (f"{PREFIX}live" in entry):
-            snapshot = entry.get(part)
-            if not isinstance(snapshot, Tensor):
-                raise ValueError(f"{name}: snapshot {part} of {held} is missing")
-            if snapshot.shape != tensor.shape:
+        if snapshot.layout != torch.strided or snapshot.is_quantized:
+            raise ValueError(
+                f"{name}: snapshot {part} must be a plain dense tensor: it has layout "
+                f"{snapshot.layout} and dtype {snapshot.dtype}"
+            )
+        if _family(snapshot) != _family(tensor):
+            raise ValueError(
+                f"{name} is of {tensor.dtype} and its saved snapshot {part} of {snapshot.dtype}"
+            )
+        _check_sharding(name, snapshot, _sharding(tensor, window.mesh_of(tensor)))
+
+
+def _check_agreement(entries: Sequence[tuple[str, Tensor, Mapping[str, Any]]]) -> None:
+    """Refuse entries that are not of one moment of one training."""
+    filled = [(name, entry) for name, _, entry in entries if entry]
+    if not filled:
+        return
+    first, reference = filled[0]
+    for name, tensor, entry in entries:
+        # Of a parameter that has no elements on a rank, FSDP may drop the whole entry.
+        if not entry and local(tensor).numel():
+            raise ValueError(f"{name} has no snapshots in this state dict, and {first} has some")
+    for name, entry in filled:
+        for key in ("step", "newest", "enabled", "averaged"):
+            mine, theirs = entry.get(f"{PREFIX}{key}"), reference.get(f"{PREFIX}{key}")
+            if mine != theirs:
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)} and its saved snapshot {part} "
-                    f"has {tuple(snapshot.shape)}: this state dict is of another model"
+                    f"{name} has {PREFIX}{key}={mine} and {first} has {theirs}: they are not of "
+                    "one moment of one training"
                 )
-            _check_sharding(name, snapshot, _sharding(tensor, window.mesh_of(tensor)))
+        if (f"{PREFIX}live" in entry) != (f"{PREFIX}live" in reference):
+            raise ValueError(f"of {name} and {first} only one has live weights ({PREFIX}live)")
+
+
+def _is_from(value: object, low: int, high: int) -> bool:
+    """Return whether this is a whole number in a range; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _family(tensor: Tensor) -> str:
+    """Return what numbers a tensor is of: a copy to another family loses what they are."""
+    if tensor.is_complex():
+        return "complex"
+    return "floating" if tensor.is_floating_point() else str(tensor.dtype)
+
+
+def _shown(value: object) -> str:
+    """Return a short text of a value of any kind, which a damaged file may make large."""
+    return type(value).__name__ if isinstance(value, Tensor) else f"{value!r:.60}"
 
 
 def _check_sharding(
@@ -161,32 +237,35 @@ def _next(entry: Mapping[str, Any], k: int) -> Any:
     return entry.get(f"{PREFIX}next", entry[f"{PREFIX}held"] % k)
 
 
-def fill(
-    window: Window, interval: Interval, saved: Sequence[tuple[Tensor, Mapping[str, Any]]]
-) -> None:
-    """Replace the window's snapshots and the interval's position by checked, saved ones.
-
-    What was saved without `lawa_enabled` leaves the interval switched on or off as it is.
-    """
-    window.clear()
-    interval.step = max((entry.get(f"{PREFIX}step", 0) for _, entry in saved), default=0)
-    interval.newest = max((entry.get(f"{PREFIX}newest", 0) for _, entry in saved), default=0)
-    switches = [entry[f"{PREFIX}enabled"] for _, entry in saved if f"{PREFIX}enabled" in entry]
-    interval.enabled = all(switches) if switches else interval.enabled
+def filled(window: Window, saved: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> list[Ring]:
+    """Return rings with checked, saved snapshots, as the window would make them."""
+    made = window.like()
     entries = {id(tensor): entry for tensor, entry in saved if entry}
     alike: dict[tuple[int, int], list[Tensor]] = {}
     for tensor, entry in saved:
         if entry:
-            position = entry[f"{PREFIX}held"], _next(entry, window.k)
+            position = entry[f"{PREFIX}held"], _next(entry, made.k)
             alike.setdefault(position, []).append(tensor)
     for (held, following), tensors in alike.items():
-        for ring in window.allocate(tensors):
+        for ring in made.allocate(tensors):
             ring.held, ring.next = held, following
             for i, slot in enumerate(ring.order()):
                 snapshots = [
                     _own_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
                 ]
                 torch._foreach_copy_(ring.slots[slot], snapshots)
+    return made.rings
+
+
+def set_interval(interval: Interval, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Set the position of an interval as checked entries say, from the beginning if none says.
+
+    What was saved without `lawa_enabled` leaves the interval switched on or off as it is.
+    """
+    entry = next((entry for entry in saved if entry), {})
+    interval.step = entry.get(f"{PREFIX}step", 0)
+    interval.newest = entry.get(f"{PREFIX}newest", 0)
+    interval.enabled = bool(entry.get(f"{PREFIX}enabled", interval.enabled))
 
 
 def local_copies(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from lawa_opt.distributed import can_split, gather, local, part_of
 from lawa_opt.mean import BLOCKS, bags_of, in_bags, mean_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -31,6 +32,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Slots start at multiples of this many elements, or CUDA's foreach kernels fall back to scalars.
 ALIGNMENT = 16
+
+
+# What a snapshot is kept as: a tensor that changes it needs other slots.
+kind_of = attrgetter("dtype", "device", "shape")
 
 
 def _next_multiple(number: int, unit: int) -> int:
@@ -60,6 +65,8 @@ class Ring:
         self.k = k
         self.held = 0
         self.next = 0
+        self.missed = 0
+        self.kinds = [kind_of(tensor) for tensor in self.tensors]
         locals_ = [self.own(tensor) for tensor in self.tensors]
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
         self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
@@ -355,10 +362,10 @@ class Window:
         self.mesh = mesh
         self.device = None if device is None else torch.device(device)
         self.rings: list[Ring] = []
-        self._latest: tuple[list[int], list[Ring]] = ([], [])
+        self._latest: _Latest = ([], [], [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": ([], [])}
+        return {**self.__dict__, "_latest": ([], [], [])}
 
     @property
     def held(self) -> int:
@@ -367,38 +374,102 @@ class Window:
 
     def clear(self) -> None:
         """Forget every snapshot and give the memory back."""
-        self.rings.clear()
-        self._latest = ([], [])
+        self.replace([])
+
+    def like(self) -> Window:
+        """Return an empty window of the same settings."""
+        return Window(self.k, self.dtype, self.mesh, self.device)
+
+    def replace(self, rings: list[Ring]) -> None:
+        """Hold these rings and no others."""
+        self.rings[:] = rings
+        self._latest = ([], [], [])
+
+    def rebind(self, replaced: Mapping[int, Tensor]) -> None:
+        """Go on with other tensors in the place of some, which are named by their ids."""
+        if not replaced:
+            return
+        for ring in self.rings:
+            ring.tensors = [replaced.get(id(tensor), tensor) for tensor in ring.tensors]
+        self._latest = ([], [], [])
 
     def collect(self, tensors: Sequence[Tensor]) -> None:
-        """Take one snapshot: copy each tensor over its oldest slot (2 bytes moved per byte)."""
-        for ring in self.allocate(tensors):
+        """Take one snapshot: copy each tensor over its oldest slot (2 bytes moved per byte).
+
+        What is held of tensors that are not among these is forgotten once they have been missing
+        for longer than they are where a framework shows an optimizer one group after the other.
+        """
+        collected = self.allocate(tensors)
+        for ring in collected:
             ring.collect()
+            ring.missed = 0
+        if len(collected) < len(self.rings):
+            for ring in self.rings:
+                ring.missed += ring not in collected
+            self.rings[:] = [ring for ring in self.rings if ring.missed < len(self.rings)]
 
     def allocate(self, tensors: Sequence[Tensor]) -> list[Ring]:
-        """Rings that together hold exactly these tensors, made or split where there is need."""
+        """Return rings that together hold exactly these tensors, made or split where need be."""
+        ids, kinds = list(map(id, tensors)), list(map(kind_of, tensors))
+        if ids != self._latest[0] or kinds != self._latest[1]:
+            wanted = {id(tensor): tensor for tensor in tensors}
+            chosen = self._matching(wanted)
+            known = {id(tensor) for ring in chosen for tensor in ring.tensors}
+            chosen += self._made([t for key, t in wanted.items() if key not in known])
+            self._latest = (ids, kinds, chosen)
+        return self._latest[2]
+
+    def readable(self, tensors: Sequence[Tensor]) -> list[Ring]:
+        """Return the rings that hold snapshots of these tensors, and forget all others.
+
+        Raises:
+            RuntimeError: a tensor has got another shape since the latest snapshot.
+        """
         ids = list(map(id, tensors))
         if ids != self._latest[0]:
-            self._latest = (ids, self._arrange({id(tensor): tensor for tensor in tensors}))
-        return self._latest[1]
+            chosen = self._matching({id(tensor): tensor for tensor in tensors}, turned=False)
+            self.replace(chosen)
+        else:
+            chosen = self._latest[2]
+            self.rings[:] = chosen
+        held = [ring for ring in chosen if ring.held]
+        for ring in held:
+            for tensor, kind in zip(ring.tensors, ring.kinds, strict=True):
+                if tensor.shape != kind[2]:
+                    raise RuntimeError(
+                        f"a tensor has shape {tuple(tensor.shape)} and its snapshots have "
+                        f"{tuple(kind[2])}: train on until the next one, or call collect(), first"
+                    )
+        return held
 
-    def _arrange(self, wanted: dict[int, Tensor]) -> list[Ring]:
+    def _matching(self, wanted: Mapping[int, Tensor], *, turned: bool = True) -> list[Ring]:
+        """Return the rings there are of wanted tensors, split from what is not wanted.
+
+        Args:
+            wanted: by their ids.
+            turned: move the snapshots of tensors that are of another kind by now into other slots.
+        """
         for ring in list(self.rings):
-            inside = [tensor for tensor in ring.tensors if id(tensor) in wanted]
-            if inside and len(inside) < len(ring.tensors):
-                outside = [tensor for tensor in ring.tensors if id(tensor) not in wanted]
+            parts: dict[Any, list[Tensor]] = {}
+            for tensor, kind in zip(ring.tensors, ring.kinds, strict=True):
+                now = kind_of(tensor) if turned and id(tensor) in wanted else kind
+                # Slots are shared by tensors of one dtype and device.
+                change = None if now == kind else (*now[:2], now[2] == kind[2])
+                parts.setdefault((id(tensor) in wanted, change), []).append(tensor)
+            if len(parts) > 1 or any(change for _, change in parts):
                 self.rings.remove(ring)
-                self.rings += [self._some(ring, inside), self._some(ring, outside)]
-        chosen = [ring for ring in self.rings if id(ring.tensors[0]) in wanted]
-        known = {id(tensor) for ring in chosen for tensor in ring.tensors}
+                self.rings += [self._some(ring, part) for part in parts.values()]
+        return [ring for ring in self.rings if id(ring.tensors[0]) in wanted]
+
+    def _made(self, tensors: Sequence[Tensor]) -> list[Ring]:
+        """Return new rings for these tensors, one for those of one kind."""
         kinds: dict[tuple[torch.device, torch.dtype, bool, DeviceMesh | None], list[Tensor]] = {}
-        for key, tensor in wanted.items():
-            if key not in known:
-                kind = (tensor.device, tensor.dtype, tensor.requires_grad, self.mesh_of(tensor))
-                kinds.setdefault(kind, []).append(tensor)
+        for tensor in tensors:
+            kind = (tensor.device, tensor.dtype, tensor.requires_grad, self.mesh_of(tensor))
+            kinds.setdefault(kind, []).append(tensor)
         made = [self._ring(alike, kind[-1]) for kind, alike in kinds.items()]
         self.rings += made
-        return chosen + made
+        return made
 
     def _ring(self, tensors: Sequence[Tensor], mesh: DeviceMesh | None) -> Ring:
         return Ring(tensors, self.k, self.dtype, mesh, self.device)
@@ -412,10 +483,20 @@ class Window:
         return hasattr(tensor, "to_local") or self.mesh_of(tensor) is not None
 
     def _some(self, ring: Ring, tensors: list[Tensor]) -> Ring:
+        """Return a ring of its own for some tensors of a ring, with its snapshots of them.
+
+        Of a tensor that has got another shape nothing is kept: its window begins anew.
+        """
         some = self._ring(tensors, ring.mesh)
         ring.settle()
         places = {id(tensor): index for index, tensor in enumerate(ring.tensors)}
+        if any(ring.kinds[places[id(t)]][2] != t.shape for t in tensors):
+            return some
         for new, old in zip(some.slots, ring.slots, strict=True):
             torch._foreach_copy_(new, [old[places[id(tensor)]] for tensor in tensors])
-        some.held, some.next = ring.held, ring.next
+        some.held, some.next, some.missed = ring.held, ring.next, ring.missed
         return some
+
+
+# The ids and kinds of the tensors collected last, and their rings.
+_Latest = tuple[list[int], list[tuple[Any, ...]], list[Ring]]

@@ -96,7 +96,7 @@ def everything(model: nn.Module, optimizer: Any) -> dict[str, Any]:
         "flats": [ring.flats for ring in optimizer.window.rings],
         "positions": [(ring.held, ring.next) for ring in optimizer.window.rings],
         "interval": vars(optimizer.interval),
-        "swaps": [[before for _, before in swap] for swap in optimizer.swaps],
+        "swaps": [swap.live for swap in optimizer.swaps],
     }
     return copy.deepcopy(parts)
 

@@ -68,6 +68,8 @@ lightning_noise = pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:Checkpoint directory .* exists and is not empty",
     "ignore:The number of training batches .* is smaller than the logging interval",
+    # A machine with SLURM on it, where tests are not started by it.
+    "ignore:The `srun` command is available",
 )
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -141,6 +143,7 @@ def test_lightning_proxies_see_and_change_the_same_lawa(tmp_path):
     assert seen == [(1, 1, 1), (2, 2, 1), (2, 3, 1)]
 
 
+@lightning_noise
 def test_fabric_proxies_see_and_change_the_same_lawa():
     fabric_package = package("lightning.fabric")
     fabric = fabric_package.Fabric(accelerator="cpu", devices=1)
@@ -206,6 +209,72 @@ def test_trainer_evaluates_and_saves_the_average_and_resumes(tmp_path):
     _, resumed = module["main"](tmp_path / "again", resume=True, **options)
     assert resumed.interval.step == 12
     assert_same_training(opt, resumed)
+
+
+def test_trainer_ends_with_the_best_average(tmp_path):
+    package("transformers")
+    safetensors = pytest.importorskip("safetensors.torch", reason=MISSING)
+    module = example("transformers_trainer")
+    options = {"steps": 12, "every": 6, "disable_tqdm": True, "load_best_model_at_end": True}
+    # The highest loss, so that the best is not what is in the model anyway.
+    trainer, opt = module["main"](tmp_path / "run", **options, greater_is_better=True)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-6")
+    best = safetensors.load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
+    for name, value in trainer.model.state_dict().items():
+        if name in best:
+            assert torch.equal(value, best[name])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
+    with pytest.warns(UserWarning, match=r"parameters were written to since eval\(\)"):
+        opt.train()
+    assert torch.equal(trainer.model.lm_head.weight, trainer.model.transformer.wte.weight)
+    assert torch.equal(trainer.model.transformer.wte.weight, best["transformer.wte.weight"])
+
+
+def test_trainer_goes_on_in_the_same_process(tmp_path):
+    package("transformers")
+    module = example("transformers_trainer")
+    options = {"steps": 12, "every": 6, "disable_tqdm": True}
+    _, undisturbed = module["main"](tmp_path / "whole", **options)
+
+    class Halving(module["Trainer"]):
+        """Trains to a step where it evaluates, and then on from the checkpoint before that."""
+
+        def train(self, resume_from_checkpoint):
+            super().train()
+            assert self.optimizer.optimizer.swaps, "it ended on an evaluation"
+            shutil.rmtree(Path(self.args.output_dir) / "checkpoint-12")
+            return super().train(resume_from_checkpoint=True)
+
+    module["main"].__globals__["Trainer"] = Halving
+    _, again = module["main"](tmp_path / "halved", **options)
+    assert again.interval.step == 12
+    assert_same_training(undisturbed, again)
+
+
+def test_accelerate_loads_a_state_with_the_average_in_the_model(tmp_path):
+    accelerator = package("accelerate").Accelerator(cpu=True)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=2, every=1)
+    model, opt = accelerator.prepare(model, opt)
+
+    def train(steps):
+        opt.train()
+        for _ in range(steps):
+            opt.zero_grad()
+            accelerator.backward(model(torch.ones(1, 3)).square().sum())
+            opt.step()
+        live = [parameter.detach().clone() for parameter in model.parameters()]
+        opt.eval()
+        return live
+
+    live = train(3)
+    accelerator.save_state(tmp_path / "state")
+    expected = train(2)
+    accelerator.load_state(tmp_path / "state")
+    opt.train()
+    assert all(map(torch.equal, live, model.parameters()))
+    assert all(map(torch.equal, expected, train(2)))
 
 
 def test_accelerate_keeps_schedule_and_hands_on_eval_and_train(tmp_path):

@@ -265,6 +265,27 @@ def test_zero_grad_reaches_the_wrapped_optimizer() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+class NoArgument(torch.optim.SGD):
+    """As apex's FusedAdam."""
+
+    def zero_grad(self) -> None:  # type: ignore[override]
+        super().zero_grad(set_to_none=False)
+
+
+class ZeroByDefault(torch.optim.SGD):
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("kind", [NoArgument, ZeroByDefault])
+def test_zero_grad_has_the_defaults_of_the_wrapped_optimizer(kind: type[Optimizer]) -> None:
+    model = small_model()
+    opt = LAWA(kind(model.parameters(), lr=0.1))
+    loss_of(model, 0).backward()
+    opt.zero_grad()
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
 def test_step_hooks_fire_once_and_can_change_the_arguments() -> None:
     model = small_model()
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.01), every=1)
@@ -306,6 +327,71 @@ def test_hooks_of_the_wrapped_optimizer_and_global_ones_fire_once() -> None:
         for handle in handles:
             handle.remove()
     assert seen == ["global pre", "base", "global post"]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global", "global and own"])
+def test_all_step_hooks_see_the_wrapper_and_the_snapshot_as_torchs_would(own: bool) -> None:
+    def calls(optimizer: Optimizer) -> list[Any]:
+        seen: list[Any] = []
+
+        def note(name: str) -> Any:
+            def hook(called: Any, args: Any, kwargs: Any) -> Any:
+                held = getattr(called, "held", None)
+                seen.append((name, called is optimizer, held, args[1:], dict(kwargs)))
+                if name.endswith("pre"):
+                    return (called, *args[1:]), {**kwargs, "closure": closures[name]}
+                return None
+
+            return hook
+
+        def closure_of(name: str) -> Any:
+            return lambda: seen.append(f"closure of {name}")
+
+        closures = {name: closure_of(name) for name in ("global pre", "own pre")}
+        handles = [
+            register_optimizer_step_pre_hook(note("global pre")),
+            register_optimizer_step_post_hook(note("global post")),
+        ]
+        if own:
+            handles += [
+                optimizer.register_step_pre_hook(note("own pre")),
+                optimizer.register_step_post_hook(note("own post")),
+            ]
+        try:
+            optimizer.step()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [
+            item if isinstance(item, str) else (*item[:2], item[3], [*item[4]]) for item in seen
+        ] + [item[2] for item in seen if not isinstance(item, str)]
+
+    plain = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    opt = LAWA(torch.optim.SGD(small_model().parameters(), lr=0.1), k=2, every=1)
+    count = 4 if own else 2
+    expected, found = calls(plain), calls(opt)
+    assert found[:-count] == expected[:-count]
+    assert found[-count:] == [0] * (count // 2) + [1] * (count // 2), "after the collect"
+
+
+def test_global_hooks_fire_once_also_where_a_scheduler_has_the_wrapped_optimizer() -> None:
+    base = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    torch.optim.lr_scheduler.ConstantLR(base)
+    opt = LAWA(base, every=1)
+    seen: list[str] = []
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append("global post"))
+    try:
+        opt.step()
+    finally:
+        handle.remove()
+    assert seen == ["global post"]
+
+
+def test_its_text_names_the_class_it_is_of() -> None:
+    class Mine(LAWA):
+        pass
+
+    assert repr(Mine(torch.optim.SGD(small_model().parameters()))).startswith("Mine(k=5")
 
 
 def test_the_profiler_sees_one_step() -> None:

@@ -247,7 +247,7 @@ def test_extra_state_is_copied() -> None:
 
 def test_a_state_dict_of_another_model_is_refused() -> None:
     _, opt = trained()
-    with pytest.raises(ValueError, match=r"no tensor of this model: is it the one trained\?"):
+    with pytest.raises(ValueError, match=r"no parameter of this model: is it the one trained\?"):
         opt.averaged_state_dict(small_model())
 
 
@@ -288,7 +288,7 @@ class Counting(nn.Module):
 
 def test_buffers_floating_point_are_averaged_and_of_others_the_latest_is_taken() -> None:
     model = Counting()
-    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=3, every=1, buffers=model.buffers())
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=3, every=1, buffers=model)
     train(model, opt, 5)
     model.seen += 10
     averaged = opt.averaged_state_dict(model, dtype=torch.float64)
@@ -312,7 +312,7 @@ def test_buffers_that_are_not_given_are_left_alone() -> None:
 def test_batch_norm_statistics_under_the_averaged_weights() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
-    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=3, every=1, buffers=model.buffers())
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=3, every=1, buffers=model)
     train(model, opt, 6)
     live = copy.deepcopy(model.state_dict())
     batches = [torch.randn(16, 4) for _ in range(5)]

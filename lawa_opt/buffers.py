@@ -1,0 +1,64 @@
+"""Which buffers are averaged beside the parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Buffers:
+    """The buffers of modules, looked up by name at each use, and tensors given as they are.
+
+    `module.to()` puts new tensors in the place of a module's buffers, and so may a forward pass:
+    a tensor that was given once is then no longer the module's.
+
+    Args:
+        given: a module, modules, or tensors.
+
+    Raises:
+        TypeError: something else.
+    """
+
+    def __init__(self, given: nn.Module | Iterable[nn.Module] | Iterable[Tensor]) -> None:
+        items = [given] if isinstance(given, nn.Module | Tensor) else list(given)
+        for item in items:
+            if not isinstance(item, nn.Module | Tensor):
+                raise TypeError(
+                    "buffers must be the model, modules, or tensors such as model.buffers(): got "
+                    f"{type(item).__name__}"
+                )
+        self.modules = [item for item in items if isinstance(item, nn.Module)]
+        self.tensors = [item for item in items if isinstance(item, Tensor)]
+        self._known: dict[tuple[int, str], Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.tensors)
+
+    def now(self) -> list[Tensor]:
+        """Return the buffers that there are now, each once."""
+        if not self.modules:
+            return self.tensors
+        return list({id(t): t for t in [*self.places().values(), *self.tensors]}.values())
+
+    def places(self) -> dict[tuple[int, str], Tensor]:
+        """Return the modules' buffers by the number of the module and their name in it."""
+        return {
+            (number, name): buffer
+            for number, module in enumerate(self.modules)
+            for name, buffer in module.named_buffers()
+        }
+
+    def replaced(self) -> dict[int, Tensor]:
+        """Return, by the id of each buffer that was replaced since the last call, the new one."""
+        if not self.modules:
+            return {}
+        before, self._known = self._known, self.places()
+        return {
+            id(before[place]): buffer
+            for place, buffer in self._known.items()
+            if place in before and before[place] is not buffer
+        }
