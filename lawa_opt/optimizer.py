@@ -20,20 +20,29 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
-from lawa_opt import coverage, saved
+from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
 from lawa_opt.distributed import local
 from lawa_opt.interval import Every, Interval
+from lawa_opt.state_check import check_entries
+from lawa_opt.state_dict import (
+    attach,
+    detach,
+    local_copies,
+    restored_rings,
+    set_interval,
+    window_state,
+)
 from lawa_opt.step_hooks import (
     call_pre_hooks,
     fires_global_hooks,
     step_without_global_hooks,
 )
-from lawa_opt.swap import Swap, forget_derived
+from lawa_opt.swap import Swap, Swaps, forget_derived
 from lawa_opt.window import Ring, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -139,7 +148,7 @@ class LAWA(Optimizer):
                 "window": Window(k, dtype, split_over, device),
                 "interval": Interval(every, k, span, start),
                 "buffers": Buffers(buffers),
-                "swaps": [],
+                "swaps": Swaps(),
                 "said": set(),
                 "made_for": [],
             }
@@ -164,7 +173,7 @@ class LAWA(Optimizer):
     window: Window
     interval: Interval
     buffers: Buffers
-    swaps: list[Swap]
+    swaps: Swaps
     said: set[str]
     made_for: list[Any]
     stepped: list[int]
@@ -430,37 +439,24 @@ class LAWA(Optimizer):
 
     @_outside_graphs
     @torch.no_grad()
-    def _new_swap(self, latest: int | None) -> Swap:
-        """Return the live weights of all that an average will replace; nothing is changed yet."""
+    def _new_swap(self, latest: int | None) -> tuple[Swap, list[Ring]]:
+        """Return the live weights of all that an average will replace, and where that is from."""
         rings = self._filled(latest)
-        return Swap([tensor for ring in rings for tensor in ring.tensors], self.buffers)
+        return Swap([tensor for ring in rings for tensor in ring.tensors], self.buffers), rings
 
     @_outside_graphs
     @torch.no_grad()
-    def _swap_in(self, swap: Swap, latest: int | None) -> None:
-        rings = self._filled(latest)
-        if self.swaps:
-            self.swaps[-1].note_changes()
-        self.swaps.append(swap)
-        forget_derived(self._tensors())
+    def _swap_in(self, swap: Swap, rings: list[Ring], latest: int | None) -> None:
+        self.swaps.enter(swap)
         for ring in rings:
             ring.write_mean(ring.tensors, latest)
         swap.stamp()
 
     @_outside_graphs
     @torch.no_grad()
-    def _swap_out(self, swap: Swap, keep_changed: bool = False) -> None:
-        depth = next((i for i, known in enumerate(self.swaps) if known is swap), None)
-        if depth is None:  # train() was called inside the block
-            return
-        self.swaps[-1].note_changes()
-        swap.note_inner(self.swaps[depth + 1 :])
-        forget_derived(swap.tensors)
-        swap.restore(keep_changed=keep_changed and swap.changed_parameters > 0)
-        if depth:
-            self.swaps[depth - 1].stamp()
+    def _swap_out(self, swap: Swap, *, keep_changed: bool = False) -> None:
+        self.swaps.leave(swap, keep_changed=keep_changed)
         self._stamp()
-        del self.swaps[depth:]  # last, so that all is done again after an interrupt
 
     @torch.no_grad()
     def averaged_state_dict(
@@ -600,32 +596,12 @@ class LAWA(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state_dict = dict(self.base.state_dict())
-        entries = saved.entries_of(self.window, self.interval, averaged=bool(self.swaps))
-        if self.swaps:
-            swap = self.swaps[0]
-            for tensor, live in zip(swap.tensors, swap.live, strict=True):
-                if id(tensor) in entries:
-                    entries[id(tensor)]["lawa_live"] = live
-        if _has_torch_form(state_dict):
-            state = dict(state_dict["state"])
-            for index, parameter in self._numbered(state_dict["param_groups"]):
-                if id(parameter) in entries:
-                    state[index] = {**state.get(index, {}), **entries[id(parameter)]}
-            state_dict["state"] = state
-        else:
-            state_dict["lawa_parameters"] = [entries.get(id(p), {}) for p in self._parameters()]
-        if self.buffers:
-            buffers = self.buffers.now()
-            state_dict["lawa_buffers"] = [entries.get(id(buffer), {}) for buffer in buffers]
+        entries = window_state(self.window, self.interval, self.swaps[0] if self.swaps else None)
+        attach(state_dict, entries, self.param_groups, self.buffers.now())
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         return state_dict
-
-    def _numbered(self, groups: list[dict[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
-        """Each parameter beside its number in the groups of a state dict."""
-        for group, own in zip(groups, self.param_groups, strict=True):
-            yield from zip(group["params"], own["params"], strict=True)
 
     @_outside_graphs
     @torch.no_grad()
@@ -655,58 +631,24 @@ class LAWA(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        named = self._named_entries(state_dict)
-        saved.check(named, self.window)
+        named = detach(state_dict, self.param_groups, self.buffers.now())
+        check_entries(named, self.window)
         entries = [(tensor, entry) for _, tensor, entry in named]
-        rings = saved.filled(self.window, entries)
+        rings = restored_rings(self.window, entries)
         live = [(t, entry["lawa_live"]) for t, entry in entries if "lawa_live" in entry]
         swaps = []
         if live:
             tensors, weights = map(list, zip(*live, strict=True))
-            swaps = [Swap(tensors, self.buffers, saved.local_copies(weights, tensors))]
+            swaps = [Swap(tensors, self.buffers, local_copies(weights, tensors))]
         self._load_base(state_dict)
         if self.swaps:
             self._swap_out(self.swaps[0], keep_changed=True)
         self.window.replace(rings)
-        saved.set_interval(self.interval, [entry for _, entry in entries])
+        set_interval(self.interval, [entry for _, entry in entries])
         self.swaps[:] = swaps
         self.stepped.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _named_entries(self, state_dict: dict[str, Any]) -> list[tuple[str, Tensor, Any]]:
-        """Return what a state dict says of each tensor, and leave in it the base optimizer's part.
-
-        Raises:
-            ValueError: it is of other groups, or of no form that a state dict has.
-        """
-        lists = {name: state_dict.pop(f"lawa_{name}s", []) for name in ("parameter", "buffer")}
-        own = {"parameter": self._parameters(), "buffer": self.buffers.now()}
-        named: list[tuple[str, Tensor, Any]] = []
-        if _has_torch_form(state_dict):
-            sizes = _group_sizes(state_dict)
-            own_sizes = [len(group["params"]) for group in self.param_groups]
-            if sizes != own_sizes:
-                raise ValueError(
-                    f"this state dict has parameter groups of {sizes} parameters and this "
-                    f"optimizer of {own_sizes}: it is of another model, or the groups were made "
-                    "otherwise"
-                )
-            plain, windows = _divided(state_dict["state"])
-            pairs = list(self._numbered(state_dict["param_groups"]))
-            _check_numbering(pairs, windows)
-            named += [(f"parameter {i}", tensor, windows.get(i, {})) for i, tensor in pairs]
-            state_dict["state"] = plain
-        for name, entries in lists.items():
-            if not isinstance(entries, list | tuple):
-                raise ValueError(f"lawa_{name}s must be a list: {type(entries).__name__}")
-            if len(entries) not in (0, len(own[name])):
-                raise ValueError(
-                    f"this state dict holds {len(entries)} {name}s and this LAWA {len(own[name])}"
-                )
-            for index, (tensor, entry) in enumerate(zip(own[name], entries, strict=False)):
-                named.append((f"{name} {index}", tensor, entry))
-        return named
 
     def _load_base(self, state_dict: dict[str, Any]) -> None:
         """Load the wrapped optimizer's part, or leave it as it was."""
@@ -741,9 +683,9 @@ class _Averaged(AbstractContextManager[None]):
         lawa = self.lawa
         if self.if_empty == "live" and not lawa.held:
             return
-        self.swap = lawa._new_swap(self.latest)
+        self.swap, rings = lawa._new_swap(self.latest)
         try:
-            lawa._swap_in(self.swap, self.latest)
+            lawa._swap_in(self.swap, rings, self.latest)
         except BaseException:
             self._put_back()
             raise
@@ -782,63 +724,3 @@ def _kind(parameters: Iterable[Tensor]) -> set[tuple[torch.dtype, torch.device]]
 
 def _shown(kinds: set[tuple[torch.dtype, torch.device]]) -> str:
     return " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-
-
-def _group_sizes(state_dict: dict[str, Any]) -> list[int]:
-    """Return how many parameters each group of a state dict has.
-
-    Raises:
-        ValueError: its groups are no groups.
-    """
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"its state must be a dict: {type(state).__name__}")
-    if not isinstance(groups, list | tuple) or not all(
-        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
-        for group in groups
-    ):
-        raise ValueError("its param_groups must be a list of dicts, each with a list of params")
-    return [len(group["params"]) for group in groups]
-
-
-def _check_numbering(
-    pairs: list[tuple[Any, Tensor]], windows: Mapping[Any, Mapping[str, Any]]
-) -> None:
-    """Refuse numbers of parameters that do not stand for one tensor each.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    tensors: dict[Any, Tensor] = {}
-    numbers: dict[int, Any] = {}
-    for number, tensor in pairs:
-        if isinstance(number, bool) or not isinstance(number, int | str):
-            raise ValueError(f"param_groups must name parameters by numbers: {number!r:.60}")
-        if tensors.setdefault(number, tensor) is not tensor:
-            raise ValueError(f"param_groups name parameter {number!r} in the place of two")
-        if numbers.setdefault(id(tensor), number) != number:
-            raise ValueError(f"param_groups name one parameter {numbers[id(tensor)]} and {number}")
-    stray = [number for number, entry in windows.items() if entry and number not in tensors]
-    if stray:
-        raise ValueError(f"there are snapshots of parameter {stray[0]!r}, which is in no group")
-
-
-def _has_torch_form(state_dict: dict[str, Any]) -> bool:
-    """Whether a state dict is as torch makes it; a wrapper of another package has its own form."""
-    return "state" in state_dict and "param_groups" in state_dict
-
-
-def _divided(state: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, dict[str, Any]]]:
-    """A saved state without the window, and the window's part of it."""
-    plain: dict[Any, Any] = {}
-    windows: dict[Any, dict[str, Any]] = {}
-    for index, entry in state.items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"the state of parameter {index} must be a dict: {entry!r:.60}")
-        mine = {name: entry[name] for name in entry if str(name).startswith(saved.PREFIX)}
-        windows[index] = mine
-        if not mine:
-            plain[index] = entry
-        elif len(mine) < len(entry):
-            plain[index] = {name: entry[name] for name in entry if name not in mine}
-    return plain, windows

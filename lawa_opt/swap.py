@@ -78,11 +78,6 @@ class Swap:
             # What is written from here on, until the next stamp, is written by us.
             self.versions = None
 
-    def note_inner(self, inner: Sequence[Swap]) -> None:
-        """Take over what swaps within this one have noted."""
-        changed = {id(swap.tensors[index]) for swap in inner for index in swap.changed}
-        self.changed |= {i for i, tensor in enumerate(self.tensors) if id(tensor) in changed}
-
     @property
     def changed_parameters(self) -> int:
         """How many parameters somebody else has written to, as far as noted."""
@@ -108,3 +103,33 @@ class Swap:
             return tensor
         now = self.buffers.places().get(place)
         return tensor if now is None or now.shape != tensor.shape else now
+
+
+class Swaps(list[Swap]):
+    """The swaps under way, those of inner blocks after those of outer ones."""
+
+    def enter(self, swap: Swap) -> None:
+        """Have a swap under way; the average is written after this."""
+        if self:
+            self[-1].note_changes()
+        self.append(swap)
+        forget_derived(swap.tensors)
+
+    def leave(self, swap: Swap, *, keep_changed: bool = False) -> None:
+        """End a swap and those within it, unless that was done; after an interrupt, once more.
+
+        Args:
+            swap: gives its live values back.
+            keep_changed: where others have written to parameters meanwhile, leave what they wrote.
+        """
+        depth = next((i for i, known in enumerate(self) if known is swap), None)
+        if depth is None:  # train() was called inside the block
+            return
+        self[-1].note_changes()
+        changed = {id(inner.tensors[i]) for inner in self[depth:] for i in inner.changed}
+        swap.changed = {i for i, tensor in enumerate(swap.tensors) if id(tensor) in changed}
+        forget_derived(swap.tensors)
+        swap.restore(keep_changed=keep_changed and swap.changed_parameters > 0)
+        if depth:
+            self[depth - 1].stamp()
+        del self[depth:]

@@ -93,15 +93,17 @@ def mutated(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         if whole and value.dtype == torch.float32 and not value.is_meta and draw(st.booleans()):
             parent[where[-1]] = change_tensor(value, draw(CHANGES))
         elif draw(st.booleans()):
-            parent[where[-1]] = draw(WEIRD)
+            parent[where[-1]] = copy.deepcopy(draw(WEIRD))
         else:
             del parent[where[-1]]
     return kind, state_dict
 
 
-# Saved without buffers it may be loaded, and what has no snapshot then is told of in readings.
-@pytest.mark.filterwarnings("ignore:LAWA. 3 of the tensors .* have no snapshot yet")
-@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+# What has no snapshot, as buffers that were not saved, is loaded so and told of in readings.
+@pytest.mark.filterwarnings("ignore:LAWA. . of the tensors .* have no snapshot yet")
+@settings(
+    deadline=None, max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 @given(mutated())
 def test_a_mutated_state_dict_is_refused_or_loaded_whole(case: tuple[str, dict[str, Any]]) -> None:
     kind, state_dict = case

@@ -1,8 +1,4 @@
-"""The window in an optimizer's state dict.
-
-Each parameter's entry carries its snapshots (`lawa_0`, the oldest held, and so on) and plain ints.
-torch.distributed.checkpoint keeps nothing else of an optimizer, so nothing else is relied on.
-"""
+"""Refusals of state dicts that do not fit: all of them before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from lawa_opt.distributed import local, part_of, split_dim
+from lawa_opt.distributed import local, split_dim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from lawa_opt.interval import Interval
-    from lawa_opt.window import Ring, Window
+    from lawa_opt.window import Window
 
 PREFIX = "lawa_"
 
@@ -29,64 +23,41 @@ PREFIX = "lawa_"
 MAX_STEP = 2**63 - 1
 
 
-def entries_of(window: Window, interval: Interval, *, averaged: bool) -> dict[int, dict[str, Any]]:
-    """For each tensor in the window, by its id, what a state dict says of it.
+def group_sizes(state_dict: dict[str, Any]) -> list[int]:
+    """Return how many parameters each group of a state dict has.
 
-    Args:
-        window: its snapshots are not copied.
-        interval: its position, and whether it is switched on.
-        averaged: whether averaged weights are in the model, and so in a checkpoint of it.
+    Raises:
+        ValueError: its groups are no groups.
     """
-    entries: dict[int, dict[str, Any]] = {}
-    for ring in window.rings:
-        ring.settle()
-        held = ring.order()
-        unused = [index for index in range(ring.k) if index not in held]
-        for place, tensor in enumerate(ring.tensors):
-            snapshots = {
-                f"{PREFIX}{i}": _as_sharded(ring.slots[index][place], tensor, ring.mesh)
-                for i, index in enumerate(held + unused)
-            }
-            entries[id(tensor)] = {
-                **snapshots,
-                f"{PREFIX}k": ring.k,
-                f"{PREFIX}held": ring.held,
-                # The mean adds up slot by slot, and so depends on them in its last bit.
-                f"{PREFIX}next": ring.next,
-                f"{PREFIX}step": interval.step,
-                f"{PREFIX}newest": interval.newest,
-                f"{PREFIX}enabled": int(interval.enabled),
-                f"{PREFIX}averaged": int(averaged),
-            }
-    return entries
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"its state must be a dict: {type(state).__name__}")
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
+        for group in groups
+    ):
+        raise ValueError("its param_groups must be a list of dicts, each with a list of params")
+    return [len(group["params"]) for group in groups]
 
 
-def _as_sharded(slot: Tensor, tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
-    """The slot as a DTensor where it is only a part, so that a checkpoint can be resharded."""
-    sharding = _sharding(tensor, mesh)
-    if sharding is None:
-        return slot
-    from torch.distributed.tensor import DTensor
+def check_numbering(pairs: Sequence[tuple[Any, Tensor]]) -> None:
+    """Refuse numbers of parameters that do not stand for one tensor each.
 
-    # torch cannot pickle a DTensor whose part is not at the start of its storage, as a slot is.
-    own = from_dlpack(slot)
-    return DTensor.from_local(
-        own, *sharding, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
-
-
-def _sharding(tensor: Tensor, mesh: DeviceMesh | None) -> tuple[DeviceMesh, tuple[Any, ...]] | None:
-    """Mesh and placements of the snapshots of a tensor, if they are in parts."""
-    if hasattr(tensor, "to_local"):
-        return tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    if mesh is None:
-        return None
-    from torch.distributed.tensor import Shard
-
-    return mesh, (Shard(split_dim(tensor)),)
+    Raises:
+        ValueError: naming the first.
+    """
+    tensors: dict[Any, Tensor] = {}
+    numbers: dict[int, Any] = {}
+    for number, tensor in pairs:
+        if isinstance(number, bool) or not isinstance(number, int | str):
+            raise ValueError(f"param_groups must name parameters by numbers: {number!r:.60}")
+        if tensors.setdefault(number, tensor) is not tensor:
+            raise ValueError(f"param_groups name parameter {number!r} in the place of two")
+        if numbers.setdefault(id(tensor), number) != number:
+            raise ValueError(f"param_groups name one parameter {numbers[id(tensor)]} and {number}")
 
 
-def check(entries: Sequence[tuple[str, Tensor, Any]], window: Window) -> None:
+def check_entries(entries: Sequence[tuple[str, Tensor, Any]], window: Window) -> None:
     """Refuse what does not fit these tensors or this window; whatever passes can be filled in.
 
     Args:
@@ -117,7 +88,7 @@ def _check_numbers(name: str, entry: Mapping[str, Any], k: int) -> None:
     held = entry.get(f"{PREFIX}held")
     if not _is_from(held, 0, k):
         raise ValueError(f"{name}: {PREFIX}held must be from 0 to {k}: {_shown(held)}")
-    following = _next(entry, k)
+    following = next_slot(entry, k)
     if not _is_from(following, 0, k - 1):
         raise ValueError(f"{name}: {PREFIX}next must be from 0 to {k - 1}: {_shown(following)}")
     for position in ("step", "newest"):
@@ -168,7 +139,7 @@ def _check_snapshots(name: str, tensor: Tensor, entry: Mapping[str, Any], window
             raise ValueError(
                 f"{name} is of {tensor.dtype} and its saved snapshot {part} of {snapshot.dtype}"
             )
-        _check_sharding(name, snapshot, _sharding(tensor, window.mesh_of(tensor)))
+        _check_sharding(name, snapshot, sharding_of(tensor, window.mesh_of(tensor)))
 
 
 def _check_agreement(entries: Sequence[tuple[str, Tensor, Mapping[str, Any]]]) -> None:
@@ -213,7 +184,7 @@ def _shown(value: object) -> str:
 def _check_sharding(
     name: str, snapshot: Tensor, own: tuple[DeviceMesh, tuple[Any, ...]] | None
 ) -> None:
-    theirs = _sharding(snapshot, None)
+    theirs = sharding_of(snapshot, None)
     if theirs is None:
         return
     # Meshes that are equal may still be of another rank, where one rank's file was read by all.
@@ -232,60 +203,19 @@ def _described(sharding: tuple[DeviceMesh, tuple[Any, ...]] | None) -> str:
     return f"the part {mesh.get_coordinate()} of snapshots split as {placements} over {mesh}"
 
 
-def _next(entry: Mapping[str, Any], k: int) -> Any:
-    """The slot that the next snapshot goes to."""
+def sharding_of(
+    tensor: Tensor, mesh: DeviceMesh | None
+) -> tuple[DeviceMesh, tuple[Any, ...]] | None:
+    """Return mesh and placements of the snapshots of a tensor, if they are in parts."""
+    if hasattr(tensor, "to_local"):
+        return tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    if mesh is None:
+        return None
+    from torch.distributed.tensor import Shard
+
+    return mesh, (Shard(split_dim(tensor)),)
+
+
+def next_slot(entry: Mapping[str, Any], k: int) -> Any:
+    """Return the slot that the next snapshot goes to."""
     return entry.get(f"{PREFIX}next", entry[f"{PREFIX}held"] % k)
-
-
-def filled(window: Window, saved: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> list[Ring]:
-    """Return rings with checked, saved snapshots, as the window would make them."""
-    made = window.like()
-    entries = {id(tensor): entry for tensor, entry in saved if entry}
-    alike: dict[tuple[int, int], list[Tensor]] = {}
-    for tensor, entry in saved:
-        if entry:
-            position = entry[f"{PREFIX}held"], _next(entry, made.k)
-            alike.setdefault(position, []).append(tensor)
-    for (held, following), tensors in alike.items():
-        for ring in made.allocate(tensors):
-            ring.held, ring.next = held, following
-            for i, slot in enumerate(ring.order()):
-                snapshots = [
-                    _own_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
-                ]
-                torch._foreach_copy_(ring.slots[slot], snapshots)
-    return made.rings
-
-
-def set_interval(interval: Interval, saved: Sequence[Mapping[str, Any]]) -> None:
-    """Set the position of an interval as checked entries say, from the beginning if none says.
-
-    What was saved without `lawa_enabled` leaves the interval switched on or off as it is.
-    """
-    entry = next((entry for entry in saved if entry), {})
-    interval.step = entry.get(f"{PREFIX}step", 0)
-    interval.newest = entry.get(f"{PREFIX}newest", 0)
-    interval.enabled = bool(entry.get(f"{PREFIX}enabled", interval.enabled))
-
-
-def local_copies(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of saved values in the places, dtypes and shards of the tensors they are of."""
-    copies = [torch.empty_like(local(tensor)) for tensor in tensors]
-    pairs = zip(values, tensors, strict=True)
-    torch._foreach_copy_(copies, [_own_value(value, tensor) for value, tensor in pairs])
-    return copies
-
-
-def _own_value(snapshot: Tensor, tensor: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
-    """The part of a saved snapshot, itself whole or this rank's part, that this rank holds."""
-    if hasattr(snapshot, "to_local"):
-        return local(snapshot)
-    if mesh is not None:
-        return part_of(snapshot, mesh.size(), mesh.get_local_rank())
-    if not hasattr(tensor, "to_local"):
-        return snapshot
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(tensor, DTensor)
-    whole = snapshot.to(tensor.device)
-    return distribute_tensor(whole, tensor.device_mesh, tensor.placements).to_local()
