@@ -20,7 +20,7 @@ from baselines.methods import find
 from baselines.training import training_step
 from baselines.workloads.contract import faults
 from baselines.workloads.workload import WorkloadError
-from timing.calibrate import CLOSURE_STEPS, WARM_UP_STEPS
+from timing.calibration import CLOSURE_STEPS, WARM_UP_STEPS
 from timing.flags import LEAST_PROCESSES
 
 if TYPE_CHECKING:

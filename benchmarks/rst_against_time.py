@@ -43,7 +43,7 @@ import baselines.reference
 import baselines.training
 from baselines.methods import Settings, find
 from baselines.training import _Follower
-from timing import Account, Budget, CalibrationError, calibrate_in_processes
+from timing import Account, Budget, CalibrationError, calibrate_in_processes, calibration
 from timing.pace import is_slowed, own_pace, pace_seconds
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
@@ -187,9 +187,8 @@ def calibratable(workload, folder):
             turns.hand_over(CALIBRATION)
         return pace_seconds()
 
-    # There it looks at the pace between passes, off the clock. As an attribute of the package, the
-    # module's name is that of its function.
-    import_module("timing.calibrate").pace_seconds = look
+    # There it looks at the pace between passes, off the clock.
+    calibration.pace_seconds = look
     return baselines.reference.calibratable(workload)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from importlib import import_module
 
 import pytest
 from test_profile import profile_of
@@ -19,7 +18,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paced(monkeypatch: pytest.MonkeyPatch, pace: Callable[[], float]) -> None:
-    monkeypatch.setattr(import_module("timing.calibrate"), "pace_seconds", pace)
+    monkeypatch.setattr("timing.calibration.pace_seconds", pace)
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:

@@ -1,6 +1,9 @@
 """Who may import whom: what keeps the three packages apart, and each vendor in one file."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +53,16 @@ def test_one_file_imports_a_vendor(vendor: str) -> None:
         if vendor in imported(path)
     }
     assert found == {ONE_FILE[vendor]}
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "baselines.workloads"])
+def test_no_public_name_hides_a_module(package: str) -> None:
+    """As an attribute of its package, such a module could no more be reached."""
+    module = importlib.import_module(package)
+    inside = {found.name for found in pkgutil.iter_modules(module.__path__)} - {"__main__"}
+    assert inside
+    hidden = {name for name in inside if not inspect.ismodule(getattr(module, name, module))}
+    assert not hidden
 
 
 def test_lawa_opt_needs_torch_alone() -> None:

@@ -6,7 +6,7 @@ RST, so that runs on any machines, however loaded, can be compared.
 
 from timing.account import Account
 from timing.budget import Budget, parse_seconds
-from timing.calibrate import Calibratable, Operation, calibrate
+from timing.calibration import Calibratable, Operation, calibrate
 from timing.flops import Flops, count_flops
 from timing.gpu import GpuMeter, GpuUse
 from timing.machine import Machine, this_machine

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from timing.calibrate import Calibratable, calibrate
+from timing.calibration import Calibratable, calibrate
 from timing.machine import Machine, this_machine
 from timing.profile import Calibration, Signature
 from timing.software import Software, this_software
