@@ -20,6 +20,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose processors never work."""
     times = psutil.cpu_times()
     monkeypatch.setattr(psutil, "cpu_times", lambda: times)
+    monkeypatch.setattr("timing.limits.cores", lambda: None)
 
 
 def watched(seconds: float = 0.0, **spreads: float) -> Noise:
@@ -54,6 +55,45 @@ def test_a_process_that_keeps_a_core_busy_is_noticed() -> None:
         noise.warn()
 
 
+BOUND = """
+import os, sys, time
+from timing.noise import NoiseWatch
+os.sched_setaffinity(0, {int(sys.argv[1])})
+with NoiseWatch() as watch:
+    time.sleep(2)
+print(watch.noise().model_dump_json())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
+def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
+    here, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        pytest.skip("there is one core only")
+    found = {}
+    for core in (here, others[0]):
+        busy = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass",
+            ]
+        )
+        try:
+            command = [sys.executable, "-c", BOUND, str(here)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        finally:
+            busy.kill()
+            busy.wait()
+        found[core] = Noise.model_validate_json(done.stdout)
+    shared, apart = found.values()
+    # Of the core that both are on, and that everything else on this machine may be on too.
+    assert shared.other_cores > 0.9
+    assert "cores busy: close them" in shared.reasons[0]
+    assert apart.cores_elsewhere > 0.9
+    assert apart.other_cores < shared.other_cores
+
+
 def test_a_core_that_the_host_gave_to_others_is_no_process_to_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -62,6 +102,7 @@ def test_a_core_that_the_host_gave_to_others_is_no_process_to_close(
         pytest.skip("only Linux tells of stolen time")
     reads = iter([begin, begin._replace(steal=begin.steal + 1.1, user=begin.user + 0.1)])
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
+    monkeypatch.setattr("timing.limits.cores", lambda: None)
     noise = watched(1.01)
     (reason,) = noise.reasons
     assert reason.startswith("the host of this virtual machine kept 1.2 of its cores from it")
@@ -71,6 +112,7 @@ def test_a_short_block_is_not_judged_by_the_load(monkeypatch: pytest.MonkeyPatch
     times = psutil.cpu_times()
     reads = iter([times, times._replace(user=times.user + 100)])
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
+    monkeypatch.setattr("timing.limits.cores", lambda: None)
     noise = watched()
     assert noise.other_cores > 1
     assert not any("cores busy" in reason for reason in noise.reasons)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import psutil
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from timing import limits
 from timing.nvml import Gpus, read_gpus
 
 
@@ -16,7 +16,8 @@ class Machine(BaseModel):
     """What the seconds of a profile are seconds of: hardware, software and threads.
 
     Two fingerprints of a machine are equal while nothing that changes its speed has changed; there
-    is no host name in it, so a profile can be published.
+    is no host name in it, so a profile can be published. Of a machine of which the process may use
+    a part, as in a container, cores and memory are those of the part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,7 +25,7 @@ class Machine(BaseModel):
     processor: str
     physical_cores: int | None
     logical_cores: int
-    memory_bytes: int
+    memory_bytes: int = Field(le=10**18)
     system: str
     python: str
     torch: str
@@ -43,9 +44,9 @@ def this_machine() -> Machine:
     """The fingerprint of the machine and process this is called in."""
     return Machine(
         processor=_processor(),
-        physical_cores=psutil.cpu_count(logical=False),
-        logical_cores=psutil.cpu_count() or 1,
-        memory_bytes=psutil.virtual_memory().total,
+        physical_cores=limits.physical_core_count(),
+        logical_cores=limits.core_count(),
+        memory_bytes=limits.memory_bytes(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,

@@ -48,7 +48,10 @@ class Noise(BaseModel):
 
     Attributes:
         window_seconds: how long it was watched.
-        other_cores: mean number of cores that other processes kept busy.
+        other_cores: mean number of cores that other processes kept busy, of those on which this
+            process may run.
+        cores_elsewhere: mean number of busy cores among the others. It is no reason to measure
+            again: on a shared machine there are always some.
         throttled_seconds: how long the GPU worst off was held back, by reason; several reasons
             may hold at once.
         gpu_processes: other processes seen on the visible GPUs at the begin or the end.
@@ -63,6 +66,7 @@ class Noise(BaseModel):
 
     window_seconds: Amount
     other_cores: Amount
+    cores_elsewhere: Amount = 0.0
     throttled_seconds: dict[str, Amount] | None
     gpu_processes: Annotated[int, Field(ge=0)] | None
     spread_ratio: Amount | None
@@ -177,6 +181,7 @@ class NoiseWatch:
         return Noise(
             window_seconds=window,
             other_cores=other_cores,
+            cores_elsewhere=self._stopwatch.cores_elsewhere,
             throttled_seconds=throttled if told_throttle else None,
             gpu_processes=len(processes) if told_processes else None,
             spread_ratio=ratio,

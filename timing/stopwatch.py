@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Self
+from typing import Any, Self
 
 import psutil
+
+from timing import limits
 
 
 class Stopwatch:
@@ -22,7 +24,10 @@ class Stopwatch:
             counts in hundredths of a second, so it says little of blocks under a second; some
             0.05 is a quiet machine. A process that this one starts, such as the worker of a data
             loader, is another process here; so is what a virtual machine's host gives to others.
+            Of a process that is bound to some cores, these alone are looked at.
         stolen_cores: of these, what the host of a virtual machine gave to others (Linux).
+        cores_elsewhere: mean number of cores that were busy among those on which this process may
+            not run.
 
     Args:
         but_children: whether the processes that this one had started before the first block are
@@ -34,8 +39,10 @@ class Stopwatch:
         self.cpu_seconds = 0.0
         self._busy_seconds = 0.0
         self._stolen_seconds = 0.0
+        self._elsewhere_seconds = 0.0
         self._but_children = but_children
         self._children: dict[psutil.Process, float] | None = None
+        self._cores: frozenset[int] | None = None
         self._started: tuple[float, ...] | None = None
 
     def start(self) -> Self:
@@ -45,6 +52,7 @@ class Stopwatch:
         if self._children is None:
             mine = psutil.Process().children(recursive=True) if self._but_children else []
             self._children = dict.fromkeys(mine, 0.0)
+        self._cores = limits.cores()
         self._started = self._clocks()
         return self
 
@@ -53,13 +61,14 @@ class Stopwatch:
         if self._started is None:
             raise RuntimeError("this stopwatch does not run: start() it first")
         now = self._clocks()
-        wall, cpu, busy, stolen = (
+        wall, cpu, busy, stolen, elsewhere = (
             end - begin for end, begin in zip(now, self._started, strict=True)
         )
         self.wall_seconds += wall
         self.cpu_seconds += cpu
         self._busy_seconds += busy
         self._stolen_seconds += stolen
+        self._elsewhere_seconds += elsewhere
         self._started = None
 
     def __enter__(self) -> Self:
@@ -80,14 +89,32 @@ class Stopwatch:
         """Cores that the host gave to others, see above; 0 before anything was measured."""
         return self._stolen_seconds / self.wall_seconds if self.wall_seconds else 0.0
 
+    @property
+    def cores_elsewhere(self) -> float:
+        """Cores busy where this process may not run, see above; 0 before anything was measured."""
+        return max(0.0, self._elsewhere_seconds) / (self.wall_seconds or 1.0)
+
     def _clocks(self) -> tuple[float, ...]:
-        """Wall time, processor time of this process, of all but the children left out, stolen."""
-        times = psutil.cpu_times()
-        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-        # Linux counts a guest's time in `user` and `nice` already.
-        busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        """Seconds: wall time, of this process, busy but for the children, stolen, elsewhere."""
+        busy = stolen = elsewhere = 0.0
+        for times, ours in self._processor_times():
+            if ours:
+                busy += _busy(times)
+                stolen += getattr(times, "steal", 0.0)
+            else:
+                elsewhere += _busy(times)
         busy -= self._children_seconds()
-        return time.perf_counter(), time.process_time(), busy, getattr(times, "steal", 0.0)
+        return time.perf_counter(), time.process_time(), busy, stolen, elsewhere
+
+    def _processor_times(self) -> list[tuple[Any, bool]]:
+        """What psutil says of the whole machine, or of each core, and whether it is ours."""
+        if self._cores is not None:
+            each = psutil.cpu_times(percpu=True)
+            numbers = limits.online_cores()
+            # One may be switched on or off at any moment.
+            if len(each) == len(numbers):
+                return [(times, n in self._cores) for times, n in zip(each, numbers, strict=True)]
+        return [(psutil.cpu_times(), True)]
 
     def _children_seconds(self) -> float:
         """Processor time of the children left out; of one that has ended, what it last had."""
@@ -97,3 +124,9 @@ class Stopwatch:
                 times = child.cpu_times()
                 children[child] = times.user + times.system
         return sum(children.values())
+
+
+def _busy(times: Any) -> float:
+    busy = float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+    # Linux counts a guest's time in `user` and `nice` already.
+    return busy - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
