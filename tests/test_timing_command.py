@@ -174,15 +174,16 @@ def test_a_calibration_that_fails_is_one_line_after_what_was_said(
     arguments = ("calibrate", "setup_of_sleeps.py:broken", "--out", "here.json")
     assert timing(monkeypatch, *arguments) == 1
     *said, last = capsys.readouterr().err.strip().splitlines()
-    assert said[0] == "this much is known"
+    assert said == ["this much is known"]
     assert last.startswith("error: a process that calibrates setup_of_sleeps.py:broken failed")
-    assert last.endswith("RuntimeError: there is no such data set")
+    assert last.endswith("setup_of_sleeps.py, line 25: RuntimeError: there is no such data set")
     assert not Path("here.json").exists()
 
 
 WRONG = {
     "--out here.json --argument batch": "--argument must be KEY=VALUE: 'batch'",
     "--out here.json --argument 1=2": "--argument must be KEY=VALUE: '1=2'",
+    "--out here.json --argument a=1 --argument a=2": "--argument names a key twice",
     "--out nowhere/here.json": "--out: nowhere/here.json cannot be written",
     "--out .": "--out: . cannot be written",
     "--out here.json --processes 4": "4 processes are too few",

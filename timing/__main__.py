@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from timing.commandline import CommandError, run
+from timing import commandline
+from timing.commandline import CommandError
 from timing.flags import LEAST_PROCESSES, ORDER_OF_MAGNITUDE, PRECISION
 from timing.gpu import probe_gpus
 from timing.machine import this_machine
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 app = typer.Typer(add_completion=False)
-console = Console()
+console = commandline.console()
 
 HOST_CLOCKS = {
     "steps": "time.perf_counter, and CUDA events where there is a GPU",
@@ -91,17 +91,19 @@ def calibrate(
     The function sets up model, optimizer and data, and returns a `timing.Calibratable`: the
     workload's signature and its operations.
     """
-    arguments = dict(map(_key_and_value, argument or []))
-    if not os.access(out.parent, os.W_OK) or out.is_dir():
+    pairs = list(map(_key_and_value, argument or []))
+    arguments = dict(pairs)
+    if len(arguments) < len(pairs):
+        raise typer.BadParameter("--argument names a key twice")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
         raise typer.BadParameter(f"--out: {out} cannot be written: no such folder, or no right to")
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console) as progress:
+        with commandline.progress_bar(console) as progress:
             task = progress.add_task("calibrating", total=1.0)
 
             def show_progress(done: float, happened: str) -> None:
                 progress.update(task, completed=done)
-                progress.console.print(happened, soft_wrap=True, markup=False, highlight=False)
+                progress.console.print(happened, soft_wrap=True)
 
             profile = calibrate_in_processes(
                 target,
@@ -114,13 +116,13 @@ def calibrate(
                 limit_seconds=limit,
                 on_progress=show_progress,
             )
-        profile.write(out)
     except CalibrationError as error:
-        if error.stderr:
-            Console(stderr=True).print(error.stderr, end="", markup=False, highlight=False)
+        print(error.stderr, end="", file=sys.stderr)
         raise CommandError(error) from error
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    try:
+        profile.write(out)
     except OSError as error:
         raise CommandError(f"{out}: {error.strerror}") from error
     _print_profile(out, profile)
@@ -195,11 +197,13 @@ def compare(
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key.isidentifier() or not equals:
-        raise typer.BadParameter(f"--argument must be KEY=VALUE: {text!r}")
+        raise typer.BadParameter(f"--argument must be KEY=VALUE: {text!r:.60}")
     try:
         return key, json.loads(value)
     except ValueError:
         return key, value
+    except RecursionError:
+        raise typer.BadParameter(f"--argument {key} is nested too deeply") from None
 
 
 def _read(path: Path) -> Profile:
@@ -234,8 +238,8 @@ def _print_profile(path: Path, profile: Profile) -> None:
         "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
         "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
         f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
-        f"kept up to {profile.other_cores:.2f} cores busy; the processor was slowed down from "
-        f"outside in up to {profile.slowed_share:.0%} of the passes",
+        f"kept up to {profile.other_cores:.2f} cores busy{_elsewhere(profile)}; the processor was "
+        f"slowed down from outside in up to {profile.slowed_share:.0%} of the passes",
         f"closure: {profile.closure:+.1%} (by process: {closures})",
         f"mixed loop: {loop} s charged (95% interval over processes)",
     ):
@@ -245,6 +249,12 @@ def _print_profile(path: Path, profile: Profile) -> None:
         rate = flops / profile.seconds["train_step"] / 1e9
         _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
     _print_flags(profile.flags(), "this profile")
+
+
+def _elsewhere(profile: Profile) -> str:
+    if profile.cores_elsewhere == 0:
+        return ""
+    return f" of those it could run on, and up to {profile.cores_elsewhere:.2f} others were busy"
 
 
 def _print_flags(flags: Iterable[str], of: str) -> None:
@@ -271,8 +281,8 @@ def _table(title: str, *heads: str) -> Table:
 
 
 def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    run(app)
+    commandline.run(app)

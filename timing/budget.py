@@ -52,6 +52,9 @@ class Budget:
         return account.femtoseconds + needed <= self.femtoseconds
 
 
+LONGEST_SECONDS = 1e12
+"""What `parse_seconds` takes: some 30,000 years, far from where numbers of steps overflow."""
+
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -59,9 +62,14 @@ def parse_seconds(text: str) -> float:
     """Seconds in "90", "90s", "1.5m", "6h" or "1d".
 
     Raises:
-        ValueError: it is none of these, or not positive and finite.
+        ValueError: it is none of these, below a femtosecond, or above `LONGEST_SECONDS`.
     """
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise ValueError(f"{text!r} is no length of time such as 90s, 1.5m or 6h")
-    return float(match[1]) * _UNITS[match[2]]
+        raise ValueError(f"{text!r:.60} is no length of time such as 90s, 1.5m or 6h")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not 1 / FEMTOSECONDS <= seconds <= LONGEST_SECONDS:
+        raise ValueError(
+            f"{text!r:.60} is no length of time from a femtosecond to {LONGEST_SECONDS:g} s"
+        )
+    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import os
 import sys
@@ -15,14 +16,16 @@ from pydantic import BaseModel, ConfigDict
 
 from timing.calibration import Calibratable, calibrate
 from timing.machine import Machine, this_machine
-from timing.profile import Calibration, Signature
+from timing.profile import Calibration, Signature, check_signature
 from timing.software import Software, this_software
+from timing.tracebacks import in_one_line, place_of, write_down
 
 
 class Order(BaseModel):
     """What a fresh process is to measure; `seconds` and `known_pace` go to `timing.calibrate`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Of arguments, since JSON as such has no infinity.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     target: str
     arguments: dict[str, Any]
@@ -43,6 +46,24 @@ class Result(BaseModel):
     calibration: Calibration
 
 
+def check_target(target: str) -> tuple[str, str]:
+    """The two parts of "MODULE:FUNCTION" or "FILE.py:FUNCTION"; runs nothing of what it names.
+
+    Raises:
+        ValueError: it is not of this form, or there is no such file or package.
+    """
+    place, _, name = target.rpartition(":")
+    is_module = all(part.isidentifier() for part in place.split("."))
+    if not name or not (place.endswith(".py") or is_module):
+        raise ValueError(f"{target!r} is neither MODULE:FUNCTION nor FILE.py:FUNCTION")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ValueError(f"there is no file {place}")
+    elif not importlib.util.find_spec(place.partition(".")[0]):
+        raise ValueError(f"there is no module {place}")
+    return place, name
+
+
 def load(target: str) -> Any:
     """The function that "MODULE:FUNCTION" or "FILE.py:FUNCTION" names.
 
@@ -51,13 +72,9 @@ def load(target: str) -> Any:
             name of a module in use.
         ImportError: there is no such module.
     """
-    place, _, name = target.rpartition(":")
-    if not place or not name:
-        raise ValueError(f"{target!r} is neither MODULE:FUNCTION nor FILE.py:FUNCTION")
+    place, name = check_target(target)
     if place.endswith(".py"):
         path = Path(place)
-        if not path.is_file():
-            raise ValueError(f"there is no file {place}")
         # As if the file were run: what lies beside it can be imported.
         sys.path.insert(0, str(path.resolve().parent))
         module = importlib.import_module(path.stem)
@@ -76,6 +93,7 @@ def measure(order: Order) -> Result:
     Raises:
         TypeError: the function takes other arguments, does not return a `Calibratable`, or its
             signature holds something else than text and numbers.
+        ValueError: a number in it is too large.
     """
     torch.set_num_threads(order.threads)
     calibratable = load(order.target)(**order.arguments)
@@ -89,6 +107,7 @@ def measure(order: Order) -> Result:
                 f"the workload of {order.target} has {key}={value!r}: a signature holds text and "
                 "numbers alone"
             )
+    check_signature(calibratable.workload)
     # One attempt: what does not close is for the parent to judge, beside the other processes.
     calibration = calibrate(
         calibratable.operations, order.seconds, math.inf, known_pace=order.known_pace
@@ -117,5 +136,15 @@ def main() -> None:
     """Read the order from the file named first, and write the result to the one named second."""
     end_with_the_starter()
     order_path, result_path = map(Path, sys.argv[1:])
-    order = Order.model_validate_json(order_path.read_text())
-    result_path.write_text(measure(order).model_dump_json())
+    order = Order.model_validate_json(order_path.read_bytes())
+    try:
+        result = measure(order)
+    # Whatever it is, the starter quotes its last line. What a target may get wrong has no traceback
+    # worth reading, nor has what a user's own file raises.
+    except BaseException as error:
+        said = in_one_line(error)
+        if not place_of(error) and not isinstance(error, ValueError | TypeError | ImportError):
+            said = f"{said}; {write_down(error)}"
+        print(said, file=sys.stderr)
+        sys.exit(1)
+    result_path.write_bytes(result.model_dump_json().encode())

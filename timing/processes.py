@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timing.flags import LEAST_PROCESSES, PRECISION
-from timing.fresh_process import Order, Result
+from timing.fresh_process import Order, Result, check_target
 from timing.profile import Profile
 from timing.uncertainty import rst_interval
 
@@ -21,12 +23,16 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 RETRIES = 3
 LIMIT_SECONDS = 3600.0
+# Above these nobody waits for an end, or torch ends the process.
+MOST_SECONDS = 1e9
+MOST_PROCESSES = 1000
+MOST_THREADS = 1024
 
 CHILD = "from timing.fresh_process import main; main()"
 
 
 class CalibrationError(RuntimeError):
-    """A calibration that gave no profile; `stderr` is what the process that failed said, if any."""
+    """A calibration that gave no profile; `stderr` is what the process that failed said before."""
 
     def __init__(self, message: str, stderr: str = "") -> None:
         super().__init__(message)
@@ -74,14 +80,16 @@ def calibrate_in_processes(
             forced.
     """
     _check_processes(processes, force)
-    for name, value in (
-        ("seconds", seconds),
-        ("precision", precision),
-        ("threads", threads),
-        ("limit_seconds", limit_seconds),
+    for name, value, most in (
+        ("seconds", seconds, MOST_SECONDS),
+        ("precision", precision, math.inf),
+        ("threads", threads, MOST_THREADS),
+        ("limit_seconds", limit_seconds, MOST_SECONDS),
     ):
         if not value > 0:
             raise ValueError(f"{name} must be above zero: {value}")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:g}: {value:g}")
     order = Order(
         target=target,
         arguments=dict(arguments or {}),
@@ -138,9 +146,12 @@ def _check_processes(processes: int, force: bool) -> None:
             f"{processes} processes are too few: the uncertainty lies between them, give "
             f"{LEAST_PROCESSES} or more (at least 2 if forced)"
         )
+    if processes > MOST_PROCESSES:
+        raise ValueError(f"processes must be at most {MOST_PROCESSES}: {processes}")
 
 
 def _run(order: Order, limit_seconds: float) -> Result:
+    check_target(order.target)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(order.threads),
@@ -149,7 +160,7 @@ def _run(order: Order, limit_seconds: float) -> Result:
     }
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         order_path, result_path = Path(folder, "order.json"), Path(folder, "result.json")
-        order_path.write_text(order.model_dump_json())
+        order_path.write_bytes(order.model_dump_json().encode())
         command = [sys.executable, "-c", CHILD, str(order_path), str(result_path)]
         # Nothing is written: it ends with this process, however that ends, and the child then too.
         reading, writing = os.pipe()
@@ -175,13 +186,19 @@ def _run(order: Order, limit_seconds: float) -> Result:
             os.close(reading)
             os.close(writing)
         if done.returncode != 0:
-            last = done.stderr.strip().rpartition("\n")[2] or "it said nothing"
+            before, _, last = done.stderr.rstrip().rpartition("\n")
             raise CalibrationError(
-                f"a process that calibrates {order.target} failed (exit code "
-                f"{done.returncode}): {last}",
-                done.stderr,
+                f"a process that calibrates {order.target} failed ({_ending(done.returncode)}): "
+                f"{last or 'it said nothing'}",
+                before and f"{before}\n",
             )
-        return Result.model_validate_json(result_path.read_text())
+        return Result.model_validate_json(result_path.read_bytes())
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exit code {status}"
+    return f"ended by {signal.Signals(-status).name}"
 
 
 def _check_alike(first: Result, later: Result) -> None:

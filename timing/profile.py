@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 import statistics
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from timing.account import FEMTOSECONDS
 from timing.flags import flags
 from timing.machine import Machine
 from timing.noise import Noise
@@ -24,9 +33,35 @@ if TYPE_CHECKING:
 # Above this, single timings are too far from what a real loop takes to be scaled to it.
 LARGEST_CLOSURE = 0.05
 
+# Beyond these no profile is of anything that ran, and sums and ratios leave what floats can hold.
+LEAST_SECONDS, MOST_SECONDS = 1 / FEMTOSECONDS, 1e9
+MOST_PASSES = 10**9
+LARGEST_COUNT = 10**15
+LARGEST_NUMBER = 1e30
+MOST_BYTES = 2**26
+
 FLOPS = "flops_per_step"
 
-Signature = dict[str, str | int | float]
+
+def check_signature(signature: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    """The signature as it is.
+
+    Raises:
+        ValueError: a number in it is not finite, or is larger than any that means something.
+    """
+    for key, value in signature.items():
+        if not isinstance(value, str) and not abs(value) <= LARGEST_NUMBER:
+            raise ValueError(f"{key} must be a number of up to {LARGEST_NUMBER:g} either way")
+    return dict(signature)
+
+
+def _that_an_account_can_count(seconds: float) -> float:
+    if seconds < LEAST_SECONDS:
+        raise ValueError(f"must be {LEAST_SECONDS:g} s or more, the least that an account counts")
+    return seconds
+
+
+Signature = Annotated[dict[str, str | int | float], AfterValidator(check_signature)]
 
 
 class ProfileError(ValueError):
@@ -42,9 +77,11 @@ class Cost(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    median_seconds: float = Field(gt=0)
-    spread_seconds: float = Field(ge=0)
-    samples: int = Field(ge=1)
+    median_seconds: Annotated[
+        float, Field(gt=0, le=MOST_SECONDS), AfterValidator(_that_an_account_can_count)
+    ]
+    spread_seconds: float = Field(ge=0, le=MOST_SECONDS)
+    samples: int = Field(ge=1, le=LARGEST_COUNT)
 
 
 class Calibration(BaseModel):
@@ -62,7 +99,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     costs: dict[str, Cost] = Field(min_length=1)
-    closure: float = Field(gt=-1)
+    closure: float = Field(gt=-1, le=LARGEST_NUMBER)
     noise: Noise
     pace_seconds: float | None = Field(default=None, ge=0)
 
@@ -122,9 +159,9 @@ class Profile(BaseModel):
     machine: Machine
     software: Software
     workload: Signature
-    every: dict[str, int]
+    every: dict[str, Annotated[int, Field(le=MOST_PASSES)]]
     costs: dict[str, Cost] = Field(min_length=1)
-    closure: float
+    closure: float = Field(gt=-1, le=LARGEST_NUMBER)
     process_count: int
     processes: tuple[Calibration, ...] = Field(min_length=1)
     discarded: int = Field(ge=0)
@@ -167,6 +204,11 @@ class Profile(BaseModel):
                 )
         if self.every.keys() != self.costs.keys() or min(self.every.values()) < 1:
             raise ValueError(f"every must give each operation a number from 1, not {self.every}")
+        if math.lcm(*self.every.values()) > MOST_PASSES:
+            raise ValueError(
+                f"every makes a loop of more than {MOST_PASSES:g} passes: {self.every}; give the "
+                "operations numbers with small common multiples"
+            )
         for name, cost in self.costs.items():
             borne_out = _together(name, self.processes)
             for field, value in borne_out.model_dump().items():
@@ -184,6 +226,11 @@ class Profile(BaseModel):
     def other_cores(self) -> float:
         """Cores that other processes kept busy, in the worst of the processes."""
         return max(process.noise.other_cores for process in self.processes)
+
+    @property
+    def cores_elsewhere(self) -> float:
+        """Busy cores on which the processes could not run, in the worst of the processes."""
+        return max(process.noise.cores_elsewhere for process in self.processes)
 
     @property
     def slowed_share(self) -> float:
@@ -235,7 +282,7 @@ class Profile(BaseModel):
         """Write the document as JSON, whole or not at all."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("w") as file:
+            with temporary.open("w", encoding="utf-8") as file:
                 file.write(self.model_dump_json(indent=2) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -252,11 +299,18 @@ class Profile(BaseModel):
                 is not a positive, finite number, or does not add up.
         """
         try:
-            document = json.loads(path.read_text())
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise ProfileError(f"{path}: {error.strerror}") from error
+        if len(content) > MOST_BYTES:
+            raise ProfileError(f"{path} is longer than any profile, {MOST_BYTES} bytes")
+        try:
+            document = json.loads(content)
         except ValueError as error:
             raise ProfileError(f"{path} is not JSON: {error}") from error
+        except RecursionError:
+            raise ProfileError(f"{path} is no profile: it is nested too deeply") from None
         version = document.get("version") if isinstance(document, dict) else None
         if version == 1:
             raise ProfileError(
@@ -265,21 +319,23 @@ class Profile(BaseModel):
             )
         if version != 2:
             raise ProfileError(
-                f"{path} is no reference profile of version 2 (version: {version!r}): was "
+                f"{path} is no reference profile of version 2 (version: {_shown(version)}): was "
                 "it written by a newer lawa-opt?"
             )
         try:
             return cls.model_validate(document)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            if not where:
-                raise ProfileError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from (
-                    error
-                )
-            raise ProfileError(
-                f"{path}: {where}: {first['msg']} (found {first['input']!r:.60})"
-            ) from error
+            said = first["msg"].removeprefix("Value error, ")
+            if not (where := ".".join(str(part) for part in first["loc"])):
+                raise ProfileError(f"{path}: {said}") from error
+            found = _shown(first["input"])
+            raise ProfileError(f"{path}: {where}: {said} (found {found})") from error
+
+
+def _shown(value: object) -> str:
+    """A value of a document, cut short: it may be of any size and depth."""
+    return f"{reprlib.repr(value):.60}"
 
 
 def _together(operation: str, processes: Sequence[Calibration]) -> Cost:

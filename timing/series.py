@@ -84,5 +84,7 @@ def _out_of_line(costs: dict[float, float]) -> list[str]:
 
 
 def _interpolated(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:
-    share = math.log(x / low[0]) / math.log(high[0] / low[0])
+    begin, end = math.log(low[0]), math.log(high[0])
+    # The logarithms of values that hardly differ may be equal.
+    share = (math.log(x) - begin) / (end - begin) if end > begin else 0.5
     return math.exp((1 - share) * math.log(low[1]) + share * math.log(high[1]))

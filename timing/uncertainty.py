@@ -164,11 +164,12 @@ def _quantile(degrees: float, confidence: float) -> float:
 def _of_logs(
     mean: float, half: float, confidence: float, processes: int, closure: float | None
 ) -> Interval:
-    return Interval(
-        math.exp(mean),
-        math.exp(mean - half),
-        math.exp(mean + half),
-        confidence,
-        processes,
-        closure,
-    )
+    low, estimate, high = (_exp(mean + shift) for shift in (-half, 0.0, half))
+    return Interval(estimate, low, high, confidence, processes, closure)
+
+
+def _exp(log: float) -> float:
+    try:
+        return math.exp(log)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,106 @@
+"""What an exception says in one line, and in whose code it was raised."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+
+LONGEST_MESSAGE = 2000
+
+_ROOT = Path(__file__).resolve().parent.parent
+_NOT_A_USERS = (
+    *(f"{_ROOT / package}{os.sep}" for package in ("lawa_opt", "timing", "baselines")),
+    sysconfig.get_path("stdlib") + os.sep,
+    # Code that was made at run time.
+    "<",
+)
+_LIBRARIES = {"site-packages", "dist-packages"}
+
+
+def message_of(error: BaseException) -> str:
+    """The exception's message in one line, cut where it is very long."""
+    try:
+        said = " ".join(str(error).split())
+    # A class of a user's own may fail at this too.
+    except Exception:
+        return "(its message cannot be read)"
+    return said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}…"
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of a user's own code that the exception passed, as "FILE, line 3".
+
+    A user's own is what is neither part of this project nor of Python nor installed as a library.
+    Empty if there is no such line.
+    """
+    # Of code that cannot be compiled no line is run.
+    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+        where = "" if error.lineno is None else f", line {error.lineno}"
+        return _shown(error.filename) + where
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if _is_users(frame.f_code.co_filename):
+            return f"{_shown(frame.f_code.co_filename)}, line {line}"
+    return ""
+
+
+def in_one_line(error: BaseException, place: str = "") -> str:
+    """The exception in one line: where in a user's own code, of which kind, and its message.
+
+    Args:
+        error: that was caught.
+        place: what is named where no line of a user's own code is.
+    """
+    place = place_of(error) or place
+    if isinstance(error, SystemExit):
+        said = "it ends the process (sys.exit): raise an error that says why instead"
+    elif isinstance(error, SyntaxError):
+        said = error.msg
+    else:
+        said = ": ".join(filter(None, (type(error).__name__, message_of(error))))
+    return f"{place}: {said}" if place else said
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is too little memory: Python's, or torch's on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate" in message_of(error)
+
+
+def write_down(error: BaseException) -> str:
+    """Write the traceback to a temporary file that others cannot read, and say where it is."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",
+            prefix="lawa-opt-",
+            suffix=".txt",
+            delete=False,
+        ) as file:
+            file.write(text)
+    except OSError as failed:
+        return f"its traceback could not be written: {failed.strerror}"
+    return f"its traceback is in {file.name}"
+
+
+def _is_users(name: str) -> bool:
+    if name.startswith(_NOT_A_USERS):
+        return False
+    path = os.path.realpath(name)
+    return not path.startswith(_NOT_A_USERS) and _LIBRARIES.isdisjoint(Path(path).parts)
+
+
+def _shown(name: str) -> str:
+    """A path as short as it can be named from here."""
+    try:
+        return str(Path(name).relative_to(Path.cwd()))
+    # It lies elsewhere, or the working folder is gone.
+    except (ValueError, OSError):
+        return name
