@@ -138,6 +138,8 @@ def test_no_scheduler_of_torch_is_left_out() -> None:
     assert found <= set(SCHEDULERS)
 
 
+# torch 2.6 calls its own SequentialLR's part in the old way.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_drives_the_wrapped_optimizer(name: str) -> None:
     rates, models = [], [small_model(), small_model()]
@@ -394,6 +396,8 @@ def test_its_text_names_the_class_it_is_of() -> None:
     assert repr(Mine(torch.optim.SGD(small_model().parameters()))).startswith("Mine(k=5")
 
 
+# torch 2.11 says so of every profile.
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 def test_the_profiler_sees_one_step() -> None:
     model = small_model()
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.01))
@@ -566,7 +570,7 @@ def compiled_step(model: nn.Module, opt: Optimizer, backend: str) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiling_the_training_step_adds_three_frames_that_are_never_compiled_again() -> None:
+def test_compiling_the_training_step_adds_few_frames_that_are_never_compiled_again() -> None:
     models, frames = [small_model(), small_model()], []
     bases = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in models]
     opt = LAWA(bases[1], k=3, every=2)
@@ -576,12 +580,19 @@ def test_compiling_the_training_step_adds_three_frames_that_are_never_compiled_a
             for _ in range(steps):
                 step(torch.ones(3, 4))
             frames.append(torch._dynamo.utils.counters["frames"]["ok"])
-    assert frames == [frames[0], frames[0], frames[0] + 3, frames[0] + 3]
+    plain, plain_later, ours, ours_later = frames
+    assert (plain, ours) == (plain_later, ours_later)
+    # Three in torch 2.13, none in 2.6; 2.11 compiles some of torch's own once in a process.
+    assert ours <= plain + 3
     assert (opt.interval.step, opt.held) == (23, 3)
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    # Of inductor in torch 2.6, on settings of its own.
+    "ignore:Skipping serialization of:UserWarning",
+)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: no g++")
 def test_a_training_step_compiled_to_machine_code() -> None:
     plain, wrapped = nn.Linear(4, 1), nn.Linear(4, 1)

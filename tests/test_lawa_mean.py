@@ -272,6 +272,8 @@ def test_float32_snapshots_never_go_where_a_setting_narrows_products(setting: st
     def products(work: str) -> int:
         code = READING_UNDER_A_SETTING.format(setting=setting, work=work)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if "has no attribute 'matmul'" in done.stderr:
+            pytest.skip("this torch has no such setting")
         assert done.returncode == 0, done.stderr
         return done.stdout.count("primitive,exec,cpu,matmul")
 
