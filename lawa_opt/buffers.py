@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class Buffers:
@@ -15,6 +16,9 @@ class Buffers:
 
     `module.to()` puts new tensors in the place of a module's buffers, and so may a forward pass:
     a tensor that was given once is then no longer the module's.
+
+    Of modules, the buffers that are saved (`persistent=True`) are taken. Those that a snapshot
+    cannot be written back to (sparse ones, expanded ones) are constants, and left alone.
 
     Args:
         given: a module, modules, or tensors.
@@ -49,7 +53,7 @@ class Buffers:
         return {
             (number, name): buffer
             for number, module in enumerate(self.modules)
-            for name, buffer in module.named_buffers()
+            for name, buffer in saved_buffers(module)
         }
 
     def replaced(self) -> dict[int, Tensor]:
@@ -62,3 +66,21 @@ class Buffers:
             for place, buffer in self._known.items()
             if place in before and before[place] is not buffer
         }
+
+
+def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of each buffer that is saved and can be written to, once each."""
+    seen: set[int] = set()
+    for prefix, inner in module.named_modules():
+        for name, buffer in inner._buffers.items():
+            if buffer is None or id(buffer) in seen or name in inner._non_persistent_buffers_set:
+                continue
+            if buffer.layout == torch.strided and not _is_expanded(buffer):
+                seen.add(id(buffer))
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Return whether several elements of a tensor lie in one place."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in pairs)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lawa_opt.buffers import saved_buffers
+from lawa_opt.messages import few, warn
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from lawa_opt.buffers import Buffers
 
@@ -18,9 +20,16 @@ if TYPE_CHECKING:
 # load them.
 WRITES_WITHOUT_TRAINING = 20
 
+MASTERS = (
+    "Where the optimizer has copies (float32 master weights), average by a LAWA over an optimizer "
+    "of the model's own parameters that is never stepped: "
+    'LAWA(SGD(model.parameters()), every="manual") and collect()'
+)
+NOT_THE_MODELS = f"the optimizer has no parameter of this model: is it the one trained? {MASTERS}"
+
 
 def refuse_unaveraged_parameters(
-    model: nn.Module, held: Collection[int], own: Sequence[Optimizer], steps: int
+    model: nn.Module, held: Collection[int], own: Sequence[Optimizer]
 ) -> None:
     """Refuse a model that has parameters that are trained but not averaged.
 
@@ -29,8 +38,7 @@ def refuse_unaveraged_parameters(
     Args:
         model: whose average is asked for.
         held: ids of the tensors that have snapshots.
-        own: the LAWAs that are asked, whose wrapped optimizers' parameters are collected.
-        steps: of training so far.
+        own: the LAWAs that are asked.
 
     Raises:
         ValueError: naming the parameters, and what trains them.
@@ -38,7 +46,7 @@ def refuse_unaveraged_parameters(
     missing = {
         name: parameter for name, parameter in model.named_parameters() if id(parameter) not in held
     }
-    waiting = _names(missing, own)
+    waiting = _trained_by(missing, own)
     if waiting:
         raise ValueError(
             f"{few(waiting)} came into the optimizer after the latest snapshot and would be live "
@@ -47,93 +55,147 @@ def refuse_unaveraged_parameters(
     missing = {name: parameter for name, parameter in missing.items() if parameter.requires_grad}
     if not missing:
         return
-    owned = set(map(id, model.parameters()))
-    orphans = {
-        parameter.shape
-        for lawa in own
-        for group in lawa.param_groups
-        for parameter in group["params"]
-        if id(parameter) not in owned
-    }
-    replaced = [name for name, parameter in missing.items() if parameter.shape in orphans]
-    if replaced:
+    _refuse_replaced_parameters(model, missing, own)
+    for other, trained in _trained_by_others(missing, own):
+        remedy = "pass others=[its LAWA]"
+        if not hasattr(other, "window"):
+            remedy = "wrap it in a LAWA too, and pass others=[that LAWA]"
         raise ValueError(
-            f"{few(replaced)} of this model are other tensors than the optimizer has, as after "
-            "load_state_dict(assign=True): build the optimizer and LAWA over the parameters that "
-            "the model has now"
+            f"{few(trained)} would be live beside averaged weights, for {_kind(other)} trains "
+            f"them: {remedy}. If they are not trained any more, delete that optimizer, or freeze "
+            "them by requires_grad_(False)"
         )
-    bases = [lawa.base for lawa in own if hasattr(lawa, "base")]
-    for other in _optimizers():
-        if any(other is known for known in (*own, *bases)):
-            continue
-        trained = _names(missing, [other])
-        if trained:
-            kind = type(getattr(other, "base", other)).__name__
-            remedy = "pass others=[its LAWA]"
-            if not hasattr(other, "window"):
-                remedy = "wrap it in a LAWA too, and pass others=[that LAWA]"
-            raise ValueError(
-                f"{few(trained)} would be live beside averaged weights, for {kind} trains them: "
-                f"{remedy}; or freeze them by requires_grad_(False) if they are not trained any "
-                "more"
-            )
-    written = [
-        name
-        for name, parameter in missing.items()
-        if not parameter.is_inference() and parameter._version > max(WRITES_WITHOUT_TRAINING, steps)
-    ]
+    written = [name for name, p in missing.items() if _writes(p) > _writes_in_training(own)]
     if written:
-        warnings.warn(
+        warn(
             f"{few(written)} are live beside averaged weights: they are in no window, although "
-            f"written to in mid-training (such as copies of float32 master weights are). Average "
-            "them by a LAWA over an optimizer of the model's own parameters, or freeze them by "
-            "requires_grad_(False) if they are not trained",
-            stacklevel=3,
+            f"written to in mid-training, as copies of float32 master weights are. {MASTERS}. If "
+            "they are not trained, freeze them by requires_grad_(False)"
         )
 
 
-def _names(parameters: dict[str, Any], optimizers: Iterable[Optimizer]) -> list[str]:
-    """Return the names of those that these optimizers train."""
-    trained = {
-        id(parameter)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+def warn_of_bare_optimizers(
+    modules: Sequence[nn.Module], held: Collection[int], own: Optimizer
+) -> None:
+    """Warn of parameters of the modules that are trained by an optimizer without a LAWA."""
+    missing = {
+        name: parameter
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in held and parameter.requires_grad
     }
-    return [name for name, parameter in parameters.items() if id(parameter) in trained]
+    for other, trained in _trained_by_others(missing, [own]) if missing else ():
+        if not hasattr(other, "window"):
+            warn(
+                f"{few(trained)} stay live beside averaged weights, for {_kind(other)} trains "
+                "them and is in no LAWA: wrap it in one too, and enter both"
+            )
+
+
+def _refuse_replaced_parameters(
+    model: nn.Module, missing: Mapping[str, Tensor], own: Sequence[Optimizer]
+) -> None:
+    """Refuse a model that has other parameters now than those of its optimizer."""
+    owned = set(map(id, model.parameters()))
+    orphans = [p for p in _parameters(own) if id(p) not in owned]
+    # A criterion's parameters are not the model's either; these are the very same, one by one.
+    if [p.shape for p in orphans] != [p.shape for p in missing.values()]:
+        return
+    if [p.dtype for p in orphans] != [p.dtype for p in missing.values()]:
+        raise ValueError(
+            f"{few(list(missing))} would be live beside averaged weights, for the optimizer has "
+            f"copies of them in another type. {MASTERS}"
+        )
+    raise ValueError(
+        f"{few(list(missing))} of this model are other tensors than the optimizer has, as after "
+        "load_state_dict(assign=True): build the optimizer and LAWA over the parameters that the "
+        "model has now"
+    )
+
+
+def _trained_by_others(
+    missing: Mapping[str, Tensor], own: Sequence[Optimizer]
+) -> list[tuple[Optimizer, list[str]]]:
+    """Return further optimizers of this process, and what each trains of the missing."""
+    known = [*own, *(lawa.base for lawa in own if hasattr(lawa, "base"))]
+    others = [o for o in _optimizers() if not any(o is mine for mine in known)]
+    named = [(other, _trained_by(missing, [other])) for other in others]
+    return [(other, names) for other, names in named if names]
 
 
 def _optimizers() -> list[Optimizer]:
-    """Return all optimizers of this process, outer ones first: torch has no register of them."""
+    """Return all optimizers of this process, LAWAs first: torch has no register of them."""
     found = [
         item
         for item in gc.get_objects()
         # Not isinstance, which asks proxies that imitate a class, and may wake them up.
         if issubclass(type(item), Optimizer) and hasattr(item, "param_groups")
     ]
-    return sorted(found, key=lambda item: not hasattr(item, "window"))
+    lawas = [item for item in found if hasattr(item, "window")]
+    wrapped = [getattr(lawa, "base", None) for lawa in lawas]
+    return lawas + [
+        item
+        for item in found
+        if not hasattr(item, "window") and not any(item is base for base in wrapped)
+    ]
 
 
-def unaveraged_statistics(model: nn.Module, held: Collection[int], steps: int) -> list[str]:
-    """Return the names of running statistics of a model that are in no window."""
-    # The base class of BatchNorm and InstanceNorm.
+def _parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    return [p for o in optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _trained_by(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> list[str]:
+    """Return the names of those that these optimizers train."""
+    trained = set(map(id, _parameters(optimizers)))
+    return [name for name, parameter in parameters.items() if id(parameter) in trained]
+
+
+def _kind(optimizer: Optimizer) -> str:
+    return type(getattr(optimizer, "base", optimizer)).__name__
+
+
+def _writes(tensor: Tensor) -> int:
+    """Return how often a tensor was written to in place, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _writes_in_training(own: Sequence[Optimizer]) -> int:
+    """Return how many writes to a tensor can hardly be but by training."""
+    # Some optimizers write several times a step, and readings write too.
+    return max(WRITES_WITHOUT_TRAINING, min((_writes(p) for p in _parameters(own)), default=0) // 4)
+
+
+def unaveraged_statistics(
+    model: nn.Module, held: Collection[int], own: Sequence[Optimizer]
+) -> list[str]:
+    """Return the names of statistics of a model that training changes and no window has."""
+    # The base class of BatchNorm and InstanceNorm, whose statistics torch writes uncounted.
     norm: type[nn.Module] = nn.modules.batchnorm._NormBase
-    kept = {
-        f"{prefix}.{name}" if prefix else name
+    counters = {
+        f"{prefix}.{name}" if prefix else name: module.num_batches_tracked
         for prefix, module in model.named_modules()
-        if isinstance(module, norm)
+        if isinstance(module, norm) and isinstance(module.num_batches_tracked, Tensor)
         for name, _ in module.named_buffers(recurse=False)
     }
+    # Some modules put a new tensor in the place of theirs each time, which torch does not count.
+    running = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if not isinstance(module, norm) and not type(module).__name__.startswith("Frozen")
+        for name, _ in module.named_buffers(recurse=False)
+        if name.startswith("running")
+    }
+    many = _writes_in_training(own)
     return [
         name
-        for name, buffer in model.named_buffers()
+        for name, buffer in saved_buffers(model)
         if id(buffer) not in held
         and buffer.is_floating_point()
-        and not buffer.is_inference()
+        # Making and loading it are three writes at the most.
         and (
-            name in kept
-            or "running" in name
-            or buffer._version > max(WRITES_WITHOUT_TRAINING, steps)
+            _writes(counters[name]) > 3
+            if name in counters
+            else name in running or _writes(buffer) > many
         )
     ]
 
@@ -145,14 +207,17 @@ def refuse_replaced_buffers(model: nn.Module, buffers: Buffers) -> None:
         ValueError: naming them.
     """
     owned = {id(buffer) for buffer in model.buffers()}
-    orphans = [tensor for tensor in buffers.tensors if id(tensor) not in owned]
+    orphans = [tensor.shape for tensor in buffers.tensors if id(tensor) not in owned]
     given = {id(tensor) for tensor in buffers.now()}
-    names = [
-        name
-        for name, buffer in model.named_buffers()
-        if id(buffer) not in given and any(buffer.shape == orphan.shape for orphan in orphans)
-    ]
-    if orphans and names:
+    left = [(name, b.shape) for name, b in model.named_buffers() if id(b) not in given]
+    names = []
+    for shape in orphans:  # each in its turn among those that are left
+        while left and left[0][1] != shape:
+            left.pop(0)
+        if not left:
+            return
+        names.append(left.pop(0)[0])
+    if names:
         raise ValueError(
             f"{few(names)} of this model are other tensors than the buffers given, as after "
             "model.to(): give LAWA the model itself, buffers=model"
@@ -160,25 +225,13 @@ def refuse_replaced_buffers(model: nn.Module, buffers: Buffers) -> None:
 
 
 def refuse_masters(modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> None:
-    """Refuse an optimizer that has none of the parameters of the modules given as `buffers`.
+    """Refuse an optimizer that has copies of the parameters of the modules given as `buffers`.
 
     Raises:
-        ValueError: it has copies of them, then, or is of another model.
+        ValueError: none of its parameters is of the modules, and they have as many elements.
     """
-    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    own = {id(parameter) for parameter in parameters}
-    if trained and not any(id(parameter) in own for parameter in trained):
+    trained = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
+    own = {id(parameter): parameter for parameter in parameters}
+    elements = [sum(p.numel() for p in some.values()) for some in (trained, own)]
+    if trained and not trained.keys() & own.keys() and elements[0] == elements[1]:
         raise ValueError(NOT_THE_MODELS)
-
-
-NOT_THE_MODELS = (
-    "the optimizer has no parameter of this model: is it the one trained? Where the optimizer has "
-    "copies (float32 master weights), average by a LAWA over an optimizer of the model's own "
-    'parameters that is never stepped: LAWA(SGD(model.parameters()), every="manual") and collect()'
-)
-
-
-def few(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
 from lawa_opt.distributed import local
+from lawa_opt.interrupts import HeldSignals
 from lawa_opt.interval import Every, Interval
+from lawa_opt.messages import few, warn
 from lawa_opt.state_check import check_entries
 from lawa_opt.state_dict import (
     attach,
@@ -42,7 +44,7 @@ from lawa_opt.swap import Swap, Swaps, forget_derived
 from lawa_opt.window import Ring, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -94,9 +96,9 @@ class LAWA(Optimizer):
             collects once an epoch, which is "manual" and `collect()`.
         span: the share of the training so far that an "auto" window reaches back.
         start: the first step that may be collected.
-        buffers: the model, or modules, whose buffers are treated like parameters: floating-point
-            ones are averaged, of others the latest is taken. They are looked up by name at each
-            use. Tensors may be given too, but `model.to()` puts others in their place.
+        buffers: the model, or modules, whose saved buffers are treated like parameters:
+            floating-point ones are averaged, of others the latest is taken. They are looked up by
+            name at each use. Tensors may be given too, but `model.to()` puts others in their place.
         dtype: type of the snapshots, by default each parameter's; complex ones keep their own. A
             bfloat16 window of float32 parameters halves the memory and rounds each snapshot to 8
             bits: an error of at most 2**-8 times the mean of |theta_i|, in each element.
@@ -108,8 +110,8 @@ class LAWA(Optimizer):
             call; collecting never is. Buffers, which differ between ranks, and DTensors (FSDP2),
             which are split already, stay as they are.
 
-    One thread at a time may step, collect, and enter or leave averaged weights: the model is
-    shared. `averaged_state_dict` only reads, and may be called beside a training step.
+    All of it is for one thread at a time, readings too: a mean that is taken in a thread beside
+    training may be of two steps.
 
     In many processes all ranks must enter and leave averaged weights together. With parameters or
     a window in parts, `state_dict()` is for torch.distributed.checkpoint, on any number of ranks:
@@ -150,12 +152,9 @@ class LAWA(Optimizer):
                 "buffers": Buffers(buffers),
                 "swaps": Swaps(),
                 "said": set(),
-                "made_for": [],
             }
         )
         coverage.refuse_masters(self.buffers.modules, self._parameters())
-        if self.buffers.tensors:
-            self.made_for.append(_kind(self._parameters()))
 
     # Proxies of frameworks copy __dict__ and must still see later changes, so none of these names
     # is ever bound again: what changes, changes inside the objects.
@@ -164,8 +163,12 @@ class LAWA(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # Of a version of the weights that a copy counts anew.
-        self.__dict__["stepped"] = []
+        # Of tensors of this process: a copy counts their versions anew.
+        self.__dict__["version_after_step"] = []
+        self.__dict__["kinds_with_buffers"] = []
+        if self.buffers.tensors:
+            kinds = [(weakref.ref(p), p.dtype, p.device) for p in self._parameters()]
+            self.kinds_with_buffers[:] = kinds
         for name in _HOOKS:
             self.__dict__[name] = OrderedDict()
 
@@ -175,8 +178,8 @@ class LAWA(Optimizer):
     buffers: Buffers
     swaps: Swaps
     said: set[str]
-    made_for: list[Any]
-    stepped: list[int]
+    kinds_with_buffers: list[tuple[weakref.ref[Tensor], torch.dtype, torch.device]]
+    version_after_step: list[int]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -260,7 +263,8 @@ class LAWA(Optimizer):
             self.collect()
         # As `_stamp`, written out: torch.compile would make a frame of a call.
         first = self.base.param_groups[0]["params"]
-        self.stepped[:] = (first[0]._version,) if first else ()
+        counted = first and not first[0].is_inference()
+        self.version_after_step[:] = (first[0]._version,) if counted else ()
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, (self, *args), kwargs)
         if not theirs:
@@ -277,7 +281,8 @@ class LAWA(Optimizer):
         A load of the model writes to all parameters, so that the first one tells.
         """
         first = self.base.param_groups[0]["params"]
-        self.stepped[:] = (first[0]._version,) if first else ()
+        counted = first and not first[0].is_inference()
+        self.version_after_step[:] = (first[0]._version,) if counted else ()
 
     def _only_makes_state(self, kwargs: dict[str, Any]) -> bool:
         """Whether this is torch.distributed.checkpoint's way of making an optimizer's state.
@@ -309,12 +314,14 @@ class LAWA(Optimizer):
         parameters = self._parameters()
         if not self.buffers:
             return parameters
-        if self.made_for and self.made_for[0] != _kind(parameters):
-            raise RuntimeError(
-                f"the parameters are {_shown(_kind(parameters))} and were "
-                f"{_shown(self.made_for[0])} when the buffers were given: model.to() has put other "
-                "tensors in the place of these. Give LAWA the model itself, buffers=model"
-            )
+        for known, dtype, device in self.kinds_with_buffers:
+            parameter = known()
+            if parameter is not None and (parameter.dtype, parameter.device) != (dtype, device):
+                raise RuntimeError(
+                    f"a parameter is {parameter.dtype} on {parameter.device} and was {dtype} on "
+                    f"{device} when the buffers were given: model.to() has put other tensors in "
+                    "the place of these. Give LAWA the model itself, buffers=model"
+                )
         self.window.rebind(self.buffers.replaced())
         return parameters + self.buffers.now()
 
@@ -350,20 +357,33 @@ class LAWA(Optimizer):
         if latest is not None and not (whole and 1 <= latest <= held):
             raise ValueError(f"latest must be from 1 to the {held} snapshots held: {latest!r}")
         tensors = self._tensors()
-        rings = self.window.readable(tensors)
-        missing = len({id(t) for t in tensors}) - sum(len(ring.tensors) for ring in rings)
-        if missing:
-            self._say(
-                f"{missing} of the tensors that are trained have no snapshot yet and stay live: "
-                "they came after the latest one, or a checkpoint was loaded that has none of them"
-            )
+        # A cache that has grown since is no statistic: it stays as it is.
+        grown = self.window.reshaped(self.buffers.now()) if self.buffers else set()
+        rings = self.window.readable([t for t in tensors if id(t) not in grown])
+        complete = sum(len(ring.tensors) for ring in rings) == len(tensors)
+        if not complete or (self.buffers.modules and "coverage" not in self.said):
+            self._say_what_stays_live(rings, grown)
         return rings
+
+    def _say_what_stays_live(self, rings: list[Ring], grown: set[int]) -> None:
+        """Warn of what is trained and has no snapshot, as far as that can be seen from here."""
+        averaged = {id(tensor) for ring in rings for tensor in ring.tensors}
+        for kind, tensors in (("parameters", self._parameters()), ("buffers", self.buffers.now())):
+            missing = len({id(t) for t in tensors} - averaged - grown)
+            if missing:
+                self._say(
+                    f"{missing} of the {kind} have no snapshot yet and stay live: they came after "
+                    "the latest one, or a checkpoint was loaded that has none of them"
+                )
+        if self.buffers.modules and "coverage" not in self.said:
+            self.said.add("coverage")
+            coverage.warn_of_bare_optimizers(self.buffers.modules, averaged, self)
 
     def _say(self, text: str) -> None:
         """Warn, once for each text."""
         if text not in self.said:
             self.said.add(text)
-            warnings.warn(f"LAWA: {text}", stacklevel=4)
+            warn(text)
 
     def averaged(
         self, latest: int | None = None, *, if_empty: Literal["raise", "live"] = "raise"
@@ -371,7 +391,8 @@ class LAWA(Optimizer):
         """Have the mean of the window in the parameters (and given buffers) within a block.
 
         The live weights come back bit for bit, also when the block raises or is interrupted;
-        changes made to the weights inside are lost, with a warning. Blocks nest. For two
+        changes made to the weights inside are lost, with a warning where torch counts them, which
+        it does not for `.data`. Blocks nest. For two
         optimizers over one model enter both: `with a.averaged(), b.averaged():`. For BatchNorm,
         pass `buffers=model` and call `torch.optim.swa_utils.update_bn(loader, model)` inside for
         exact statistics. What torch has cached of the weights (casts of an autocast block,
@@ -391,47 +412,59 @@ class LAWA(Optimizer):
         """Put the mean into the model until `train()`, as Transformers and Accelerate call it.
 
         Does nothing where averaged weights are in already. With an empty window it warns and leaves
-        the live weights. It warns too where the weights were written to since the latest step, as
-        by loading a checkpoint into the model: the mean goes in all the same. A wrapped optimizer
-        with an eval() of its own is told first.
+        the live weights. It warns too where the first parameter was written to once after the
+        latest step, as by loading a checkpoint into the model: the mean goes in all the same. A
+        wrapped optimizer with an eval() of its own is told first.
         """
         if self.swaps:
             return
-        stepped = list(self.stepped)
+        before = list(self.version_after_step)
         self._stamp()
-        written = stepped and stepped != self.stepped
+        # Once: what was written and put back, as by an EMA in between, is two writes.
+        written = before and self.version_after_step == [before[0] + 1]
         if hasattr(self.base, "eval"):
             self.base.eval()
         if not self.held:
-            warnings.warn("LAWA.eval(): the window is empty, so the weights are live", stacklevel=2)
+            warn("eval(): the window is empty, so the weights are live")
             return
         if written:
             self._say(
-                "eval(): the weights were written to since the latest step (a checkpoint loaded, "
+                "eval(): the weights were written to after the latest step (a checkpoint loaded, "
                 "or weights clipped after step()?). The average of the window, which has not seen "
                 "that, takes their place; window.clear() keeps them"
             )
-        _Averaged(self, None, "raise").__enter__()
+        signals = HeldSignals(LAWA.eval)
+        depth = len(self.swaps)
+        try:
+            signals.hold()
+            self._swap_in(*self._new_swap(None), None)
+        except BaseException:
+            for swap in self.swaps[depth:]:
+                self._swap_out(swap)
+            raise
+        finally:
+            signals.release()
 
     def train(self) -> None:
         """Put the live weights back, bit for bit; does nothing where they are in already.
 
-        Parameters that were written to after `eval()`, as by `load_best_model_at_end`, are kept as
-        they are, with a warning: they are the live weights from then on.
+        Weights that hold something else than the average by then, as after loading a checkpoint
+        (`load_best_model_at_end`), are kept with a warning: they are the live ones from then on.
         """
         if self.swaps:
-            swap = self.swaps[0]
+            swap, signals = self.swaps[0], HeldSignals(LAWA.train)
             # Twice, for an interrupt may come in between.
             try:
+                signals.hold()
                 self._swap_out(swap, keep_changed=True)
             finally:
                 self._swap_out(swap, keep_changed=True)
-            if swap.changed_parameters:
-                warnings.warn(
-                    f"LAWA.train(): {swap.changed_parameters} parameters were written to since "
-                    "eval(), as by loading a checkpoint into the model: they are kept, and the "
-                    "live weights from before eval() are gone",
-                    stacklevel=2,
+                signals.release()
+            if swap.changed:
+                warn(
+                    f"train(): {len(swap.changed)} of {len(swap.tensors)} tensors were written to "
+                    "since eval(), as by loading a checkpoint into the model: they are kept, and "
+                    "their live values from before eval() are gone"
                 )
         if hasattr(self.base, "train"):
             self.base.train()
@@ -448,9 +481,7 @@ class LAWA(Optimizer):
     @torch.no_grad()
     def _swap_in(self, swap: Swap, rings: list[Ring], latest: int | None) -> None:
         self.swaps.enter(swap)
-        for ring in rings:
-            ring.write_mean(ring.tensors, latest)
-        swap.stamp()
+        swap.write(rings, latest)
 
     @_outside_graphs
     @torch.no_grad()
@@ -495,12 +526,14 @@ class LAWA(Optimizer):
             raise ValueError(coverage.NOT_THE_MODELS)
         self._check_coverage(model, means, windows)
         result: dict[str, Any] = {}
+        firsts: dict[int, str] = {}
         for name, value in entries.items():
             mean = means.pop(id(value), None)
             if mean is None and isinstance(value, Tensor):
-                first = next((n for n, v in entries.items() if v is value), name)
-                source = result[first] if first in result else value.detach()
+                first = firsts.get(id(value))
+                source = value.detach() if first is None else result[first]
                 mean = source.clone()
+            firsts.setdefault(id(value), name)
             result[name] = copy.deepcopy(value) if mean is None else mean
         return result
 
@@ -519,15 +552,20 @@ class LAWA(Optimizer):
         self, model: nn.Module, means: dict[int, Tensor], windows: list[LAWA]
     ) -> None:
         """Refuse a part of an average, and warn of statistics that are not averaged."""
-        steps = max(lawa.interval.step for lawa in windows)
         for lawa in windows:
             coverage.refuse_replaced_buffers(model, lawa.buffers)
-        coverage.refuse_unaveraged_parameters(model, means, windows, steps)
-        names = coverage.unaveraged_statistics(model, means, steps)
+        coverage.refuse_unaveraged_parameters(model, means, windows)
+        # Within a block, statistics are as they were made there.
+        names = [] if self.swaps else coverage.unaveraged_statistics(model, means, windows)
         if names:
             self._say(
-                f"{coverage.few(names)} are live beside averaged weights: give LAWA the model, "
+                f"{few(names)} are live beside averaged weights: give LAWA the model, "
                 "buffers=model, or recompute them by torch.optim.swa_utils.update_bn"
+            )
+        if self.swaps and self.swaps[-1].rewritten_buffers():
+            self._say(
+                "statistics were computed anew inside this block: model.state_dict() has them, "
+                "and averaged_state_dict() those of the window"
             )
 
     def averaged_model(
@@ -622,7 +660,8 @@ class LAWA(Optimizer):
 
         Raises:
             ValueError: another k, other shapes or other group sizes, a damaged state dict, or one
-                that the wrapped optimizer refuses; nothing has been changed.
+                that the wrapped optimizer refuses; nothing has been changed, as far as the wrapped
+                optimizer keeps its state in itself.
         """
         self._tensors()  # refuses buffers that were replaced
         if not isinstance(state_dict, Mapping):
@@ -640,54 +679,84 @@ class LAWA(Optimizer):
         if live:
             tensors, weights = map(list, zip(*live, strict=True))
             swaps = [Swap(tensors, self.buffers, local_copies(weights, tensors))]
-        self._load_base(state_dict)
+        undo = self._undo()
+        try:
+            self._load_base(state_dict)
+            self.window.replace(rings)
+            set_interval(self.interval, [entry for _, entry in entries])
+        except BaseException:
+            undo()
+            raise
         if self.swaps:
             self._swap_out(self.swaps[0], keep_changed=True)
-        self.window.replace(rings)
-        set_interval(self.interval, [entry for _, entry in entries])
-        self.swaps[:] = swaps
-        self.stepped.clear()
+        for swap in swaps:
+            self.swaps.enter(swap)
+        self.version_after_step.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    def _undo(self) -> Callable[[], None]:
+        """Return what brings back optimizer, window and interval as they are now."""
+        base = dict(vars(self.base))
+        groups = [(group, dict(group)) for group in self.base.param_groups]
+        rings, interval = list(self.window.rings), dict(vars(self.interval))
+
+        def undo() -> None:
+            vars(self.base).update(base)
+            for group, before in groups:
+                group.clear()
+                group.update(before)
+            self.window.replace(rings)
+            vars(self.interval).update(interval)
+
+        return undo
+
     def _load_base(self, state_dict: dict[str, Any]) -> None:
-        """Load the wrapped optimizer's part, or leave it as it was."""
-        before = dict(vars(self.base))
-        groups = [dict(group) for group in self.base.param_groups]
+        """Load the wrapped optimizer's part.
+
+        Raises:
+            ValueError: it is refused.
+        """
         try:
             self.base.load_state_dict(state_dict)
         except Exception as error:
-            vars(self.base).update(before)
-            for group, was in zip(self.base.param_groups, groups, strict=True):
-                group.clear()
-                group.update(was)
             raise ValueError(
                 f"{type(self.base).__name__} refuses its part of this state dict: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
 
-class _Averaged(AbstractContextManager[None]):
+class _Averaged(ContextDecorator, AbstractContextManager[None]):
     """A block with the average in the model.
 
     A class, for an interrupt in the machinery of a generator would leave the average there.
     """
+
+    def _recreate_cm(self) -> _Averaged:
+        """Return a block for each call of a decorated function."""
+        return _Averaged(self.lawa, self.latest, self.if_empty)
 
     def __init__(self, lawa: LAWA, latest: int | None, if_empty: str) -> None:
         self.lawa = lawa
         self.latest = latest
         self.if_empty = if_empty
         self.swap: Swap | None = None
+        self.signals = HeldSignals(_Averaged.__enter__, _Averaged.__exit__)
 
     def __enter__(self) -> None:
         lawa = self.lawa
+        if self.swap is not None:
+            raise RuntimeError("this averaged() block was entered before: call averaged() anew")
         if self.if_empty == "live" and not lawa.held:
             return
-        self.swap, rings = lawa._new_swap(self.latest)
         try:
+            self.signals.hold()
+            self.swap, rings = lawa._new_swap(self.latest)
             lawa._swap_in(self.swap, rings, self.latest)
+            self.signals.run_waiting()
         except BaseException:
             self._put_back()
+            self.signals.release()
             raise
 
     def __exit__(
@@ -698,15 +767,17 @@ class _Averaged(AbstractContextManager[None]):
     ) -> None:
         # Twice, for an interrupt may come in between.
         try:
-            self._put_back()
+            try:
+                self._put_back()
+            finally:
+                self._put_back()
         finally:
-            self._put_back()
+            self.signals.release()
         # An error on its way says enough.
-        if kind is None and self.swap is not None and self.swap.changed_parameters:
-            warnings.warn(
-                f"LAWA: {self.swap.changed_parameters} parameters were written to inside "
-                "averaged(): that is lost, and the live weights are back",
-                stacklevel=2,
+        if kind is None and self.swap is not None and self.swap.changed:
+            warn(
+                f"{len(self.swap.changed)} of {len(self.swap.tensors)} tensors were written to "
+                "inside averaged(): that is lost, and the live weights are back"
             )
 
     def _put_back(self) -> None:
@@ -714,13 +785,4 @@ class _Averaged(AbstractContextManager[None]):
             self.lawa._swap_out(self.swap)
 
 
-_STATE = ("base", "window", "interval", "buffers", "swaps", "said", "made_for")
-
-
-def _kind(parameters: Iterable[Tensor]) -> set[tuple[torch.dtype, torch.device]]:
-    """Return the dtypes and devices of parameters."""
-    return {(parameter.dtype, parameter.device) for parameter in parameters}
-
-
-def _shown(kinds: set[tuple[torch.dtype, torch.device]]) -> str:
-    return " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+_STATE = ("base", "window", "interval", "buffers", "swaps", "said")

@@ -21,6 +21,7 @@ from lawa_opt.state_check import (
     next_slot,
     sharding_of,
 )
+from lawa_opt.swap import live_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ def window_state(
                 f"{PREFIX}averaged": int(swap is not None),
             }
     if swap is not None:
-        for tensor, live in zip(swap.tensors, swap.live, strict=True):
+        for tensor, live in zip(swap.tensors, live_values(swap), strict=True):
             if id(tensor) in entries:
                 entries[id(tensor)][f"{PREFIX}live"] = live
     return entries
@@ -138,6 +139,7 @@ def detach(
         if len(entries) not in (0, len(own[name])):
             raise ValueError(
                 f"this state dict holds {len(entries)} {name}s and this LAWA {len(own[name])}"
+                + (": give it the same `buffers`" if name == "buffer" else "")
             )
         for index, (tensor, entry) in enumerate(zip(own[name], entries, strict=False)):
             named.append((f"{name} {index}", tensor, entry))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lawa_opt.buffers import Buffers
+    from lawa_opt.window import Ring
 
 
 def version_of(tensor: Tensor) -> tuple[int, ...]:
-    """Return a number that grows whenever the tensor is written to in place."""
+    """Return numbers that grow whenever the tensor is written to in place."""
     parts = {id(part): part for part in (tensor, local(tensor))}.values()
     return tuple(0 if part.is_inference() else part._version for part in parts)
 
@@ -36,13 +38,12 @@ def forget_derived(tensors: Sequence[Tensor]) -> None:
 
 
 class Swap:
-    """The live values of tensors that are to hold an average for a while.
+    """The values of tensors from before an average was put in their place.
 
     Args:
         tensors: parameters and buffers.
         buffers: which of them are buffers, and of which modules.
-        live: their live values, if they are not those that the tensors hold now. Then nothing is
-            known of what others have written.
+        live: their values, if they are not those that the tensors hold now.
     """
 
     def __init__(
@@ -51,76 +52,165 @@ class Swap:
         self.tensors = list(tensors)
         self.live = [local(t).detach().clone() for t in tensors] if live is None else live
         self.buffers = buffers
-        self.buffer_ids = {id(buffer) for buffer in buffers.now()}
+        self._prepare()
         self.places = {id(tensor): place for place, tensor in buffers.places().items()}
+
+    def _prepare(self) -> None:
+        self.numbers = {id(tensor): number for number, tensor in enumerate(self.tensors)}
+        self.places = dict[int, tuple[int, str]]()
+        self.rings: list[Ring] = []
+        self.latest: int | None = None
         self.versions: list[tuple[int, ...]] | None = None
         self.changed: set[int] = set()
+        self.ended = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copied tensor counts anew, and ids are of one process.
+        # A copied tensor counts its versions anew, and ids are of one process.
         return {"tensors": self.tensors, "live": self.live, "buffers": self.buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["tensors"], state["buffers"], state["live"])  # type: ignore[misc]
+        # Modules that hold this may not be whole yet, so that no buffer is looked up.
+        self.__dict__.update(state)
+        self._prepare()
+
+    def write(self, rings: list[Ring], latest: int | None) -> None:
+        """Write the mean of the latest snapshots into the tensors, which are those of the rings."""
+        for ring in rings:
+            ring.write_mean(ring.tensors, latest)
+        self.rings, self.latest = rings, latest
+        self.stamp()
 
     def stamp(self) -> None:
         """Remember that what the tensors hold now was written by us."""
         self.versions = [version_of(tensor) for tensor in self.tensors]
 
     def note_changes(self) -> None:
-        """Remember which tensors somebody else has written to since the stamp."""
-        if self.versions is not None:
-            for index, (tensor, version) in enumerate(
-                zip(self.tensors, self.versions, strict=True)
-            ):
-                if version_of(tensor) != version:
-                    self.changed.add(index)
-            # What is written from here on, until the next stamp, is written by us.
-            self.versions = None
+        """Remember the tensors that somebody else has written other values to.
 
-    @property
-    def changed_parameters(self) -> int:
-        """How many parameters somebody else has written to, as far as noted."""
-        return sum(id(self.tensors[index]) not in self.buffer_ids for index in self.changed)
-
-    def restore(self, *, keep_changed: bool = False) -> None:
-        """Write the live values back; once or again.
-
-        Args:
-            keep_changed: leave what others have written where it is.
+        What was written and put back, as by an EMA in between, is no change. Buffers count where
+        parameters have changed too: alone, their statistics were computed anew.
         """
-        kept = self.changed if keep_changed else set()
-        indices = [index for index in range(len(self.tensors)) if index not in kept]
-        if not indices:
+        if self.versions is None:
             return
-        targets = [local(self._target(self.tensors[index])) for index in indices]
-        torch._foreach_copy_(targets, [self.live[index] for index in indices])
+        written = {
+            number
+            for number, (tensor, version) in enumerate(
+                zip(self.tensors, self.versions, strict=True)
+            )
+            if version_of(tensor) != version
+        }
+        buffers = {id(buffer) for buffer in self.buffers.now()}
+        statistics = {number for number in written if id(self.tensors[number]) in buffers}
+        parameters = self._other_values(written - statistics)
+        self.changed |= parameters | (statistics if parameters else set())
+        # What is written from here on, until the next stamp, is written by us.
+        self.versions = None
 
-    def _target(self, tensor: Tensor) -> Tensor:
-        """Return the tensor, or the buffer that has replaced it meanwhile."""
+    def rewritten_buffers(self) -> bool:
+        """Return whether somebody else has written to a buffer since the stamp."""
+        buffers = {id(buffer) for buffer in self.buffers.now()}
+        pairs = zip(self.tensors, self.versions or (), strict=False)
+        return any(id(t) in buffers and version_of(t) != version for t, version in pairs)
+
+    def _other_values(self, written: set[int]) -> set[int]:
+        """Return which of these tensors hold something else than the mean."""
+        # Making the mean anew of a window in parts would be a collective, of this rank alone.
+        if any(ring.mesh is not None for ring in self.rings):
+            return written
+        for ring in self.rings if written else ():
+            outs = [torch.empty_like(tensor) for tensor in ring.tensors]
+            ring.write_mean(outs, self.latest)
+            for tensor, out in zip(ring.tensors, outs, strict=True):
+                if _same_bits(local(tensor), local(out)):
+                    written.discard(self.numbers[id(tensor)])
+        return written
+
+    def restore(self, numbers: Sequence[int]) -> None:
+        """Write the values from before into some of the tensors, once or again.
+
+        Raises:
+            RuntimeError: one cannot be written to; all others have been.
+        """
+        replaced = self.buffers.places() if self.places else {}
+        targets = [local(self._target(self.tensors[number], replaced)) for number in numbers]
+        values = [self.live[number] for number in numbers]
+        if not targets:
+            return
+        try:
+            torch._foreach_copy_(targets, values)
+        except RuntimeError:
+            failed = [pair for pair in zip(targets, values, strict=True) if not _copied(*pair)]
+            if failed:
+                raise
+
+    def _target(self, tensor: Tensor, now: dict[tuple[int, str], Tensor]) -> Tensor:
+        """Return the tensor, or the buffer of the same shape that has replaced it meanwhile."""
         place = self.places.get(id(tensor))
-        if place is None:
-            return tensor
-        now = self.buffers.places().get(place)
-        return tensor if now is None or now.shape != tensor.shape else now
+        found = tensor if place is None else now.get(place, tensor)
+        return found if found.shape == tensor.shape else tensor
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.is_complex() or not one.is_floating_point():
+        return torch.equal(one, other)
+    # Not a number is the same as itself here.
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _copied(target: Tensor, value: Tensor) -> bool:
+    try:
+        target.copy_(value)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Of all LAWAs, in the order in which they began. Two may hold the same tensor, such as a buffer of
+# a model with two optimizers, and may end in any order.
+_under_way: list[weakref.ref[Swap]] = []
+
+
+def _others_of(swap: Swap) -> tuple[list[Swap], list[Swap]]:
+    """Return the swaps under way that began before this one, and those after it."""
+    known = [other for ref in _under_way if (other := ref()) is not None]
+    found = [other for other in known if other is swap or not other.ended]
+    _under_way[:] = map(weakref.ref, found)
+    place = next((i for i, other in enumerate(found) if other is swap), len(found))
+    return found[:place], found[place + 1 :]
+
+
+def live_values(swap: Swap) -> list[Tensor]:
+    """Return the live values of a swap's tensors: those from before the first swap of each."""
+    before, _ = _others_of(swap)
+    values = list(swap.live)
+    for other in reversed(before):
+        for number, tensor in enumerate(swap.tensors):
+            if id(tensor) in other.numbers:
+                values[number] = other.live[other.numbers[id(tensor)]]
+    return values
 
 
 class Swaps(list[Swap]):
-    """The swaps under way, those of inner blocks after those of outer ones."""
+    """The swaps of one LAWA that are under way, those of inner blocks after those of outer ones."""
 
     def enter(self, swap: Swap) -> None:
         """Have a swap under way; the average is written after this."""
         if self:
             self[-1].note_changes()
         self.append(swap)
+        _under_way.append(weakref.ref(swap))
         forget_derived(swap.tensors)
 
     def leave(self, swap: Swap, *, keep_changed: bool = False) -> None:
         """End a swap and those within it, unless that was done; after an interrupt, once more.
 
         Args:
-            swap: gives its live values back.
-            keep_changed: where others have written to parameters meanwhile, leave what they wrote.
+            swap: gives its values from before back. Where the swap of another LAWA has begun
+                meanwhile over the same tensor, it gives them to that.
+            keep_changed: leave what others have written to the tensors meanwhile.
+
+        Raises:
+            RuntimeError: a tensor cannot be written to; the swap has ended all the same.
         """
         depth = next((i for i, known in enumerate(self) if known is swap), None)
         if depth is None:  # train() was called inside the block
@@ -128,8 +218,25 @@ class Swaps(list[Swap]):
         self[-1].note_changes()
         changed = {id(inner.tensors[i]) for inner in self[depth:] for i in inner.changed}
         swap.changed = {i for i, tensor in enumerate(swap.tensors) if id(tensor) in changed}
+        own = set(map(id, self))
+        later = [other for other in _others_of(swap)[1] if id(other) not in own]
+        numbers = []
+        for number, tensor in enumerate(swap.tensors):
+            heir = next((other for other in later if id(tensor) in other.numbers), None)
+            if heir is not None:
+                heir.live[heir.numbers[id(tensor)]] = swap.live[number]
+            elif not (keep_changed and number in swap.changed):
+                numbers.append(number)
         forget_derived(swap.tensors)
-        swap.restore(keep_changed=keep_changed and swap.changed_parameters > 0)
+        failed: RuntimeError | None = None
+        try:
+            swap.restore(numbers)
+        except RuntimeError as error:
+            failed = error
         if depth:
             self[depth - 1].stamp()
+        for inner in self[depth:]:
+            inner.ended = True
         del self[depth:]
+        if failed:
+            raise failed

@@ -69,10 +69,10 @@ class Ring:
         self.kinds = [kind_of(tensor) for tensor in self.tensors]
         locals_ = [self.own(tensor) for tensor in self.tensors]
         self.sharded = any(part is not whole for part, whole in zip(locals_, tensors, strict=True))
-        self.averages = locals_[0].is_floating_point() or locals_[0].is_complex()
+        self.averages = locals_[0].is_complex() or locals_[0].dtype in DTYPES
         self.home = locals_[0].device
         self.away = device is not None and device != self.home
-        given = dtype if locals_[0].is_floating_point() else None
+        given = dtype if locals_[0].dtype in DTYPES else None
         kept_in = given or locals_[0].dtype
         self._lay_out(locals_, BLOCKS.get(kept_in, ALIGNMENT))
         # A window made in inference mode could not be written outside of it.
@@ -420,7 +420,7 @@ class Window:
         return self._latest[2]
 
     def readable(self, tensors: Sequence[Tensor]) -> list[Ring]:
-        """Return the rings that hold snapshots of these tensors, and forget all others.
+        """Return the rings that hold snapshots of these tensors and no others.
 
         Raises:
             RuntimeError: a tensor has got another shape since the latest snapshot.
@@ -428,10 +428,8 @@ class Window:
         ids = list(map(id, tensors))
         if ids != self._latest[0]:
             chosen = self._matching({id(tensor): tensor for tensor in tensors}, turned=False)
-            self.replace(chosen)
         else:
             chosen = self._latest[2]
-            self.rings[:] = chosen
         held = [ring for ring in chosen if ring.held]
         for ring in held:
             for tensor, kind in zip(ring.tensors, ring.kinds, strict=True):
@@ -441,6 +439,16 @@ class Window:
                         f"{tuple(kind[2])}: train on until the next one, or call collect(), first"
                     )
         return held
+
+    def reshaped(self, tensors: Sequence[Tensor]) -> set[int]:
+        """Return the ids of those that have got another shape since the latest snapshot."""
+        wanted = set(map(id, tensors))
+        return {
+            id(tensor)
+            for ring in (self.rings if wanted else ())
+            for tensor, kind in zip(ring.tensors, ring.kinds, strict=True)
+            if id(tensor) in wanted and tensor.shape != kind[2]
+        }
 
     def _matching(self, wanted: Mapping[int, Tensor], *, turned: bool = True) -> list[Ring]:
         """Return the rings there are of wanted tensors, split from what is not wanted.

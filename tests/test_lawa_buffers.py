@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_given_tensors_that_the_model_has_replaced_are_refused(use: str) -> None
         "load": lambda: opt.load_state_dict(state_dict),
         "averaged_state_dict": lambda: opt.averaged_state_dict(model),
     }
-    with pytest.raises(RuntimeError, match=r"torch.float64.*were torch.float32.*buffers=model"):
+    with pytest.raises(RuntimeError, match=r"torch.float64.*was torch.float32.*buffers=model"):
         uses[use]()
 
 
@@ -184,3 +185,93 @@ def test_what_is_no_buffer_is_refused() -> None:
     model = make_model()
     with pytest.raises(TypeError, match=r"buffers must be the model.*got str"):
         LAWA(sgd(model), buffers=["running_mean"])  # type: ignore[arg-type]
+
+
+class Odd(nn.Module):
+    """Buffers that are no statistics, of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("cache", torch.zeros(2, 1))
+        self.register_buffer("mask", torch.ones(3, 3), persistent=False)
+        self.register_buffer("expanded", torch.ones(1).expand(5))
+        self.register_buffer("adjacency", torch.eye(3).to_sparse())
+        self.register_buffer("scale", torch.ones(2).to(torch.float8_e4m3fn))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.cache) < len(x):
+            self.cache = torch.ones(len(x), 1)
+        return self.layer(x) + self.cache[: len(x)]
+
+
+def test_caches_grow_and_constants_of_any_kind_are_left_alone() -> None:
+    model = Odd()
+    opt = LAWA(sgd(model), k=3, every=1, buffers=model)
+    train(model, opt, 4)
+    with opt.averaged():
+        model(torch.zeros(64, 4))
+    assert len(model.cache) == 64
+    with opt.averaged():
+        pass
+    found = opt.averaged_state_dict(model)
+    assert len(found["cache"]) == 64
+    train(model, opt, 4)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.averaged_state_dict(model)
+
+
+def test_frozen_statistics_are_not_told_of() -> None:
+    model = make_model()[:2]
+    model.append(nn.Linear(6, 1))
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    model.eval()
+    opt = LAWA(sgd(model), k=2, every=1)
+    train(model, opt, 40)
+    opt.averaged_state_dict(model)
+
+
+def test_statistics_computed_anew_inside_a_block_are_told_apart() -> None:
+    model = make_model()
+    batches = [torch.randn(8, 4) for _ in range(6)]
+    opt = LAWA(sgd(model), k=3, every=1, buffers=model)
+    train(model, opt, 4)
+    message = r"statistics were computed anew.*model.state_dict\(\) has them"
+    with opt.averaged():
+        torch.optim.swa_utils.update_bn(batches, model)
+        with pytest.warns(UserWarning, match=message):
+            opt.averaged_state_dict(model)
+    bare = LAWA(sgd(model), k=3, every=1)
+    train(model, bare, 4)
+    with bare.averaged():
+        torch.optim.swa_utils.update_bn(batches, model)
+        exact = copy.deepcopy(model.state_dict())
+        assert same(exact["1.running_mean"], bare.averaged_state_dict(model)["1.running_mean"])
+
+
+def test_a_group_of_another_type_added_later_is_no_move_of_the_model() -> None:
+    model = make_model()
+    opt = LAWA(sgd(model), k=3, every=1, buffers=model[1].buffers())
+    train(model, opt, 2)
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]})
+    train(model, opt, 2)
+
+
+class HoldsItsOptimizer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = make_model()
+        self.opt = LAWA(sgd(self.layers), k=3, every=1, buffers=self)
+
+
+def test_a_module_that_holds_its_optimizer_is_copied_while_averaged() -> None:
+    module = HoldsItsOptimizer()
+    train(module.layers, module.opt, 4)
+    live = copy.deepcopy(module.state_dict())
+    with module.opt.averaged():
+        twin = copy.deepcopy(module)
+        again = pickle.loads(pickle.dumps(module))
+    for copied in (twin, again):
+        copied.opt.train()
+        assert same(live, copy.deepcopy(copied.state_dict()))

@@ -90,7 +90,7 @@ def test_thawed_parameters_are_refused_until_they_have_a_snapshot() -> None:
     opt.add_param_group({"params": list(model[0].parameters())})
     train(model, opt, range(4, 5))
     with (
-        pytest.warns(UserWarning, match=r"2 of the tensors .* have no snapshot yet and stay live"),
+        pytest.warns(UserWarning, match=r"2 of the parameters have no snapshot yet and stay live"),
         pytest.raises(ValueError, match=r"0.weight, 0.bias came into .*collect\(\), first"),
     ):
         opt.averaged_state_dict(model)
@@ -143,3 +143,80 @@ def test_parameters_that_the_model_has_replaced_are_seen() -> None:
     model[2].load_state_dict(copy.deepcopy(model[2].state_dict()), assign=True)
     with pytest.raises(ValueError, match=r"2.weight, 2.bias .*other tensors than the optimizer"):
         opt.averaged_state_dict(model)
+
+
+def test_a_bare_optimizer_beside_it_is_told_of_where_the_model_is_known() -> None:
+    model = small_model()
+    muon, adam = by_dimension(model)
+    opt = LAWA(muon, k=3, every=1, buffers=model)
+    train_both(model, (opt, adam))
+    message = r"0.bias, 2.bias stay live .*AdamW trains them and is in no LAWA"
+    with pytest.warns(UserWarning, match=message), opt.averaged():
+        pass
+    with opt.averaged():  # once
+        pass
+    other = LAWA(adam, k=3, every=1)
+    whole = LAWA(by_dimension(model)[0], k=3, every=1, buffers=model)
+    train_both(model, (whole, other))
+    del muon
+    with whole.averaged(), other.averaged():
+        pass
+
+
+def test_masters_of_a_part_are_named_as_such() -> None:
+    model = small_model()
+    model[0].bfloat16()
+    masters = [p.detach().float().requires_grad_() for p in model[0].parameters()]
+    opt = LAWA(torch.optim.SGD([*masters, *model[2].parameters()], lr=0.1), k=2, every="manual")
+    opt.collect()
+    with pytest.raises(ValueError, match=r"0.weight, 0.bias .*in another type.*never stepped"):
+        opt.averaged_state_dict(model)
+
+
+def test_flat_masters_are_told_of_also_after_a_resume() -> None:
+    for resumed_at in (0, 500):
+        model = small_model()
+        flat = torch.cat([p.detach().flatten() for p in model[0].parameters()]).requires_grad_()
+        opt = LAWA(torch.optim.SGD([flat, *model[2].parameters()], lr=0.01), k=2, every=1)
+        opt.interval.step = resumed_at
+        for step in range(60):
+            loss_of(model, step).backward()
+            flat.grad = torch.cat([p.grad.flatten() for p in model[0].parameters()])
+            opt.step()
+            with torch.no_grad():
+                model[0].weight.copy_(flat[:32].view(8, 4))
+                model[0].bias.copy_(flat[32:])
+        with pytest.warns(UserWarning, match=r"0.weight, 0.bias are live.*master"):
+            opt.averaged_state_dict(model)
+
+
+def test_a_criterion_of_its_own_beside_a_backbone_that_rests() -> None:
+    model, criterion = small_model(), nn.Linear(2, 8)
+    groups = [*model[2].parameters(), *criterion.parameters()]
+    opt = LAWA(torch.optim.SGD(groups, lr=0.1), k=3, every=1, buffers=model)
+    train(model, opt, 40)
+    assert torch.equal(opt.averaged_state_dict(model)["0.weight"], model[0].weight)
+
+
+def test_buffers_of_a_part_that_another_optimizer_trains() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    muon, adam = by_dimension(model)
+    one, other = LAWA(muon, k=2, every=1, buffers=[model[1]]), LAWA(adam, k=2, every=1)
+    train_both(model, (one, other))
+    with one.averaged(), other.averaged():
+        pass
+    one.averaged_state_dict(model, others=[other])
+
+
+def test_a_group_hidden_for_a_reading_keeps_its_snapshots() -> None:
+    model = small_model()
+    groups = [{"params": list(layer.parameters())} for layer in (model[0], model[2])]
+    opt = LAWA(torch.optim.SGD(groups, lr=0.1), k=3, every=1)
+    train(model, opt, 4)
+    before = opt.averaged_state_dict(model)
+    hidden = opt.param_groups
+    opt.param_groups = hidden[:1]
+    with opt.averaged():
+        pass
+    opt.param_groups = hidden
+    assert same(before, opt.averaged_state_dict(model))

@@ -168,7 +168,7 @@ def test_eval_with_an_empty_window_warns_and_leaves_the_weights() -> None:
     model = small_model()
     opt = LAWA(torch.optim.SGD(model.parameters()))
     live = weights_of(model)
-    with pytest.warns(UserWarning, match=r"LAWA.eval\(\): the window is empty"):
+    with pytest.warns(UserWarning, match=r"LAWA: eval\(\): the window is empty"):
         opt.eval()
     opt.train()
     assert all(map(torch.equal, live, weights_of(model)))

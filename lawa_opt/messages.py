@@ -1,0 +1,22 @@
+"""Warnings that point to the user's own line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+INSIDE = ("lawa_opt", "torch", "contextlib")
+
+
+def warn(text: str) -> None:
+    """Warn, with the line outside of this package and torch that the call came from."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"LAWA: {text}", stacklevel=level)
+
+
+def few(names: list[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
