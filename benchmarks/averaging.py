@@ -19,10 +19,9 @@ import math
 
 import psutil
 import torch
-from peers import LAWAScheduler, ModelEmaV3, swapped_by_state_dicts, updates
+from peers import ABSENT, swaps, updates
 from rich.progress import track
 from rows import Limit, Row, cpu_seconds, cuda_seconds, finish, parser, scaled, seconds_of
-from schedulefree import SGDScheduleFree
 from torch import nn
 
 from lawa_opt import LAWA
@@ -33,8 +32,8 @@ LAYOUTS = {"many": 500, "few": 7}
 DTYPES = (torch.float32, torch.bfloat16)
 WINDOWS = (1, 2, 5, 10, 20)
 GROWTH_MILLIONS = 10
-# Where in memory a window happens to lie can make a reading a fifth slower or faster.
-PLACEMENTS = 4
+# Where in memory a window happens to lie can make a reading a fifth slower or faster on a CPU.
+PLACEMENTS = {cpu_seconds: 4, cuda_seconds: 2}
 # Models, windows and copies that are alive at once, in copies of the parameters.
 COPIES_AT_ONCE = 27
 COLLECTING = Limit(1.15, "the floor")
@@ -103,7 +102,7 @@ def lawa_of(model, k=K, device=None):
 def milliseconds_of(make_calls, rounds, seconds):
     """Of each call, round by round, over several placements in memory."""
     taken = {}
-    placements = min(PLACEMENTS, rounds)
+    placements = min(PLACEMENTS[seconds], rounds)
     for _ in range(placements):
         for name, each in seconds_of(make_calls(), -(-rounds // placements), seconds).items():
             taken.setdefault(name, []).extend(scaled(each, 1e3))
@@ -111,14 +110,14 @@ def milliseconds_of(make_calls, rounds, seconds):
     return taken
 
 
-def collecting_row(model, size, rounds, seconds, k=K, window=None, others=True):
-    """LAWA's collect, beside what each peer does in its place."""
+def collecting_row(model, size, rounds, seconds, k=K, window=None, others=True, leave_out=()):
+    """LAWA's collect, beside what each peer does in its place, but for those left out by name."""
 
     def calls():
         return {
             "floor": bare_copy(model, window, k),
             "LAWA": lawa_of(model, k, window).collect,
-            **(updates(model, k) if others else {}),
+            **(updates(model, k, leave_out) if others else {}),
         }
 
     taken = milliseconds_of(calls, rounds, seconds)
@@ -126,7 +125,7 @@ def collecting_row(model, size, rounds, seconds, k=K, window=None, others=True):
     return Row.of("collecting", size, "ms", ours, taken, floor, held(model, COLLECTING))
 
 
-def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True):
+def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True, leave_out=()):
     """The mean into tensors that are there; into the model and out again; as a state dict."""
 
     def calls():
@@ -144,14 +143,7 @@ def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True):
             "averaged() and back": swap,
             "averaged_state_dict()": lambda: opt.averaged_state_dict(model),
         }
-        if others:
-            scheduler = LAWAScheduler(model, k)
-            for _ in range(k):
-                scheduler.collect()
-            made["LAWAScheduler, transfer"] = scheduler.transfer
-            made["EMA by state dicts"] = swapped_by_state_dicts(model)
-            made["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
-        return made
+        return made | (swaps(model, k, leave_out) if others else {})
 
     (_, copy), *taken = milliseconds_of(calls, rounds, seconds).items()
     ours, peers = dict(taken[:3]), dict(taken[3:])
@@ -160,21 +152,6 @@ def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True):
         floor = scaled(copy, copies)
         limit = held(model, READING) if work == "reading the mean" and k == K else None
         yield Row.of(work, size, "ms", samples, peers, floor, limit)
-
-
-def schedule_free_swap(model):
-    opt = SGDScheduleFree(model.parameters(), lr=1e-9)
-    opt.train()
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    opt.step()
-    opt.zero_grad()
-
-    def swap():
-        opt.eval()
-        opt.train()
-
-    return swap
 
 
 def exponent(sizes, values):
@@ -213,7 +190,7 @@ def by_size(rounds, seconds, device, sizes, notes):
             notes.append(f"{size}: skipped, the memory of this machine does not hold all peers")
             continue
         # Fewer rounds of the largest: they take as long, and scatter less.
-        turns = min(rounds, max(2 * PLACEMENTS, round(rounds * 10 / millions) + 2))
+        turns = min(rounds, max(2 * PLACEMENTS[seconds], round(rounds * 10 / millions) + 2))
         collects.append(
             collecting_row(Model(millions, tensors, dtype, device), size, turns, seconds)
         )
@@ -234,15 +211,15 @@ def by_size(rounds, seconds, device, sizes, notes):
             yield growth_row(work, over, [*fitted], [*fitted.values()])
 
 
-def in_pinned_memory(rounds, sizes):
+def in_pinned_memory(rounds, sizes, seconds=cuda_seconds, device="cuda", window="cpu"):
     """The window of a model on the GPU in the host's memory; what training waits for."""
     for millions in sizes:
         for dtype in DTYPES:
             size = label(millions, LAYOUTS["few"], dtype) + ", window in pinned memory"
-            model = Model(millions, LAYOUTS["few"], dtype, "cuda")
-            common = {"window": "cpu", "others": False}
-            yield collecting_row(model, size, rounds, cuda_seconds, **common)
-            yield from reading_rows(model, size, rounds, cuda_seconds, **common)
+            model = Model(millions, LAYOUTS["few"], dtype, device)
+            common = {"window": window, "others": False}
+            yield collecting_row(model, size, rounds, seconds, **common)
+            yield from reading_rows(model, size, rounds, seconds, **common)
 
 
 def fits(needed, device):
@@ -261,9 +238,7 @@ def main():
     growth_millions = GROWTH_MILLIONS
     if options.quick:
         rounds, sizes, windows, growth_millions = 2, (0.1, 1), (1, 2), 1
-    rows, notes = [], []
-    if ModelEmaV3 is None:
-        notes.append("timm's ModelEmaV3: skipped, timm or its torchvision is not installed")
+    rows, notes = [], [*ABSENT]
     if options.device != "cuda":
         rows += by_size(rounds, cpu_seconds, "cpu", sizes, notes)
         rows += by_k(rounds, cpu_seconds, "cpu", growth_millions, windows)

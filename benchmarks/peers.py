@@ -6,17 +6,35 @@ a training loop, and the offline averaging of checkpoint files of Ajroldi, Orvie
 
 import copy
 from collections import deque
+from functools import partial
 
 import torch
-from ema_pytorch import EMA
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+try:
+    from ema_pytorch import EMA
+except ImportError:
+    EMA = None
+try:
+    from schedulefree import SGDScheduleFree
+except ImportError:
+    SGDScheduleFree = None
 try:
     from timm.utils import ModelEmaV3
 except ImportError:  # it needs torchvision
     ModelEmaV3 = None
 
 DECAY = 0.999
+# What a benchmark without one of them is to say.
+ABSENT = [
+    f"{name}: skipped, it is not installed"
+    for name, found in (
+        ("ema-pytorch", EMA),
+        ("Schedule-Free", SGDScheduleFree),
+        ("timm's ModelEmaV3 (or its torchvision)", ModelEmaV3),
+    )
+    if found is None
+]
 
 
 class LAWAScheduler:
@@ -81,19 +99,49 @@ def swa(model):
     return AveragedModel(model, multi_avg_fn=get_swa_multi_avg_fn())
 
 
-def updates(model, k):
+def updates(model, k, leave_out=()):
     """What each peer does with the model's weights where LAWA collects, by name."""
-    averaged_ema, averaged_swa = ema(model), swa(model)
     found = {
-        "AveragedModel, EMA": lambda: averaged_ema.update_parameters(model),
-        "AveragedModel, SWA": lambda: averaged_swa.update_parameters(model),
-        "ema-pytorch": EMA(model, beta=DECAY, update_after_step=0, update_every=1).update,
-        "LAWAScheduler": LAWAScheduler(model, k).collect,
+        "AveragedModel, EMA": partial(ema(model).update_parameters, model),
+        "AveragedModel, SWA": partial(swa(model).update_parameters, model),
     }
+    if EMA is not None:
+        average = EMA(model, beta=DECAY, update_after_step=0, update_every=1)
+        found["ema-pytorch"] = average.update
+    if "LAWAScheduler" not in leave_out:
+        found["LAWAScheduler"] = LAWAScheduler(model, k).collect
     if ModelEmaV3 is not None:
-        averaged_timm = ModelEmaV3(model, DECAY)
-        found["timm's ModelEmaV3"] = lambda: averaged_timm.update(model)
+        found["timm's ModelEmaV3"] = partial(ModelEmaV3(model, DECAY).update, model)
     return found
+
+
+def swaps(model, k, leave_out=()):
+    """How each peer has its average evaluated in the model, and goes on training, by name."""
+    found = {}
+    if "LAWAScheduler" not in leave_out:
+        scheduler = LAWAScheduler(model, k)
+        for _ in range(k):
+            scheduler.collect()
+        found["LAWAScheduler, transfer"] = scheduler.transfer
+    found["EMA by state dicts"] = swapped_by_state_dicts(model)
+    if SGDScheduleFree is not None and "Schedule-Free" not in leave_out:
+        found["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
+    return found
+
+
+def schedule_free_swap(model):
+    opt = SGDScheduleFree(model.parameters(), lr=1e-9)
+    opt.train()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    opt.zero_grad()
+
+    def swap():
+        opt.eval()
+        opt.train()
+
+    return swap
 
 
 def swapped_by_state_dicts(model):

@@ -14,11 +14,9 @@ import statistics
 import time
 
 import torch
-from ema_pytorch import EMA
-from peers import DECAY, LAWAScheduler, ema, swa
+from peers import DECAY, EMA, LAWAScheduler, ema, swa
 from rich.progress import track
 from rows import FREE_PROCESSOR, Limit, Row, cpu_seconds, finish, parser, scaled, seconds_of
-from schedulefree import AdamWScheduleFree
 from torch import nn
 
 from baselines.workloads import pydocs
@@ -40,8 +38,8 @@ class Nothing(torch.optim.SGD):
         pass
 
 
-def step_rows(rounds):
-    parameters = [nn.Parameter(torch.zeros(8)) for _ in range(50)]
+def step_rows(rounds, device="cpu"):
+    parameters = [nn.Parameter(torch.zeros(8, device=device)) for _ in range(50)]
     for every in ("auto", 10**12, "manual"):
         base = Nothing(parameters, lr=0.0)
         opt = LAWA(base, every=every)
@@ -108,6 +106,9 @@ def contestants(make_model, loss, batches):
             return lambda: average.update_parameters(model)
 
         return made
+
+    # Not at the top: `step_rows` is wanted where it is not installed, too.
+    from schedulefree import AdamWScheduleFree
 
     plain = torch.optim.AdamW
     return {
