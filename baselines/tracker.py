@@ -299,10 +299,11 @@ class Tracker:
         run = self._run(method, seed)
         # As MLflow names it, which takes no dots and colons.
         name = f"models/{self._weights(method)} {re.sub(r'[^A-Za-z0-9=-]+', '-', method)} {seed}"
-        # MLflow takes seconds to import: only where it is needed.
-        from baselines.tracking import save_model
-
         try:
+            # MLflow takes seconds to import: only where it is needed. Nor need it be here: what is
+            # written down can be sent from another machine.
+            from baselines.tracking import save_model
+
             save_model(model, self.folder / name, example_input)
         # Not every model can be exported, and no result depends on it.
         except Exception as error:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -173,6 +174,33 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
     key = address.rpartition("viewStateShareKey=")[2]
     experiment = client.get_experiment(tracker.experiment_id)
     assert json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["state"][:8] == "deflate;"
+
+
+def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
+    store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = comparison(CURVES)
+    (tmp_path / "mlflow.py").write_text("raise ImportError('there is no MLflow here')")
+    with monkeypatch.context() as without:
+        # In the process that would send, and in this one.
+        without.setenv("PYTHONPATH", str(tmp_path))
+        without.setitem(sys.modules, "baselines.tracking", None)
+        with Tracker(made.plan, made.profile, folder=tmp_path / "records") as tracker:
+            tracker.run_started("lawa", 0)
+            tracker.point("lawa", 0, POINTS[0])
+            tracker.ended("lawa", 0, torch.nn.Linear(3, 2), torch.ones(4, 3))
+            tracker.trajectory_ended(made.trajectories[0])
+            tracker.finish(made)
+    [unsent] = tracker.how_to_review()
+    assert "did not reach MLflow" in unsent
+    brought = tmp_path / "brought"
+    shutil.copytree(tmp_path / "records", brought)
+    assert Sender(brought).send()
+    found = runs(store, tracker.key)
+    assert history(store, found["lawa/0/4s"])[0] == VALUES[0]
+    assert found["lawa/0/4s"].info.status == "FINISHED"
+    assert found["lawa/0/4s"].data.tags["model"].startswith("not logged: ")
+    assert report.markdown(made) in found["comparison"].data.tags["mlflow.note.content"]
 
 
 def records(folder: Path, key: str, points: list[Point], status: str = "FINISHED") -> None:
