@@ -342,3 +342,21 @@ def test_processes_that_measure_something_else_are_refused(
     monkeypatch.setattr(module, "_run", run)
     with pytest.raises(CalibrationError, match=r"workload is .*'batch': 0.* and .*'batch': 1"):
         calibrate_in_processes("a:b")
+
+
+def test_a_machine_that_is_given_memory_meanwhile_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = iter(range(2**30, 2**31, 2**20))
+
+    def run(*_: object) -> Result:
+        return Result(
+            machine=MACHINE.model_copy(update={"memory_bytes": next(sizes)}),
+            software=SOFTWARE,
+            workload=WORKLOAD,
+            every={"train_step": 1},
+            calibration=process(STEADY),
+        )
+
+    monkeypatch.setattr(module, "_run", run)
+    assert calibrate_in_processes("a:b").machine.memory_bytes == 2**30

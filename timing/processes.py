@@ -202,6 +202,10 @@ def _ending(status: int) -> str:
 
 
 def _check_alike(first: Result, later: Result) -> None:
+    # A virtual machine may be given more memory while it runs, which makes it no other.
+    if later.machine.memory_bytes != first.machine.memory_bytes:
+        memory = {"memory_bytes": first.machine.memory_bytes}
+        later = later.model_copy(update={"machine": later.machine.model_copy(update=memory)})
     for what in ("machine", "software", "workload", "every"):
         if getattr(first, what) != getattr(later, what):
             raise CalibrationError(
