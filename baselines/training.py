@@ -447,6 +447,9 @@ def _run(
 
 @contextmanager
 def _paused(watch: Stopwatch) -> Iterator[None]:
+    if torch.cuda.is_initialized():
+        # Steps that were launched and have not run yet are none of what the watch pauses for.
+        torch.cuda.synchronize()
     watch.stop()
     try:
         yield

@@ -13,6 +13,12 @@ torch.set_num_threads(1)
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU with CUDA, and CUDA sees none here")
+
+
 @pytest.fixture(scope="session")
 def wikitext() -> Path:
     """WikiText-2's validation part as plain text."""

@@ -212,3 +212,36 @@ def test_rst_to_a_target() -> None:
     assert result.rst_to(result.points[2].value) <= result.points[2].rst_seconds
     assert result.rst_to(math.inf) == result.points[0].rst_seconds
     assert result.rst_to(0.0) == math.inf
+
+
+@pytest.mark.gpu
+def test_measured_seconds_have_all_that_was_launched_before_an_evaluation() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    out = torch.empty_like(matrix)
+    events = []
+
+    def loss(model, batch):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(20):
+            torch.mm(matrix, matrix, out=out)
+        last.record()
+        events.append((first, last))
+        return model.weight.square().sum()
+
+    workload = dataclasses.replace(
+        WORKLOAD,
+        make_model=lambda: torch.nn.Linear(3, 1, device="cuda"),
+        loss=loss,
+        # It waits for nothing, as an evaluation on the CPU may not.
+        evaluate=lambda model: 1.0,
+        evaluate_test=lambda model: 1.0,
+        statistics_batches=(),
+    )
+    # The first steps of all are slow.
+    follow("constant", workload=workload, budget=0.1)
+    events.clear()
+    measured_seconds = follow("constant", workload=workload, budget=0.1).measured_seconds
+    torch.cuda.synchronize()
+    taken_seconds = sum(first.elapsed_time(last) for first, last in events) / 1e3
+    assert taken_seconds <= measured_seconds * 1.01
