@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from fake_nvml import GPU_IS_LOST, NOT_SUPPORTED, TIMEOUT, FakeNvml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -396,13 +397,41 @@ def test_without_a_gpu_the_absence_is_said() -> None:
     assert probe_gpus() == ({}, meter.absence)
 
 
-@pytest.mark.skipif(not visible_devices().devices, reason="no GPU is visible here")
-def test_a_real_gpu_over_a_span() -> None:
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_real_gpu_is_active_for_as_long_as_its_load_takes() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    out = torch.empty_like(matrix)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def load_seconds() -> float:
+        """Some tenths of a second of work without a gap, and how long it took."""
+        first.record()
+        for _ in range(150):
+            torch.mm(matrix, matrix, out=out)
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+    load_seconds()
+    busy_seconds = 0.0
     with GpuMeter(0.5) as meter:
-        time.sleep(22)
-    for use in meter.uses:
-        assert 22 <= use.window_seconds < 30
-        assert use.active is not None or use.gaps
-        if use.active is not None:
-            assert use.active.gpu_active_seconds <= use.window_seconds
-        assert GpuUse.model_validate_json(use.model_dump_json()) == use
+        end = time.monotonic() + gpu.SHORTEST_WINDOW_SECONDS + 1
+        while time.monotonic() < end:
+            busy_seconds += load_seconds()
+            time.sleep(0.4)
+    use, *_ = meter.uses
+    assert use.active is not None, use.gaps
+    error = abs(use.active.gpu_active_seconds - busy_seconds)
+    assert error <= use.active.bound_seconds, f"{busy_seconds:.3f} s of {use!r}"
+    # More than an idle card draws, and less than any may.
+    assert use.energy_joules is not None
+    assert 20 < use.energy_joules / use.window_seconds < 1500
+    assert use.sm_clock_min_mhz is not None
+    assert use.sm_clock_mean_mhz is not None
+    assert 0 < use.sm_clock_min_mhz <= use.sm_clock_mean_mhz < 5000
+    assert use.temperature_max_celsius is None or 10 < use.temperature_max_celsius < 120
+    assert use.memory_peak_bytes is not None
+    assert use.memory_peak_bytes >= torch.cuda.memory_allocated()
+    assert use.polls > 20
+    assert GpuUse.model_validate_json(use.model_dump_json()) == use

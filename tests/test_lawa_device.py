@@ -12,7 +12,6 @@ from torch import nn
 
 from lawa_opt import LAWA
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 # torch holds "cpu:0" for another device than "cpu", so that a window there is collected and read
@@ -91,7 +90,7 @@ def on_cuda(device: str | None) -> tuple[nn.Module, LAWA, list[list[torch.Tensor
     return model, opt, history
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_cuda_parameters(device: str | None) -> None:
     model, opt, _ = on_cuda(device)
@@ -111,7 +110,7 @@ def test_cuda_parameters(device: str | None) -> None:
             assert (weight == 4).all()
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_window_moves_between_devices_through_a_state_dict() -> None:
     model, opt, _ = on_cuda("cpu")
     twin = nn.Linear(2048, 2048)
@@ -124,7 +123,7 @@ def test_a_window_moves_between_devices_through_a_state_dict() -> None:
         assert (model.weight == 3).all()
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_parameters_on_the_cpu_and_on_cuda_at_once() -> None:
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, device="cuda"))]
     opt = LAWA(torch.optim.SGD(parameters, lr=1.0), k=2, every=1)
@@ -136,6 +135,7 @@ def test_parameters_on_the_cpu_and_on_cuda_at_once() -> None:
         assert [parameter.tolist() for parameter in parameters] == [[2.5] * 3] * 2
 
 
+@pytest.mark.gpu
 @needs_two
 def test_parameters_on_two_cuda_devices() -> None:
     parameters = [nn.Parameter(torch.zeros(3, device=f"cuda:{i}")) for i in range(2)]
@@ -148,7 +148,7 @@ def test_parameters_on_two_cuda_devices() -> None:
         assert [parameter.tolist() for parameter in parameters] == [[2.5] * 3] * 2
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", [{"fused": True}, {"capturable": True}, {"foreach": True}])
 def test_variants_on_cuda_train_as_without(options: dict[str, bool]) -> None:
     models = [small_model().cuda(), small_model().cuda()]
@@ -161,7 +161,7 @@ def test_variants_on_cuda_train_as_without(options: dict[str, bool]) -> None:
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_step_in_a_cuda_graph_is_refused() -> None:
     model = nn.Linear(4, 4, device="cuda")
     opt = LAWA(torch.optim.AdamW(model.parameters(), capturable=True))

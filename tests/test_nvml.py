@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -451,8 +452,68 @@ def test_without_a_library_the_absence_is_said() -> None:
         assert "NVML" in said
 
 
-@pytest.mark.skipif(not visible_devices().devices, reason="no GPU is visible here")
+@pytest.mark.gpu
 def test_a_real_gpu_tells_or_says_why_not() -> None:
     for device in visible_devices().devices:
         for read, quantity in QUANTITIES.values():
             assert (read(device) is None) == (quantity in device.refusals)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_the_one_that_cuda_uses() -> None:
+    found = visible_devices().devices
+    torch.zeros(1, device="cuda")
+    own = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    for devices in (found, visible_devices().devices):
+        assert [(device.uuid, device.name) for device in devices] == [
+            (f"GPU-{each.uuid}", each.name) for each in own
+        ]
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_real_gpu_grows_by_what_cuda_takes() -> None:
+    torch.zeros(1, device="cuda")
+    torch.cuda.empty_cache()
+    device, taken = first(), 2**31
+    before, free = device.memory_used_bytes(), torch.cuda.mem_get_info()[0]
+    held = torch.empty(taken, dtype=torch.uint8, device="cuda")
+    after, left = device.memory_used_bytes(), torch.cuda.mem_get_info()[0]
+    assert free - left >= held.nbytes == taken
+    assert after - before == pytest.approx(free - left, rel=0.02)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_under_load_tells_what_torch_reads_of_it() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    device = first()
+    throttled, begin = device.throttled_seconds(), time.monotonic()
+    # Some seconds of work, and it is read meanwhile.
+    for _ in range(500):
+        torch.mm(matrix, matrix, out=torch.empty_like(matrix))
+    time.sleep(0.5)
+    assert device.sm_clock_mhz() == pytest.approx(torch.cuda.clock_rate(), rel=0.3)
+    assert device.power_watts() == pytest.approx(torch.cuda.power_draw() / 1e3, rel=0.3)
+    assert device.temperature_celsius() == pytest.approx(torch.cuda.temperature(), abs=5)
+    torch.cuda.synchronize()
+    window = time.monotonic() - begin
+    for reason, seconds in (device.throttled_seconds() or {}).items():
+        assert 0 <= seconds - (throttled or {}).get(reason, seconds) <= 1.05 * window + 1
+
+
+@pytest.mark.gpu
+def test_another_process_on_a_real_gpu_is_seen_or_it_is_said_why_not() -> None:
+    torch.zeros(1, device="cuda")
+    device = first()
+    code = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        others = device.other_process_ids()
+        if others is None:
+            assert {"processes", "other processes"} & device.refusals.keys()
+        else:
+            assert process.pid in others
+        process.communicate("\n")
+    assert process.pid not in (device.other_process_ids() or ())

@@ -24,8 +24,6 @@ from timing.steps import StepTimer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
-
 
 class Stream:
     """A device that runs what is launched, in order, on a thread of its own."""
@@ -437,7 +435,7 @@ def test_timing_does_not_initialise_cuda() -> None:
     assert done.stdout.strip() == "False"
 
 
-@NEEDS_CUDA
+@pytest.mark.gpu
 def test_cuda_steps_are_timed_on_the_gpu() -> None:
     torch.cuda.init()
     timer = StepTimer(warm_up=2)
@@ -460,3 +458,23 @@ def test_cuda_steps_are_timed_on_the_gpu() -> None:
     # The events of a pass lie between these two, so the sum is no more than what is between them.
     assert 0 < total <= first.elapsed_time(last) / 1e3 * 1.001
     assert phases["train_step"].total_seconds > phases["inner"].total_seconds
+
+
+@pytest.mark.gpu
+def test_cuda_events_agree_with_a_clock_that_waits_for_the_gpu() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    out = torch.empty_like(matrix)
+    torch.mm(matrix, matrix, out=out)
+    timer, seconds = a_timer(), 0.0
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        with timer("products"):
+            for _ in range(20):
+                torch.mm(matrix, matrix, out=out)
+        torch.cuda.synchronize()
+        seconds += time.perf_counter() - began
+    phase = timer.phases()["products"]
+    assert (phase.count, phase.clock) == (5, "cuda events")
+    # Some 50 ms a pass, of which to wait takes a few hundredths of one.
+    assert 0.9 * seconds <= phase.total_seconds <= 1.001 * seconds
