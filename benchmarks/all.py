@@ -4,7 +4,8 @@
 
 Some 40 minutes on two quiet cores, up to three times as long on shared ones. Each benchmark is a
 process of its own and hands its rows on as data; a target that is missed is marked so. A benchmark
-that fails has a section that says so, and the command then exits with 1.
+that fails has a section that says so, and the command then exits with 1. The last section, on a
+GPU, is written by `on_gpu.py`, and kept as it is.
 """
 
 import argparse
@@ -42,6 +43,11 @@ BENCHMARKS = (
 )
 PEERS = ("ema-pytorch", "schedulefree", "safetensors", "mlflow", "nvidia-ml-py")
 COMMAND = "python benchmarks/all.py"
+GPU_HEADING = "## On a GPU"
+GPU_NOT_RUN = f"""{GPU_HEADING}
+
+Not run yet. `python benchmarks/on_gpu.py --out DIR` is for a machine with a GPU, and
+`python benchmarks/on_gpu.py --publish DIR` writes this section from the files of that run."""
 
 
 class Load:
@@ -85,10 +91,9 @@ def run(name, quick, folder):
     return json.loads(written.read_text()), None
 
 
-def description(name):
-    """The benchmark's own docstring: its title, and what it says below the usage."""
-    source = (HERE / f"{name}.py").read_text()
-    text = source.split('"""')[1].strip()
+def description(path):
+    """The docstring of a benchmark's file: its title, and what it says below the usage."""
+    text = path.read_text().split('"""')[1].strip()
     title, *paragraphs = text.split("\n\n")
     said = [each for each in paragraphs if not each.startswith("    ")]
     return title.rstrip("."), "\n\n".join(said)
@@ -100,7 +105,7 @@ def markdown_table(rows):
 
 
 def section(name, result, failure, seconds, other_cores):
-    title, said = description(name)
+    title, said = description(HERE / f"{name}.py")
     parts = [
         f"## {title}",
         f"`python benchmarks/{name}.py`, {seconds:.0f} s, while others kept "
@@ -128,6 +133,13 @@ def targets(results):
         lines.append([met, work, size, target, number(row.reached)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## Targets\n\n{head}\n\n{table}"
+
+
+def gpu_section(results):
+    """The section on a GPU as it is in a file of results, or that there is none yet."""
+    text = results.read_text() if results.exists() else ""
+    _, heading, rest = text.partition(GPU_HEADING)
+    return (heading + rest).rstrip() or GPU_NOT_RUN
 
 
 def header(started, quick, other_cores, minutes):
@@ -188,7 +200,8 @@ def main():
     minutes = (time.perf_counter() - start) / 60
     top = header(started, options.quick, load.other_cores(), minutes)
     out = options.out or RESULTS
-    out.write_text("\n\n".join([top, targets(results), *sections]) + "\n")
+    parts = [top, targets(results), *sections, gpu_section(RESULTS)]
+    out.write_text("\n\n".join(parts) + "\n")
     console.print(f"wrote {out}")
     if failures:
         sys.exit(f"FAILED: {', '.join(failures)}")

@@ -12,6 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
+OF_A_GPU = "## On a GPU\n\nWhat another command has written."
 FAILING = '"""One that fails."""\nraise OSError("no such disk")\n'
 MISSING = '''"""One that misses.
 
@@ -38,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
         shutil.copy(FOLDER / name, folder)
     (folder / "averaging.py").write_text(FAILING)
     (folder / "memory.py").write_text(MISSING)
+    (folder / "RESULTS.md").write_text(f"# Results\n\n## Old\n\n{OF_A_GPU}\n")
     out = folder / "out.md"
     options = ("--quick", "--only", "averaging", "memory", "--out", str(out))
     done = subprocess.run(
@@ -73,6 +75,15 @@ def test_the_others_go_on_and_what_they_miss_is_marked(
     assert "1 of 2 are met." in written
     assert "| MISSED | slow | 1 M | ≤ 1.5 x the floor | 2 |" in written.splitlines()
     assert "TRIED WITH --quick" in written
+
+
+def test_the_section_on_a_gpu_is_kept(
+    run: tuple[subprocess.CompletedProcess[str], str],
+) -> None:
+    _, written = run
+    assert written.endswith(f"\n\n{OF_A_GPU}\n")
+    assert "## Old" not in written
+    assert (FOLDER / "RESULTS.md").read_text().count("\n## On a GPU\n") == 1
 
 
 def test_results_are_of_a_whole_run_only() -> None:

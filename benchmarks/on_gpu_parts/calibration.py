@@ -1,0 +1,55 @@
+"""What the operations of a comparison cost on this GPU: a transformer of 29 million parameters.
+
+Each process is a fresh one. A profile that is to be trusted needs five of them; three must do here.
+One that was disturbed, or whose costs do not add up, is run again, three times in all, and then
+kept. Closure is what the single costs add up to over the time of a real loop, less one: on a GPU
+the loop's launches hide behind the kernels before them, and single timings have nothing to hide
+behind.
+"""
+
+import torch
+from rows import Row
+
+from on_gpu_parts.part import Part
+from on_gpu_parts.reference import target
+from timing import CalibrationError, calibrate_in_processes
+
+PROCESSES, SMOKE_PROCESSES = 3, 2
+# Of the single timings in each process; as much again goes into passes timed as a whole.
+SECONDS_A_PROCESS, SMOKE_SECONDS_A_PROCESS = 2.0, 0.2
+# A process that takes longer hangs.
+LIMIT_SECONDS = 45.0
+
+
+def main():
+    part = Part(__doc__)
+    torch.set_num_threads(1)
+    processes = SMOKE_PROCESSES if part.smoke else PROCESSES
+    seconds = SMOKE_SECONDS_A_PROCESS if part.smoke else SECONDS_A_PROCESS
+    function, arguments = target(part)
+    # CUDA is not started here, or each of the processes would find another one on the GPU.
+    try:
+        profile = calibrate_in_processes(
+            function,
+            arguments,
+            processes=processes,
+            seconds=2 * processes * seconds,
+            force=True,
+            limit_seconds=LIMIT_SECONDS,
+            on_progress=lambda _, said: part.note(said),
+        )
+    except CalibrationError as error:
+        raise SystemExit(f"{error.stderr}\n{error}") from error
+    part.add(profile=profile.model_dump(mode="json"))
+    size = f"{profile.workload['model']}, {profile.process_count} processes"
+    for name, cost in profile.costs.items():
+        milliseconds = 1e3 * cost.median_seconds, 1e3 * cost.spread_seconds
+        part.add(Row(f"one {name}", size, cost.samples, *milliseconds, "ms"))
+    closure = 100 * profile.closure
+    part.add(Row("closure, the median of the processes", size, processes, closure, None, "%"))
+    for flag in profile.flags():
+        part.note(f"The profile says of itself: {flag}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A comparison of the default methods, as large as the time that is left allows.
+
+On the workload and under the profile of the parts before. MLflow is not needed: what it is to have
+is written down, and comes home in `comparison.tar.gz`.
+"""
+
+import torch
+from rows import Row
+
+from baselines import report
+from baselines.comparison import Plan, trajectories_of
+from baselines.folder import budget_folder, describe, write_profile
+from baselines.methods import DEFAULT, Settings
+from baselines.resume import resume
+from baselines.screen import Screen, progress_bar, show
+from baselines.tracker import Tracker
+from baselines.workloads import load
+from on_gpu_parts.part import Part
+from on_gpu_parts.reference import profile_of, target
+from timing import Budget
+
+EVALUATIONS = 12
+# Three if each run can then have this long, else two: without two there is no interval.
+SEEDS, FEWEST_SEEDS, SECONDS_A_RUN = 3, 2, 8.0
+LEAST_SECONDS = 0.5
+# Of the seconds left: what trainings may plan with, once this has gone for plots and packing.
+SHARE, SECONDS_TO_END = 0.85, 18.0
+# Of a training, to build its model and tell of its end.
+SECONDS_AROUND = 1.5
+# It is not gone on with: a checkpoint would take a second for each of some hundred megabytes.
+NEVER_SECONDS = 1e9
+
+
+class WithoutModels(Screen):
+    """All is told but the models, which are too large to be brought home."""
+
+    def ended(self, method, seed, model, inputs):
+        pass
+
+
+def seconds_a_run(seconds, seeds, plan, profile, over_rst):
+    """The budget of each run with which the comparison takes so many seconds."""
+    trainings = len(trajectories_of(plan)) * seeds
+    evaluations = len(plan.methods) * seeds * (EVALUATIONS + 2)
+    around = trainings * SECONDS_AROUND + evaluations * profile.seconds["evaluate"]
+    return (seconds * SHARE - around) / trainings / over_rst
+
+
+def planned(part, workload, profile):
+    settings = Settings(workload.learning_rate, k=5, every="auto")
+    plan = Plan(workload, DEFAULT, (), Budget(1.0), settings, EVALUATIONS)
+    # As it was in the training, where that has ended.
+    rst, measured = (part.data_of("training", f"{n}_seconds") for n in ("rst", "measured"))
+    over_rst = measured / rst if rst and measured else 1.0
+    for seeds in (SEEDS, FEWEST_SEEDS):
+        left = part.seconds_left - SECONDS_TO_END
+        seconds = seconds_a_run(left, seeds, plan, profile, over_rst)
+        if seconds >= SECONDS_A_RUN:
+            break
+    if part.smoke:
+        seeds, seconds = FEWEST_SEEDS, LEAST_SECONDS
+    budget = Budget(round(max(LEAST_SECONDS, seconds), 1))
+    return Plan(workload, DEFAULT, tuple(range(seeds)), budget, settings, EVALUATIONS)
+
+
+def main():
+    part = Part(__doc__)
+    torch.set_num_threads(1)
+    profile = profile_of(part)
+    workload = load(target(part)[1]["workload"])
+    plan = planned(part, workload, profile)
+    root = part.work / "comparison"
+    root.mkdir(parents=True)
+    write_profile(root, profile)
+    folder = budget_folder(root, plan)
+    part.add(records=str((folder / "records").relative_to(part.work)), root=root.name)
+    size = f"{len(plan.seeds)} seeds of {len(plan.methods)} methods on {workload.name}"
+    part.note(f"{size}, {plan.budget.seconds:g} s of RST each.")
+    key = describe(folder, plan).id
+    with Tracker(plan, profile, key=key, folder=folder / "records") as tracker:
+        with progress_bar() as progress:
+            screen = WithoutModels(plan, progress, tracker)
+            comparison = resume(
+                plan, profile, screen, folder, checkpoint_seconds=NEVER_SECONDS, warn=part.note
+            )
+        part.add(report=report.markdown(comparison))
+        tracker.finish(comparison)
+    show(comparison)
+    for trajectory in comparison.trajectories:
+        names = ", ".join(run.method for run in trajectory.runs)
+        size = f"{names}, seed {trajectory.runs[0].seed}"
+        difference = 100 * (trajectory.rst_seconds / trajectory.measured_seconds - 1)
+        part.add(Row("RST over measured seconds, less one", size, 1, difference, None, "%"))
+    for run in comparison.runs:
+        if run.failure:
+            part.note(f"{run.method}, seed {run.seed}: FAILED: {run.failure}")
+
+
+if __name__ == "__main__":
+    main()

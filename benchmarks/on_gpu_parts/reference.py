@@ -1,0 +1,36 @@
+"""The workload of the run, and its reference profile, which one part measures for the others."""
+
+import math
+from pathlib import Path
+
+import baselines.reference
+from timing import Profile, calibrate, this_machine, this_software
+
+HERE = Path(__file__).parent
+# Where the profile of several processes is missing.
+SECONDS_ALONE = 2.0
+
+
+def target(part):
+    """What is to be calibrated: the function and its arguments."""
+    name = "smoke_transformer" if part.smoke else "transformer"
+    return "baselines.reference:calibratable", {"workload": str(HERE / f"{name}.py")}
+
+
+def profile_of(part):
+    """The profile that the calibration left; where there is none, one of this process alone."""
+    for other in ("calibration", "training"):
+        if found := part.data_of(other, "profile"):
+            return Profile.model_validate(found)
+    part.note("The calibration left no profile: calibrated anew, in this process alone.")
+    calibratable = baselines.reference.calibratable(**target(part)[1])
+    operations = calibratable.operations
+    profile = Profile.of(
+        this_machine(),
+        this_software(),
+        dict(calibratable.workload),
+        {name: operation.every for name, operation in operations.items()},
+        [calibrate(operations, 0.1 if part.smoke else SECONDS_ALONE, math.inf)],
+    )
+    part.add(profile=profile.model_dump(mode="json"))
+    return profile

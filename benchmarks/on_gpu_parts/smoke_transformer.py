@@ -1,0 +1,10 @@
+"""The workload of `transformer.py` in a size that a CPU trains in a second."""
+
+from baselines.workloads import text
+from on_gpu_parts.transformer import workload
+
+
+def load():
+    """The workload of a run that is only tried."""
+    size = text.Size(layers=1, width=16, heads=2, context=16)
+    return workload("transformer-smoke", size, batch=4, most_bytes=100_000)
