@@ -124,9 +124,23 @@ def swaps(model, k, leave_out=()):
             scheduler.collect()
         found["LAWAScheduler, transfer"] = scheduler.transfer
     found["EMA by state dicts"] = swapped_by_state_dicts(model)
+    if EMA is not None:
+        found["ema-pytorch, copied in"] = copied_in_by_ema_pytorch(model)
     if SGDScheduleFree is not None and "Schedule-Free" not in leave_out:
         found["Schedule-Free, eval() and train()"] = schedule_free_swap(model)
     return found
+
+
+def copied_in_by_ema_pytorch(model):
+    average = EMA(model, beta=DECAY, update_after_step=0, update_every=1)
+
+    @torch.no_grad()
+    def swap():
+        live = copy.deepcopy(model.state_dict())
+        average.copy_params_from_ema_to_model()
+        model.load_state_dict(live)
+
+    return swap
 
 
 def schedule_free_swap(model):
