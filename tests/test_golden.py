@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.slow
+
+
 def golden(name: str) -> Any:
     return json.loads((golden_runs.GOLDEN / f"{name}.json").read_text())
 
