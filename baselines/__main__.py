@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from baselines.options import (
     WorkloadOption,
 )
 from baselines.tracker import Tracker
-from timing import commandline
+from timing import ProfileError, commandline
 
 if TYPE_CHECKING:
     from baselines.comparison import Plan
@@ -122,22 +123,22 @@ def compare_command(
     Prints the table and what it bears; everything is recorded in MLflow.
     """
     options.set_threads(threads)
-    if trials < 0:
-        raise typer.BadParameter(f"--trials must be at least 0: {trials}")
+    options.within("--trials", trials, 0, options.MOST_TRIALS)
+    options.within("--jobs", jobs, 1, options.MOST_JOBS)
+    for_cluster = dict(map(options.cluster_option, cluster_option or ()))
     plans = [
         replace(plan, trials=trials)
         for plan in options.plans(workload, data, budget, seeds, methods, k, every, lr, policy)
     ]
-    if jobs < 1:
-        raise typer.BadParameter(f"--jobs must be at least 1: {jobs}")
     given = options.read_profile(reference) if reference else None
     if given:
         conduct.refuse(plans, given)
     if dry_run:
+        with tempfile.TemporaryDirectory() as nowhere:
+            conduct.engine(Path(nowhere), jobs, cluster, for_cluster)
         for plan in plans:
             _dry_run(plan, given, jobs)
         return
-    for_cluster = dict(map(options.cluster_option, cluster_option or ()))
     root = root_of(folder, plans, given.model_dump_json() if given else "")
     try:
         with (
@@ -148,7 +149,7 @@ def compare_command(
             # Only one of the processes that train together has something to say.
             screen.console.quiet = ranks.rank() > 0
             comparisons = conduct.carry_out(root, plans, given, engine, jobs)
-    except (StorageError, CheckpointError, LockedError, FolderError) as error:
+    except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
         raise commandline.CommandError(str(error)) from error
     if len(comparisons) > 1:
         screen.show_ranking(comparisons)
@@ -196,7 +197,7 @@ def ablate_command(
     try:
         ablation.check(plan, profile, cells)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(commandline.said_of(error)) from error
     whole = plan_of(plan, cells)
     with Tracker(whole, profile, name="ablation", methods=methods_of(cells)) as tracker:
         with screen.progress_bar() as progress:
@@ -228,6 +229,8 @@ def score_command(
     ] = None,
 ) -> None:
     """Score the methods of several comparisons as AlgoPerf does, by their times to the target."""
+    if plot is not None:
+        options.check_picture("--plot", plot)
     try:
         comparisons = [read_comparison(folder) for folder in folders]
         found = scoring.scores(comparisons)
@@ -238,8 +241,8 @@ def score_command(
     if plot:
         try:
             plots.performance_profile(found).savefig(plot, dpi=120)
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(f"--plot: {error}") from error
+        except OSError as error:
+            raise commandline.CommandError(f"--plot: {plot}: {error.strerror}") from error
         screen.say(f"Performance profile: {plot}")
 
 
@@ -248,7 +251,7 @@ def _dry_run(plan: Plan, profile: Profile | None, jobs: int) -> None:
     try:
         found = dry_runs.estimate(plan, profile, jobs)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(commandline.said_of(error)) from error
     screen.console.print(dry_runs.table(plan, found))
     for problem in found.problems:
         screen.say(f"PROBLEM: {problem}")

@@ -59,7 +59,7 @@ def refuse(plans: list[Plan], profile: Profile) -> None:
             if plan.trials:
                 tuning.check(plan, profile)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(commandline.said_of(error)) from error
 
 
 def carry_out(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import resource
 import statistics
 import time
 from contextlib import contextmanager
@@ -20,11 +22,15 @@ from baselines.methods import find
 from baselines.training import training_step
 from baselines.workloads.contract import faults
 from baselines.workloads.workload import WorkloadError
+from timing import limits
 from timing.calibration import CLOSURE_STEPS, WARM_UP_STEPS
 from timing.flags import LEAST_PROCESSES
+from timing.tracebacks import is_lack_of_memory, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from torch.optim import Optimizer
 
     from baselines.comparison import Plan
     from timing import Profile
@@ -36,17 +42,16 @@ LEAST_TIMED_STEPS = 3
 class Memory:
     """Bytes that training needs on the model's device.
 
-    All but the windows are counted on the real model, optimizer and batch: the activations are the
-    tensors that one forward pass saved for its backward pass. What kernels use for a moment, and
-    the libraries themselves, come on top.
+    Counted on the real model, optimizer and batch: the activations are the tensors that one forward
+    pass saved for its backward pass. What kernels use for a moment, and the libraries themselves,
+    come on top.
 
     Attributes:
         parameters: with buffers.
         gradients: after a backward pass.
         optimizer: its state after a step.
         activations: saved for the backward pass of one batch.
-        windows: what the methods of the dearest training hold and copy while read, in copies of
-            the weights counted on a small model, times `parameters`.
+        windows: what the methods of the dearest training hold and copy while read.
         jobs: trainings at the same time on this device.
         available: free before the model was made.
     """
@@ -108,36 +113,41 @@ def estimate(
         WorkloadError: one step does not fit into memory.
     """
     workload = plan.workload
+    groups = trajectories_of(plan)
+    available = _available()
     try:
-        found = faults(workload)
-        gc.collect()
-        available = _available()
-        torch.manual_seed(0)
-        model = workload.make_model().train()
-        optimizer = workload.make_optimizer(model, plan.settings.learning_rate)
-        saved: dict[int, int] = {}
-        with _counting_saved(saved, model):
-            training_step(workload, model, optimizer, next(workload.batches(0)))
-        step_seconds = _step_seconds(plan, model, optimizer, timed_seconds)
-        evaluation_seconds = _seconds(lambda: workload.evaluate(model))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):
+        with _with_no_more_than(available):
+            found = faults(workload)
+            gc.collect()
+            available = _available()
+            torch.manual_seed(0)
+            model = workload.make_model().train()
+            optimizer = workload.make_optimizer(model, plan.settings.learning_rate)
+            saved: dict[int, int] = {}
+            with _counting_saved(saved, model):
+                training_step(workload, model, optimizer, next(workload.batches(0)))
+            step_seconds = _step_seconds(plan, model, optimizer, timed_seconds)
+            evaluation_seconds = _seconds(lambda: workload.evaluate(model))
+            memory = Memory(
+                parameters=_bytes_of([*model.parameters(), *model.buffers()]),
+                gradients=_bytes_of(_gradients(model)),
+                optimizer=_bytes_of(_tensors(optimizer.state)),
+                activations=sum(saved.values()),
+                windows=0,
+                jobs=jobs,
+                available=available,
+            )
+            del optimizer
+            windows = max(window_bytes(group, plan, model) for group in groups)
+    except Exception as error:
+        if is_lack_of_memory(error):
             raise WorkloadError(
                 f"one training step of {workload.name} does not fit into the memory of this "
-                f"machine: take a smaller model or batch ({str(error).splitlines()[0]:.120})"
+                f"machine, of which {_size(available)} are free: take a smaller model, batch or k "
+                f"({message_of(error):.120})"
             ) from error
         raise
-    groups = trajectories_of(plan)
-    weights = _bytes_of([*model.parameters(), *model.buffers()])
-    memory = Memory(
-        parameters=weights,
-        gradients=_bytes_of(_gradients(model)),
-        optimizer=_bytes_of(_tensors(optimizer.state)),
-        activations=sum(saved.values()),
-        windows=math.ceil(weights * max(window_copies(group, plan) for group in groups)),
-        jobs=jobs,
-        available=available,
-    )
+    memory = replace(memory, windows=windows)
     reference_step = profile.seconds["train_step"] if profile else step_seconds
     steps = math.floor(plan.budget.seconds / reference_step)
     if not steps:
@@ -173,16 +183,33 @@ def estimate(
     )
 
 
-def window_copies(methods: tuple[str, ...], plan: Plan) -> float:
-    """Copies of the weights that methods hold which follow one training, while one is read.
+def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
+    """Bytes that methods hold which follow one training, while the dearest of them is read.
 
-    Counted on a small model of our own, so that it costs nothing and cannot fill the memory.
+    Counted on a copy of the workload's own model on the meta device, where tensors have sizes and
+    take no memory. A method that cannot do without numbers is counted on a real one.
+
+    Raises:
+        MethodError: a method cannot be made.
     """
-    model = nn.Linear(383, 384)  # snapshots of which are not filled up to a multiple of anything
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # BatchNorm statistics are made of real inputs, and hold nothing.
+    meta = replace(plan, workload=replace(plan.workload, statistics_batches=()))
+    rate = plan.settings.learning_rate
+    try:
+        base = plan.workload.make_optimizer(model, rate)
+        return _window_bytes(methods, meta, *_on_meta(model, base))
+    # Whatever a method does there that cannot be done: if it is its fault it fails again.
+    except Exception:
+        gc.collect()
+        model = plan.workload.make_model().train()
+        return _window_bytes(methods, plan, model, plan.workload.make_optimizer(model, rate))
+
+
+def _window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module, base: Optimizer) -> int:
+    optimizer = base
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    own = {storage.data_ptr() for storage in _storages([*model.parameters(), *_gradients(model)])}
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     settings = replace(plan.settings, every=1)
     averagers = []
     most = 0
@@ -197,15 +224,32 @@ def window_copies(methods: tuple[str, ...], plan: Plan) -> float:
         optimizer.step()
         for averager in averagers:
             averager.after_step(1.0)
+        parts = [*model.parameters(), *model.buffers(), *_gradients(model), *_tensors(base.state)]
+        own = _storages(parts, model)
         for averager in averagers:
             with averager.reading()[0]:
                 # Not isinstance: it would wake lazy objects of other libraries.
                 made = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
-                held = {storage.data_ptr(): storage.nbytes() for storage in _storages(made)}
+                held = _storages(made, model)
                 most = max(most, sum(size for at, size in held.items() if at not in own))
     finally:
         gc.unfreeze()
-    return most / _bytes_of(model.parameters())
+    return most
+
+
+def _on_meta(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """A copy of both without the model's numbers, in which what is tied stays tied."""
+    copies: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        copies[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in model.buffers():
+        copies[id(buffer)] = torch.empty_like(buffer, device="meta")
+    model, optimizer = copy.deepcopy((model, optimizer), copies)
+    for group in optimizer.param_groups:
+        # There are no such kernels for it.
+        group.update(dict.fromkeys(group.keys() & {"fused", "foreach"}, False))
+    return model, optimizer
 
 
 def table(plan: Plan, estimate: Estimate) -> Table:
@@ -218,7 +262,7 @@ def table(plan: Plan, estimate: Estimate) -> Table:
         "gradients": _size(memory.gradients),
         "optimizer state": _size(memory.optimizer),
         "activations saved in a step": _size(memory.activations),
-        "averages, while read (estimated)": _size(memory.windows),
+        "averages, while read": _size(memory.windows),
         f"memory needed, {memory.jobs} at a time": f"{_size(memory.needed)}, "
         f"{_size(memory.available)} free",
         "a training step, here": _time(estimate.step_seconds),
@@ -233,9 +277,7 @@ def table(plan: Plan, estimate: Estimate) -> Table:
     return shown
 
 
-def _step_seconds(
-    plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float
-) -> float:
+def _step_seconds(plan: Plan, model: nn.Module, optimizer: Optimizer, seconds: float) -> float:
     """Median seconds of a training step; the first ones are left out."""
     batches = plan.workload.batches(0)
     taken: list[float] = []
@@ -259,7 +301,28 @@ def _available() -> int:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
-    return int(psutil.virtual_memory().available)
+    return limits.free_memory_bytes()
+
+
+@contextmanager
+def _with_no_more_than(free: int) -> Iterator[None]:
+    """Let a container's process take what is free and no more: it fails where it would be killed.
+
+    What is killed for taking more than its container has can say nothing.
+    """
+    if limits.memory_bytes() == psutil.virtual_memory().total or torch.cuda.is_initialized():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    taken = psutil.Process().memory_info().data
+    # A little is for what the system keeps of a process.
+    wanted = taken + int(0.97 * free)
+    most = min([wanted, *(n for n in (soft, hard) if n != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @contextmanager
@@ -297,8 +360,11 @@ def _gradients(model: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
-    return [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+def _storages(tensors: Iterable[Tensor], model: nn.Module) -> dict[int, int]:
+    """Bytes of each storage behind tensors that are where the model is."""
+    where = next(model.parameters()).device.type
+    storages = (x.untyped_storage() for x in tensors if x.device.type == where)
+    return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 def _size(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -238,9 +239,33 @@ def file_digests(names: Iterable[str]) -> dict[str, str]:
 def _of_file(path: Path, _resolved: Path, _digest: str) -> Method:
     with in_one_line(path, MethodError):
         method = function_of(path, "method", "baselines.methods.Method", MethodError)()
-    if not isinstance(method, Method):
-        raise MethodError(
-            f"method() of {path} must return a baselines.methods.Method; it returned a "
-            f"{type(method).__name__}"
-        )
-    return replace(method, title=path.stem)
+        if not isinstance(method, Method):
+            raise MethodError(
+                f"method() of {path} must return a baselines.methods.Method; it returned a "
+                f"{type(method).__name__}"
+            )
+        _check(path, method)
+    make = method.averager
+
+    def averager(
+        model: nn.Module, optimizer: Optimizer, workload: Workload, settings: Settings
+    ) -> Averager:
+        with in_one_line(path, MethodError):
+            return make(model, optimizer, workload, settings)
+
+    # One of the table's is known by what it is.
+    known = any(make is other.averager for other in METHODS.values())
+    return replace(method, title=path.stem, averager=make if known else averager)
+
+
+def _check(path: Path, method: Method) -> None:
+    """Refuse what would fail in the midst of a comparison."""
+    for spent in (0.0, 0.5):
+        factor = method.schedule(spent)
+        if not isinstance(factor, int | float) or not math.isfinite(factor):
+            raise MethodError(
+                f"the schedule of {path} must give a finite number, the factor of the peak rate; "
+                f"at {spent:.0%} of the budget it gives {factor!r:.60}"
+            )
+    if not 0 < method.share <= 1:
+        raise MethodError(f"the share of {path} must be above 0 and at most 1: {method.share!r}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
+from matplotlib.backend_bases import FigureCanvasBase
 
 from baselines.comparison import Plan
 from baselines.methods import MethodError, Settings, find
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
 from timing import POLICIES, Budget, Profile, ProfileError, parse_seconds
+from timing.processes import MOST_THREADS
 
 if TYPE_CHECKING:
     from lawa_opt.interval import Every
@@ -48,27 +49,45 @@ ThreadsOption = Annotated[
 ]
 
 
+# Nobody waits for the end of more, and what is made for each would not fit into memory.
+MOST_SEEDS = MOST_TRIALS = 10_000
+MOST_JOBS = 1000
+MOST_SNAPSHOTS = 10**6
+MOST_STEPS = 10**9
+# Ten times as much, which tuning may try, is a number in float32 too.
+LEAST_RATE, MOST_RATE = 1e-36, 1e36
+
+
+def within(option: str, value: int, least: int, most: int) -> int:
+    """The value, or a usage error."""
+    if value < least:
+        raise typer.BadParameter(f"{option} must be at least {least}: {value!s:.60}")
+    if value > most:
+        raise typer.BadParameter(f"{option} must be at most {most}: {value!s:.60}")
+    return value
+
+
 def set_threads(threads: int) -> None:
     """Let torch use so many threads."""
-    if threads < 1:
-        raise typer.BadParameter(f"--threads must be at least 1: {threads}")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(within("--threads", threads, 1, MOST_THREADS))
 
 
-def count(option: str, text: str) -> int:
+def count(option: str, text: str, most: int = MOST_SNAPSHOTS) -> int:
     """A whole number from 1."""
-    if not (text.strip().isdecimal() and int(text) >= 1):
-        raise typer.BadParameter(f"{option} must be a whole number from 1: {text!r}")
-    return int(text)
+    # Python converts no more than some thousand digits.
+    digits = text.strip()
+    if not digits.isdecimal() or len(digits) > 100:
+        raise typer.BadParameter(f"{option} must be a whole number from 1: {text!r:.60}")
+    return within(option, int(digits), 1, most)
 
 
 def interval(text: str) -> Every:
     """An interval in steps, or "auto"."""
     if text == "auto":
         return "auto"
-    if not (text.isdecimal() and int(text) >= 1):
-        raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {text!r}")
-    return int(text)
+    if not text.isdecimal() or len(text) > 100 or int(text) < 1:
+        raise typer.BadParameter(f"--every must be a number of steps from 1, or auto: {text!r:.60}")
+    return within("--every", int(text), 1, MOST_STEPS)
 
 
 def plans(
@@ -91,19 +110,22 @@ def plans(
             raise typer.BadParameter(f"--methods: {error}") from error
     if len(set(chosen)) < len(chosen):
         raise typer.BadParameter(f"--methods names a method twice: {methods}")
-    if seeds < 1:
-        raise typer.BadParameter(f"--seeds must be at least 1: {seeds}")
-    if lr is not None and not 0 < lr < math.inf:
-        raise typer.BadParameter(f"--lr must be a positive number: {lr}")
+    within("--seeds", seeds, 1, MOST_SEEDS)
+    if lr is not None and not LEAST_RATE <= lr <= MOST_RATE:
+        raise typer.BadParameter(
+            f"--lr must be a positive number: {lr}"
+            + (f", from {LEAST_RATE:g} to {MOST_RATE:g}" if lr > 0 else "")
+        )
     settings_every = interval(every)
-    if k < 1:
-        raise typer.BadParameter(f"--k must be at least 1: {k}")
+    within("--k", k, 1, MOST_SNAPSHOTS)
     if policy not in POLICIES:
         raise typer.BadParameter(f"--policy: {policy!r} is none of {', '.join(POLICIES)}")
     try:
-        budgets = [parse_seconds(text) for text in budget.split(",")] if budget else []
+        budgets = [] if budget is None else [parse_seconds(text) for text in budget.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--budget: {error}") from error
+    if len(set(budgets)) < len(budgets):
+        raise typer.BadParameter(f"--budget names a length of time twice: {budget}")
     try:
         loaded = load_workload(workload, data)
     except WorkloadError as error:
@@ -129,9 +151,20 @@ def read_profile(path: Path) -> Profile:
         raise typer.BadParameter(f"--reference: {error}") from error
 
 
+def check_picture(option: str, path: Path) -> None:
+    """Refuse a file that no picture can be written to, before anything is computed for it."""
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise typer.BadParameter(
+            f"{option} must be a file whose name ends in one of .{', .'.join(kinds)}: {str(path)!r}"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise typer.BadParameter(f"{option}: {path} cannot be written: it is a folder, or in none")
+
+
 def cluster_option(text: str) -> tuple[str, str | int]:
     """Name and value, a whole number where it looks like one."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise typer.BadParameter(f"--cluster-option must be NAME=VALUE: {text!r}")
-    return name, int(value) if value.isdecimal() else value
+        raise typer.BadParameter(f"--cluster-option must be NAME=VALUE: {text!r:.60}")
+    return name, int(value) if value.isdecimal() and len(value) <= 100 else value

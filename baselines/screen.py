@@ -5,32 +5,31 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baselines import report
 from baselines.comparison import Silent
+from timing import commandline
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from torch import Tensor, nn
 
     from baselines.comparison import Comparison, Plan
     from baselines.runs import Point, Trajectory
     from baselines.tracker import Tracker
 
-console = Console()
+console = commandline.console()
 
 
 def say(text: str) -> None:
-    """A line as it is: not wrapped, so that it can be copied, and without markup."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    """A line as it is: not wrapped, so that it can be copied."""
+    console.print(text, soft_wrap=True)
 
 
 def progress_bar() -> Progress:
     """A bar with what is done beside it, and the time so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
+    return commandline.progress_bar(console)
 
 
 class Screen:
@@ -78,7 +77,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._progress.console.print(line, soft_wrap=True)
 
 
 class TuningBar(Silent):
@@ -107,8 +106,8 @@ def show(comparison: Comparison) -> None:
         console.print(table_of(saved, "RST saved on the way to the target"))
     console.print(table_of(report.totals(comparison), "RST by policy, means over seeds"))
     for sentence in report.verdict(comparison):
-        console.print(f"- {sentence}", markup=False, highlight=False)
-    console.print(report.conditions(comparison), style="dim", markup=False, highlight=False)
+        console.print(f"- {sentence}")
+    console.print(report.conditions(comparison), style="dim")
 
 
 def show_ranking(comparisons: list[Comparison]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 import math
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
@@ -16,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from baselines import ranks
 from baselines.checkpoint import CheckpointError, StorageError
 from baselines.runs import Point, Run, Trajectory
-from timing import Account, Budget, Stopwatch
+from timing import Account, Budget, Stopwatch, tracebacks
 from timing.schedules import constant
 
 if TYPE_CHECKING:
@@ -372,12 +371,14 @@ def train(
         _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)
     except (StorageError, CheckpointError):
         raise
-    except Exception as raised:
+    # A file of a user's own may call sys.exit(), too.
+    except (Exception, SystemExit) as raised:
         if ranks.world() > 1:
             # The other ranks wait for this one, until `torchrun` sees that it ended.
             raise
-        error = f"{type(raised).__name__}: {raised}"
-        logging.getLogger(__name__).exception("%s, seed %d, failed", ", ".join(methods), seed)
+        error = tracebacks.in_one_line(raised)
+        if not tracebacks.place_of(raised):
+            error = f"{error}; {tracebacks.write_down(raised)}"
         for follower in training.active:
             follower.error = f"at step {training.step}: {error}"
     return training.trajectory(error)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-import traceback
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from timing import tracebacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 def digest_of(path: Path, kind: type[ValueError]) -> str:
     """The SHA-256 of a file's text; `kind` is raised, in one line, if it cannot be read."""
+    if path.exists() and not path.is_file():
+        raise kind(f"{path} is no file")
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -41,7 +44,11 @@ def function_of(
     module = importlib.util.module_from_spec(spec)
     # Before it runs: dataclasses and pickle look a class's module up there.
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
     function = getattr(module, name, None)
     if not callable(function):
         raise kind(f"{path} defines no function `{name}`, which must return a {result}")
@@ -53,13 +60,8 @@ def in_one_line(path: Path, kind: type[ValueError]) -> Iterator[None]:
     """Tell any exception that a file's code raises as a `kind`, in one line that says where."""
     try:
         yield
-    except kind:
+    except (kind, KeyboardInterrupt):
         raise
-    except SyntaxError as error:
-        raise kind(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-        where = f", line {lines[-1]}" if lines else ""
-        said = " ".join(str(error).split())
-        raise kind(f"{path}{where}: {type(error).__name__}: {said}") from error
+    # Also what is no Exception: sys.exit(0) in a file would end the command as if all was well.
+    except BaseException as error:
+        raise kind(tracebacks.in_one_line(error, str(path))) from error

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ from timing.schedules import constant, linear
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_method.py"
 OWN_COSTS = {**COSTS, "lookahead": 0.0004}
+
+IMPORTS = """from baselines.averagers import Live
+from baselines.methods import Method
+from timing.schedules import constant"""
+
+# A method with this schedule, and this averager.
+OWN = "from baselines.methods import Method\nfrom timing.schedules import constant\n\
+def method():\n    return Method('mine', {}, {})"
 
 
 def train_with(name: str, costs=OWN_COSTS, budget: float = 1.0):
@@ -70,6 +79,15 @@ def test_another_text_of_a_file_is_another_method(tmp_path: Path) -> None:
         ("import nothing_like_it", r"mine.py, line 1: ModuleNotFoundError: No module named 'noth"),
         ("def method():\n    raise ValueError('a\\nb')", r"mine.py, line 2: ValueError: a b$"),
         ("def method(k):\n    return k", r"mine.py: TypeError: method\(\) missing 1 required"),
+        ("import sys\nsys.exit(0)", r"mine.py, line 2: it ends the process \(sys.exit\): raise an"),
+        ("def method():\n    raise GeneratorExit", r"mine.py, line 2: GeneratorExit$"),
+        (OWN.format("lambda spent: 1 / spent", "None"), r"mine.py, line 4: ZeroDivisionError"),
+        (OWN.format("lambda _: float('nan')", "None"), r"the schedule of \S*mine.py must .* nan$"),
+        (OWN.format("lambda _: 'half'", "None"), r"the schedule of .* at 0% .* gives 'half'$"),
+        (
+            OWN.format("constant", "None, 1.5"),
+            r"the share of .*mine.py must be above 0 and at most",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(
@@ -77,6 +95,60 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
 ) -> None:
     path = write(tmp_path, text)
     assert_said_in_one_line(lambda: find(path), MethodError, said)
+
+
+FAULTS = """
+import sys
+class Mine(Live):
+    def {what}
+def method():
+    return Method("mine", constant, lambda model, optimizer, *_: Mine(model, optimizer))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("after_step(self, spent): return self.nothing", r"AttributeError: 'Mine' object has no"),
+        ("after_step(self, spent): sys.exit(0)", r"it ends the process \(sys\.exit\)"),
+        ("reading(self): return self.model(1), {}", r"TypeError: "),
+        ("after_step(self, spent): return 'unknown'", None),
+    ],
+)
+def test_what_goes_wrong_in_training_is_a_line_with_its_place(
+    what: str, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, IMPORTS + FAULTS.format(what=what))
+    failure = str(train_with(path).failure)
+    if said:
+        assert re.search(rf"^at step \d+: \S*mine\.py, line 6: {said}", failure)
+    else:
+        # Nothing of the file is wrong, but what it gave: the traceback is kept.
+        assert re.search(r"KeyError: .*'unknown' has no cost .*; its traceback is in ", failure)
+        kept = Path(failure.rpartition(" is in ")[2])
+        assert "Traceback" in kept.read_text()
+        kept.unlink()
+    assert "\n" not in failure
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_averager_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) -> None:
+    text = OWN.format("constant", "lambda model, *_: model.transformer.blocks")
+    method = find(write(tmp_path, text))
+    said = r"mine\.py, line 4: AttributeError: 'Sequential' object has no attribute 'transformer'"
+    model = WORKLOAD.make_model()
+    base = WORKLOAD.make_optimizer(model, 0.1)
+    assert_said_in_one_line(
+        lambda: method.averager(model, base, WORKLOAD, SETTINGS), MethodError, said
+    )
+
+
+def test_an_averager_of_the_table_in_a_file_is_that_of_the_table(tmp_path: Path) -> None:
+    """So that what is known of it, such as that it reports live weights, is known here too."""
+    text = (
+        "import baselines.methods\ndef method():\n    return baselines.methods.METHODS['decayed']"
+    )
+    assert find(write(tmp_path, text)).averager is METHODS["decayed"].averager
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

@@ -1,5 +1,6 @@
 """Workloads that users bring as a Python file."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -98,13 +99,83 @@ assert pickle.loads(pickle.dumps(Size(3))) == Size(3)
         ("def load(:", r"mine.py, line 1: invalid syntax"),
         ("def load(size):\n    pass", r"mine.py: load must take no argument but `data`; .*size"),
         ("def load():\n    raise ValueError('a\\nb')", r"mine.py, line 2: ValueError: a b$"),
+        ("import sys\nsys.exit(0)", r"mine.py, line 2: it ends the process \(sys.exit\): raise an"),
+        ("def load():\n    raise BaseException('x')", r"mine.py, line 2: BaseException: x$"),
+        ("def load():\n    load()", r"mine.py, line 2: RecursionError: maximum recursion depth"),
+        ("import broken_helper", r"broken_helper.py, line 2: invalid syntax"),
+        ("x = '\0'", r"mine.py: .*null bytes"),
+        (
+            "class Odd(Exception):\n    def __str__(self):\n        return 1\nraise Odd",
+            r"mine.py, line 4: Odd: \(its message cannot be read\)",
+        ),
+        (
+            "import baselines.workloads\ndef load():\n    return baselines.workloads.Workload()",
+            r"mine.py, line 3: TypeError: .*missing",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(
-    text: str, said: str, tmp_path: Path
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_helper.py").write_text("x = 1\ndef (:")
     path = write(tmp_path, text)
     assert_said_in_one_line(lambda: load(path), WorkloadError, said)
+
+
+def test_a_file_is_named_as_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "def load():\n    return 1 / 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkloadError, match=r"^mine\.py, line 2: ZeroDivisionError"):
+        load("mine.py")
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(WorkloadError, match=r"folder\.py is no file"):
+        load("folder.py")
+
+
+def with_metric(metric: str) -> Workload:
+    return dataclasses.replace(load(str(EXAMPLE)), metric=metric)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *("accuracy", "Accuracy (%)", "val_acc", "testAccuracy", "acc@1", "digits - accuracy"),
+        *("top1", "Top-1", "top 5 accuracy", "top-1-accuracy", "F1", "macro f1-score", "ROC AUC"),
+        *("BLEU-4", "mAP", "mAP50@0.5", "R2", "R^2", "R²", "r-squared", "PSNR in dB", "SSIM"),
+        *("reward", "mean episode return", "log-likelihood", "ROUGE-L", "recall"),
+    ],
+)
+def test_a_metric_of_which_more_is_better_is_refused(metric: str) -> None:
+    with pytest.raises(ValueError, match=r"report .* 1 - accuracy as 'error rate'") as raised:
+        with_metric(metric)
+    assert repr(metric) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *("error rate", "top-1 error rate", "loss", "nats per byte", "squared error", "perplexity"),
+        *("1 - accuracy", "1-accuracy", "1 \u2212 F1", "100% - mAP", "one minus recall"),
+        *("-accuracy", "cost (-reward)", "negative return", "negative log-likelihood", "NLL"),
+        *("accuracy gap", "inaccuracy", "mapping error", "seconds", "WER", "MAPE", "remap", ""),
+    ],
+)
+def test_a_metric_of_which_less_is_better_is_taken(metric: str) -> None:
+    assert with_metric(metric).metric == metric
+
+
+def test_the_line_of_a_metric_that_is_refused_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, CHANGED.format(example=str(EXAMPLE), change="metric='accuracy'"))
+    said = r"mine\.py, line 5: ValueError: workload diabetes has the metric 'accuracy'"
+    assert_said_in_one_line(lambda: load(path), WorkloadError, said)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "budget_seconds"])
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
+def test_a_rate_or_budget_that_is_none_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} of workload diabetes must be a positive number"):
+        dataclasses.replace(load(str(EXAMPLE)), **{name: value})
 
 
 def test_what_is_not_there_is_named() -> None:

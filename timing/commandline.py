@@ -2,8 +2,8 @@
 
 Whatever goes wrong is one line on standard error, never a traceback. The exit code is 0 if all went
 well, 1 if something went wrong although the command was used rightly, 2 if it was used wrongly, 70
-for a fault of this project's own (the line says where the traceback was written), 130 if it was
-interrupted, and 143 if it was ended by SIGTERM.
+for a fault of this project's own (the line says where the traceback was written), and 128 plus
+the number of the signal, so 130 or 143, if it was interrupted by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 OUR_FAULT = os.EX_SOFTWARE
 INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 
 # Newer versions of typer carry a click of their own, so its errors are found by way of one of them.
 _CLICK_ERROR: Any = next(
@@ -37,10 +36,6 @@ _CLICK_ERROR: Any = next(
 
 class CommandError(Exception):
     """What went wrong although the command was used rightly: one line, and exit code 1."""
-
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM came: as an interrupt, so that all is left as after one."""
 
 
 def console() -> Console:
@@ -65,62 +60,56 @@ def run(app: typer.Typer) -> NoReturn:
         # Not every locale has every letter.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with _ended_by_sigterm():
+    line = ""
+    with _interrupts() as received:
+        try:
             code = int(app(standalone_mode=False) or 0)
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BaseException as error:
-        code, line = _ending_of(error)
+        except BaseException as error:
+            code, line = _ending_of(error)
+    # Some versions of typer make an exit code of an interrupt.
+    if received or code == INTERRUPTED:
+        code, line = 128 + (received or [signal.SIGINT])[0], "interrupted"
+    # It may be standard error that is gone.
+    with suppress(OSError):
         if line:
-            # It may be standard error that is gone.
-            with suppress(OSError):
-                print(f"error: {line}" if code < 128 else line, file=sys.stderr)
+            print(line, file=sys.stderr)
     sys.exit(code)
 
 
 def _ending_of(error: BaseException) -> tuple[int, str]:
     """Exit code, and the line to say."""
-    # What typer takes for the end of its input.
-    if isinstance(error, typer.Abort) and error.__cause__ is not None:
+    # As which typer tells that its input has ended, whoever raised that.
+    if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
         error = error.__cause__
-    if isinstance(error, _CLICK_ERROR):
-        return error.exit_code, _one_line(error.format_message())
-    if isinstance(error, CommandError):
-        return 1, _one_line(str(error))
-    if isinstance(error, _TerminatedError):
-        return TERMINATED, "ended by SIGTERM"
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+        return INTERRUPTED, ""
+    if isinstance(error, _CLICK_ERROR):
+        return error.exit_code, f"error: {_one_line(error.format_message())}"
+    if isinstance(error, CommandError):
+        return 1, f"error: {_one_line(str(error))}"
     if place_of(error):
-        return 1, in_one_line(error)
+        return 1, f"error: {in_one_line(error)}"
     if isinstance(error, SystemExit):
         # Of a library, which has said why.
         return error.code if isinstance(error.code, int) else 1, ""
     if is_lack_of_memory(error):
-        return 1, f"not enough memory: {message_of(error)}"
+        return 1, f"error: not enough memory: {message_of(error)}"
     if isinstance(error, OSError):
-        return 1, _of_the_system(error)
+        where = error.filename or ("standard output" if _is_output_gone() else None)
+        said = error.strerror or message_of(error)
+        return 1, f"error: {where}: {said}" if where else f"error: {said}"
     return OUR_FAULT, (
-        f"this is a fault of lawa-opt, not of yours: {in_one_line(error)}; please report it: "
-        f"{write_down(error)}"
+        f"error: this is a fault of lawa-opt and not yours, please report it: "
+        f"{in_one_line(error)}; {write_down(error)}"
     )
-
-
-def _of_the_system(error: OSError) -> str:
-    where = error.filename
-    if where is None and _is_output_gone():
-        where = "standard output"
-    said = error.strerror or message_of(error)
-    return said if where is None else f"{where}: {said}"
 
 
 def _is_output_gone() -> bool:
     """Whether nothing can be written to standard output; then nothing is tried again at the end."""
-    if sys.stdout is None:
-        return False
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
@@ -132,20 +121,27 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end what runs as an interrupt does, but under `torchrun`.
+def _interrupts() -> Iterator[list[int]]:
+    """Let SIGTERM interrupt as SIGINT does; gives the signals that came.
 
-    There a process may wait for another one where it would not hear of it.
+    One that is ignored, as by nohup, stays so. Under `torchrun`, which ends its processes by
+    SIGTERM, one may wait for another where it would hear of no interrupt, so there it just ends.
     """
+    received: list[int] = []
+    numbers = [signal.SIGINT] if "WORLD_SIZE" in os.environ else [signal.SIGINT, signal.SIGTERM]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
 
-    def end(*_: object) -> NoReturn:
-        raise _TerminatedError
+    def interrupt(number: int, _: object) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or "WORLD_SIZE" in os.environ:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: way for number, way in before.items() if way not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, way in before.items():
+            signal.signal(number, way)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from baselines.workloads.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +47,8 @@ class Workload:
 
     Attributes:
         name: of files and tables; letters, digits, "-", "_" and ".".
-        metric: name and unit of what `evaluate` returns; lower is better.
+        metric: name and unit of what `evaluate` returns; lower is better, and a name for which
+            higher is known to be, such as "accuracy", is refused.
         make_model: a model with initial weights drawn from torch's global random generator, on the
             device it is to be trained on.
         make_optimizer: the optimizer of a model at a peak learning rate.
@@ -84,6 +88,18 @@ class Workload:
                 f"a workload's name goes into file names: {self.name!r} must be letters, digits, "
                 '"-", "_" or "."'
             )
+        if word := higher_is_better(self.metric):
+            raise ValueError(
+                f"workload {self.name} has the metric {self.metric!r}, and lower is taken as "
+                f"better here, which is not so for {word!r}: report its distance from the best, "
+                "such as 1 - accuracy as 'error rate', or its negative, such as 'negative reward'"
+            )
+        for what in ("learning_rate", "budget_seconds"):
+            if not 0 < getattr(self, what) < math.inf:
+                raise ValueError(
+                    f"{what} of workload {self.name} must be a positive number: "
+                    f"{getattr(self, what)!r:.60}"
+                )
         if len(str(self.data.get("sha256", ""))) != 64:
             raise ValueError(
                 f'data["sha256"] of workload {self.name} must be the SHA-256 digest of its data, '
