@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from matplotlib import rcParams
 
 from baselines import ablation, conduct, options, plots, ranks, report, screen
 from baselines import dry_run as dry_runs
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from timing import Profile
 
 app = typer.Typer(add_completion=False)
+
+# A name may hold what matplotlib would take for a formula.
+rcParams["text.parse_math"] = False
 
 
 @app.callback()

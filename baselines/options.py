@@ -76,7 +76,7 @@ def count(option: str, text: str, most: int = MOST_SNAPSHOTS) -> int:
     """A whole number from 1."""
     # Python converts no more than some thousand digits.
     digits = text.strip()
-    if not digits.isdecimal() or len(digits) > 100:
+    if not digits.isdecimal() or len(digits) > 100 or int(digits) < 1:
         raise typer.BadParameter(f"{option} must be a whole number from 1: {text!r:.60}")
     return within(option, int(digits), 1, most)
 

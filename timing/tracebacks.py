@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-LONGEST_MESSAGE = 2000
+# Of a message that quotes what it was given, beginning and end say most.
+LONGEST_BEGINNING, LONGEST_END = 1500, 500
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NOT_A_USERS = (
@@ -23,13 +24,15 @@ _LIBRARIES = {"site-packages", "dist-packages"}
 
 
 def message_of(error: BaseException) -> str:
-    """The exception's message in one line, cut where it is very long."""
+    """The exception's message in one line, without the middle of one that is very long."""
     try:
         said = " ".join(str(error).split())
     # A class of a user's own may fail at this too.
     except Exception:
         return "(its message cannot be read)"
-    return said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}…"
+    if len(said) <= LONGEST_BEGINNING + LONGEST_END:
+        return said
+    return f"{said[:LONGEST_BEGINNING]} … {said[-LONGEST_END:]}"
 
 
 def place_of(error: BaseException) -> str:
