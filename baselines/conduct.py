@@ -109,7 +109,8 @@ def calibrated(plan: Plan) -> Profile:
         except MethodError as error:
             raise typer.BadParameter(f"--methods: {error}") from error
         except CalibrationError as error:
-            say(error.stderr)
+            if error.stderr:
+                say(error.stderr.rstrip())
             raise commandline.CommandError(str(error)) from error
     say("Reference profile:")
     say(f"  measured on {profile.machine}")

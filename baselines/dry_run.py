@@ -83,7 +83,8 @@ class Estimate:
         rst_seconds_per_run: reference seconds charged to a run: its budget.
         runs: methods times seeds, and trials before.
         trainings: fewer than runs where methods follow one training together.
-        wall_seconds: of the whole comparison here, calibration included.
+        wall_seconds: of the whole comparison here, calibration included; more jobs than cores take
+            as long as so many.
         problems: what is wrong with the plan, a line each; empty if it can start.
     """
 
@@ -178,7 +179,7 @@ def estimate(
         rst_seconds_per_run=plan.budget.seconds,
         runs=len(plan.methods) * rounds,
         trainings=len(groups) * plan.trials + len(final) * len(plan.seeds),
-        wall_seconds=calibration + training_seconds / jobs,
+        wall_seconds=calibration + training_seconds / min(jobs, limits.core_count()),
         problems=tuple(found),
     )
 

@@ -50,9 +50,9 @@ ThreadsOption = Annotated[
 
 
 # Nobody waits for the end of more, and what is made for each would not fit into memory.
-MOST_SEEDS = MOST_TRIALS = 10_000
-MOST_JOBS = 1000
-MOST_SNAPSHOTS = 10**6
+MOST_SEEDS = 10_000
+MOST_TRIALS = MOST_JOBS = 1000
+MOST_SNAPSHOTS = 10_000
 MOST_STEPS = 10**9
 # Ten times as much, which tuning may try, is a number in float32 too.
 LEAST_RATE, MOST_RATE = 1e-36, 1e36

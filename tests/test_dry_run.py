@@ -20,7 +20,7 @@ from baselines.comparison import Plan
 from baselines.dry_run import Estimate, table, window_bytes
 from baselines.methods import METHODS, MethodError, Settings
 from baselines.workloads import Workload, WorkloadError, digits, load
-from timing import Budget, commandline
+from timing import Budget, commandline, this_machine
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_workload.py"
 BATCH, IN, HIDDEN, OUT = 32, 100, 50, 7
@@ -157,14 +157,15 @@ def naive_wall_seconds(found: Estimate) -> float:
     """Two trainings and three methods for each of two seeds, evaluated at 4 points and the end."""
     calibration = 5 * (410 * found.step_seconds + 10.25 * found.evaluation_seconds)
     of_seed = 2 * found.steps_per_run * found.step_seconds + 3 * 5 * found.evaluation_seconds
-    return calibration + 2 * of_seed / found.memory.jobs
+    return calibration + 2 * of_seed / min(found.memory.jobs, this_machine().logical_cores)
 
 
 def test_jobs_share_the_time_and_multiply_the_memory(counted: Workload) -> None:
     plan = plan_of(counted, "constant", "decayed", "lawa")
-    one, two = (estimate(plan, jobs) for jobs in (1, 2))
+    one, two, many = (estimate(plan, jobs) for jobs in (1, 2, 1000))
     assert two.memory.needed == 2 * one.memory.needed
     assert two.wall_seconds == pytest.approx(naive_wall_seconds(two))
+    assert many.wall_seconds == pytest.approx(naive_wall_seconds(many))
 
 
 def test_what_does_not_fit_is_a_problem(counted: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
