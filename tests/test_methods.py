@@ -67,6 +67,20 @@ def test_another_text_of_a_file_is_another_method(tmp_path: Path) -> None:
     assert before != after
 
 
+def test_another_text_of_the_same_second_and_length_is_run_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    text = "from baselines.methods import METHODS\ndef method(): return METHODS['decayed']\n"
+    path.write_text(text)
+    moment = path.stat().st_mtime_ns
+    assert find(str(path)).schedule.__name__ == "linear"
+    path.write_text(text.replace("'decayed'", "'cosine' "))
+    os.utime(path, ns=(moment, moment))
+    assert find(str(path)).schedule.__name__ == "cosine"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
