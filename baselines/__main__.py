@@ -232,7 +232,10 @@ def score_command(
         Path | None, typer.Option(help="Image file for the performance profile.")
     ] = None,
 ) -> None:
-    """Score the methods of several comparisons as AlgoPerf does, by their times to the target."""
+    """Score the methods of several comparisons as AlgoPerf does, by their times to the target.
+
+    Reads the folders and runs nothing that they name.
+    """
     if plot is not None:
         options.check_picture("--plot", plot)
     try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from baselines.checkpoint import Checkpoints
+    from baselines.methods import Method
     from baselines.runs import Point, Run, Trajectory
     from baselines.tuning import Trial
     from baselines.workloads.workload import Workload
@@ -71,14 +72,13 @@ class Plan:
             for method in self.methods
         }
 
-    def budget_of(self, method: str) -> Budget:
+    def budget_of(self, method: Method) -> Budget:
         """What a run of the method may spend: the budget, or its share of it."""
-        share = find(method).share
-        return self.budget if share == 1 else Budget(self.budget.seconds * share)
+        return self.budget if method.share == 1 else Budget(self.budget.seconds * method.share)
 
-    def evaluations_of(self, method: str) -> int:
+    def evaluations_of(self, method: Method) -> int:
         """Evaluations over a run of the method, as dense as those of the others."""
-        return max(1, round(self.evaluations * find(method).share))
+        return max(1, round(self.evaluations * method.share))
 
     @property
     def signature(self) -> dict[str, str | int | float]:
@@ -123,21 +123,27 @@ class Listener(Protocol):
         """Runs have ended, all those that followed one training."""
 
 
-def check(plan: Plan, profile: Profile) -> None:
+def check(plan: Plan, profile: Profile) -> dict[str, Method]:
     """Refuse a plan that this profile cannot charge, or whose budget is below one step.
+
+    Returns:
+        The methods by name. Each is found once, so that one whose file is changed while a
+        comparison runs stays what it was.
 
     Raises:
         ProfileError: the profile is of another workload, or lacks an operation.
         ValueError: the budget does not pay for a step of some method.
     """
-    for name in plan.methods:
+    methods = {name: find(name) for name in plan.methods}
+    for name, method in methods.items():
         settings = plan.settings_of(name)
         model = plan.workload.make_model()
         base = plan.workload.make_optimizer(model, settings.learning_rate)
-        averager = find(name).averager(model, base, plan.workload, settings)
+        averager = method.averager(model, base, plan.workload, settings)
         needed = {*dearest_step(averager), *dearest_reading(averager)}
         profile.require(plan.signature, needed)
-        check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(name))
+        check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(method))
+    return methods
 
 
 class Silent:
@@ -177,11 +183,12 @@ def tasks(plan: Plan) -> list[Task]:
 def carry_out(
     plan: Plan,
     task: Task,
+    methods: Mapping[str, Method],
     profile: Profile,
     listener: Listener,
     checkpoints: Checkpoints | None = None,
 ) -> Trajectory:
-    """Train once, or go on with a training that was cut off.
+    """Train once, or go on with a training that was cut off; its methods are by name.
 
     Raises:
         StorageError: a checkpoint cannot be written.
@@ -189,14 +196,15 @@ def carry_out(
     """
     for name in task.methods:
         listener.run_started(name, task.seed)
+    first = methods[task.methods[0]]
     trajectory = train(
         plan.workload,
-        {name: find(name) for name in task.methods},
+        {name: methods[name] for name in task.methods},
         task.seed,
-        plan.budget_of(task.methods[0]),
+        plan.budget_of(first),
         profile.seconds,
         plan.settings,
-        plan.evaluations_of(task.methods[0]),
+        plan.evaluations_of(first),
         lambda name, point: listener.point(name, task.seed, point),
         plan.policy,
         tuned=plan.tuned,
@@ -214,8 +222,8 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
     Raises:
         ValueError: as `check` does, before anything is run.
     """
-    check(plan, profile)
-    trajectories = [carry_out(plan, task, profile, listener) for task in tasks(plan)]
+    methods = check(plan, profile)
+    trajectories = [carry_out(plan, task, methods, profile, listener) for task in tasks(plan)]
     return Comparison(plan, profile, tuple(trajectories))
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from baselines import ranks, tuning
 from baselines.comparison import Silent, check
-from baselines.folder import budget_folder, describe, read_profile, write_profile
+from baselines.folder import (
+    budget_folder,
+    describe,
+    read_profile,
+    refuse_changed,
+    write_profile,
+)
 from baselines.jobs import Cluster, Processes, side_by_side
-from baselines.methods import MethodError
+from baselines.methods import MethodError, file_digests
 from baselines.reference import measure_profile
 from baselines.resume import resume
 from baselines.screen import Screen, TuningBar, console, progress_bar, say, show, table_of
@@ -66,6 +72,7 @@ def carry_out(
     root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
 ) -> list[Comparison]:
     """Compare under each budget, going on with what is in the folder, and print the results."""
+    texts = file_digests(plans[0].methods)
     if ranks.rank() == 0 and read_profile(root) is None:
         write_profile(root, given or calibrated(plans[0]))
     ranks.wait()
@@ -75,12 +82,18 @@ def carry_out(
     train: Train = partial(resume, warn=say)
     if engine:
         train = partial(side_by_side, engine=engine, jobs=jobs)
+
+    def try_out(*arguments: Any) -> Comparison:
+        refuse_changed(texts)
+        return train(*arguments)
+
     say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
     comparisons = []
     for plan in plans:
         path = budget_folder(root, plan)
         if plan.trials:
-            plan = tuned(plan, profile, path, train)
+            plan = tuned(plan, profile, path, try_out)
+        refuse_changed(texts)
         if ranks.rank() > 0:
             comparisons.append(resume(plan, profile, Silent(), path))
             continue

@@ -161,7 +161,7 @@ def estimate(
             f"about {_size(memory.needed)} of memory are needed and {_size(available)} are free: "
             "take a smaller model, batch, k or number of jobs"
         )
-    readings = sum(plan.evaluations_of(method) + 1 for method in plan.methods)
+    readings = sum(plan.evaluations_of(find(method)) + 1 for method in plan.methods)
     shares = sum(find(group[0]).share for group in groups)
     # Once tuned, no two methods need have the same rate.
     final = [(method,) for method in plan.methods] if plan.trials else groups

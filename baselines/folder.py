@@ -20,23 +20,24 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baselines.checkpoint import Checkpoints, write_atomically
 from baselines.comparison import Comparison, Plan, Task, tasks
-from baselines.methods import Settings, file_digests
+from baselines.methods import Settings, file_digests, file_names
 from baselines.runs import Trajectory
 from baselines.tuning import Trial
+from baselines.user_file import digest_of
 from baselines.workloads.workload import Workload
 from timing import Budget, Policy, Profile
 from timing.software import this_software
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
 DESCRIPTION, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
 
@@ -61,9 +62,9 @@ class Description(BaseModel):
     metric: str
     signature: dict[str, str | int]
     data: dict[str, Any]
-    methods: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
     method_files_sha256: dict[str, str]
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     budget_seconds: float
     settings: Settings
     tuned: dict[str, Settings]
@@ -137,6 +138,14 @@ class Description(BaseModel):
         )
 
     @property
+    def files_sha256(self) -> dict[str, str]:
+        """The Python files that it names, with the digests of the texts it was begun with."""
+        own = {name: self.method_files_sha256.get(name, "") for name in file_names(self.methods)}
+        if self.source and self.source[0].endswith(".py"):
+            own[self.source[0]] = str(self.data.get("file_sha256", ""))
+        return own
+
+    @property
     def what(self) -> str:
         """All that tells one comparison from another, as JSON."""
         return self.model_dump_json(exclude={"id"})
@@ -169,6 +178,20 @@ def describe(folder: Path, plan: Plan) -> Description:
     if found.what != wanted.what:
         raise FolderError(f"{folder} holds another comparison than this one: use another folder")
     return found
+
+
+def refuse_changed(files: Mapping[str, str]) -> None:
+    """Refuse files of the user's own that no longer have these texts, given by their SHA-256.
+
+    Raises:
+        FolderError: one has another, or is gone.
+    """
+    for name, digest in files.items():
+        if digest_of(Path(name), FolderError) != digest:
+            raise FolderError(
+                f"{name} has changed since the comparison began: put it back, or give the same "
+                "command again, which begins another comparison"
+            )
 
 
 def write_profile(root: Path, profile: Profile) -> None:
@@ -208,7 +231,11 @@ def read_result(folder: Path, task: Task) -> Trajectory | None:
     if not path.exists():
         return None
     try:
-        return Trajectory.from_json(path.read_bytes())
+        trajectory = Trajectory.from_json(path.read_bytes())
+        found = [(run.method, run.seed) for run in trajectory.runs]
+        if found != [(method, task.seed) for method in task.methods]:
+            raise ValueError(f"it is of {found}")
+        return trajectory
     except ValueError as error:
         raise FolderError(
             f"{path} is damaged ({error}): remove {path.parent} to train it again"

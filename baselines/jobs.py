@@ -1,9 +1,15 @@
 """Carries out the trainings of a comparison side by side: on this machine, or over a cluster.
 
-Each is a process of its own, which is told a folder and nothing else:
-`python -m baselines.jobs FOLDER TASK`, with the number of a task of the comparison in it. It writes
-points and result there, and this process reads them. So whatever can start a process, here or on a
-machine that shares the folder, can carry out a training, and any of them can be killed.
+Each is a process of its own, which is told a folder and the number of a task of the comparison in
+it: `python -m baselines.jobs FOLDER TASK`. It writes points and result there, and this process
+reads them. So whatever can start a process, here or on a machine that shares the folder, can carry
+out a training, and any of them can be killed.
+
+A folder may come from anywhere. So of the Python files that it names a process runs those alone
+that its own command line names (`--may-run FILE SHA256`), and only with this very text: the process
+that starts it names those of the user's command. Under submitit the function and its arguments are
+pickles in the comparison's folder `cluster`. Who can write there can run code as you, so it is made
+for you alone (mode 0700).
 """
 
 from __future__ import annotations
@@ -24,13 +30,16 @@ from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints
 from baselines.comparison import Comparison, Silent, Task, carry_out, check, tasks
 from baselines.folder import (
     Description,
+    FolderError,
     describe,
     read_profile,
     read_result,
+    refuse_changed,
     task_folder,
     write_result,
 )
 from baselines.lock import Lock
+from baselines.methods import find
 from baselines.resume import tell
 from baselines.runs import Point, Run, Trajectory
 from baselines.workloads import load
@@ -40,10 +49,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    import submitit
     from torch import Tensor, nn
 
     from baselines.comparison import Listener, Plan
+    from baselines.methods import Method
     from timing import Profile
+
+    # What carries out a task: `work`.
+    Work = Callable[[str, int, Mapping[str, str]], None]
 
 POINTS = "points.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -64,8 +78,11 @@ class Job(Protocol):
 class Engine(Protocol):
     """Starts processes."""
 
-    def submit(self, work: Callable[[str, int], None], folder: str, index: int, /) -> Job:
-        """Carry out the task with this number of the comparison in this folder."""
+    def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
+        """Carry out the task with this number of the comparison in this folder.
+
+        `files` are those of the user's own that may be run, and the SHA-256 of their texts.
+        """
 
     def __enter__(self) -> Engine:
         """It is a context manager, and leaves no process behind."""
@@ -91,12 +108,13 @@ class Processes:
         self._threads = ThreadPoolExecutor(max_workers=1000)
         self._running: set[subprocess.Popen[bytes]] = set()
 
-    def submit(self, _: Callable[[str, int], None], folder: str, index: int, /) -> Job:
+    def submit(self, _: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Start the process that carries out this task."""
-        return self._threads.submit(self._carry_out, folder, index)
+        may_run = [word for file in files.items() for word in ("--may-run", *file)]
+        command = [sys.executable, "-m", "baselines.jobs", *may_run, "--", folder, str(index)]
+        return self._threads.submit(self._carry_out, command)
 
-    def _carry_out(self, folder: str, index: int) -> None:
-        command = [sys.executable, "-m", "baselines.jobs", folder, str(index)]
+    def _carry_out(self, command: list[str]) -> None:
         # It ends when this pipe does, also where this process is killed.
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -147,9 +165,9 @@ class Cluster:
             ) from error
         self._jobs: list[submitit.Job[None]] = []
 
-    def submit(self, work: Callable[[str, int], None], folder: str, index: int, /) -> Job:
+    def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Queue the task."""
-        self._jobs.append(self._executor.submit(work, folder, index))
+        self._jobs.append(self._executor.submit(work, folder, index, files))
         return self._jobs[-1]
 
     def __enter__(self) -> Cluster:
@@ -189,20 +207,23 @@ def _model_file(method: str) -> str:
     return f"model-{Path(method).stem}.pt"
 
 
-def work(folder: str, index: int) -> None:
+def work(folder: str, index: int, files: Mapping[str, str]) -> None:
     """Carry out a task, or go on with it: what runs in the process of a job.
 
     Args:
         folder: of a comparison, beside that of its profile.
         index: number of the task.
+        files: of the user's own that may be run, and the SHA-256 of their texts.
 
     Raises:
+        FolderError: the comparison names a file that may not be run, or one of another text.
         LockedError: another process is at this very task.
         StorageError: the disk takes no more.
         CheckpointError: all its checkpoints are damaged.
     """
     path = Path(folder)
     description = Description.read(path)
+    _refuse_files(path, description, files)
     torch.set_num_threads(description.threads)
     if description.source is None:
         raise ValueError(f"workload {description.workload} cannot be loaded in another process")
@@ -218,18 +239,38 @@ def work(folder: str, index: int) -> None:
         if read_result(path, task) is None:
             checkpoints = Checkpoints(own, SECONDS_BETWEEN)
             listener = _Writer(own, plan.seeds[0])
-            trajectory = carry_out(plan, task, profile, listener, checkpoints)
+            methods = {name: find(name) for name in task.methods}
+            trajectory = carry_out(plan, task, methods, profile, listener, checkpoints)
             write_result(path, task, trajectory)
             if trajectory.error:
                 raise RuntimeError(trajectory.error)
 
 
+def _refuse_files(folder: Path, description: Description, files: Mapping[str, str]) -> None:
+    """Refuse to run what a folder names, and those who started this process did not."""
+    for name, digest in description.files_sha256.items():
+        if files.get(name) != digest:
+            raise FolderError(
+                f"{folder} names the file {name}, and the command that started this process did "
+                "not, or with another text: nothing of it is run"
+            )
+    refuse_changed(description.files_sha256)
+
+
 class _Reader:
     """Follows a task by what its process writes."""
 
-    def __init__(self, plan: Plan, task: Task, folder: Path, job: Job, listener: Listener) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        task: Task,
+        methods: Mapping[str, Method],
+        folder: Path,
+        job: Job,
+        listener: Listener,
+    ) -> None:
         self.plan, self.task, self.folder, self.job = plan, task, folder, job
-        self._listener = listener
+        self._methods, self._listener = methods, listener
         self._points: dict[str, dict[int, Point]] = {name: {} for name in task.methods}
         for name in task.methods:
             listener.run_started(name, task.seed)
@@ -282,6 +323,7 @@ class _Reader:
                 totals={},
                 step_seconds=0.0,
                 failure=error,
+                share=self._methods[name].share,
             )
             for name in self.task.methods
         )
@@ -321,13 +363,13 @@ def side_by_side(
     Raises:
         ValueError: as `resume` does, or the workload was not made by `baselines.workloads.load`.
     """
-    check(plan, profile)
+    methods = check(plan, profile)
     if plan.workload.source is None:
         raise ValueError(
             f"workload {plan.workload.name} cannot be loaded in another process: get it from "
             "baselines.workloads.load"
         )
-    describe(folder, plan)
+    files = describe(folder, plan).files_sha256
     ended: dict[Task, Trajectory] = {}
     waiting: list[tuple[int, Task]] = []
     for index, task in enumerate(tasks(plan)):
@@ -340,8 +382,8 @@ def side_by_side(
     while waiting or running:
         while waiting and len(running) < jobs:
             index, task = waiting.pop(0)
-            job = engine.submit(work, str(folder), index)
-            running.append(_Reader(plan, task, folder, job, listener))
+            job = engine.submit(work, str(folder), index, files)
+            running.append(_Reader(plan, task, methods, folder, job, listener))
         time.sleep(SECONDS_BETWEEN_LOOKS)
         for reader in list(running):
             if reader.job.done():
@@ -356,6 +398,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m baselines.jobs", description=work.__doc__)
     parser.add_argument("folder")
     parser.add_argument("index", type=int)
+    parser.add_argument(
+        "--may-run",
+        nargs=2,
+        metavar=("FILE", "SHA256"),
+        action="append",
+        default=[],
+        help="a file of the user's own that may be run, and the digest of its text",
+    )
     arguments = parser.parse_args()
     end_with_the_starter()
-    work(arguments.folder, arguments.index)
+    work(arguments.folder, arguments.index, dict(arguments.may_run))

@@ -205,11 +205,22 @@ METHODS = {
 }
 
 
+def title_of(name: str) -> str:
+    """Return a method's title in tables and plots; that of a file is its stem, and it is not run.
+
+    What is read from a folder may name any file, so whatever shows results asks this and not
+    `find`.
+    """
+    if name in METHODS:
+        return METHODS[name].title
+    return Path(name).stem if name.endswith(".py") else name
+
+
 def find(name: str) -> Method:
     """The method of this name, or that `method` of this Python file returns.
 
     A file defines `method() -> Method`; its stem is the method's title in tables and plots. It is
-    run once for each of its texts.
+    run once for each of its texts, so only ask for files that the user named on this command line.
 
     Args:
         name: one of METHODS, or a path that ends in ".py".
@@ -225,14 +236,18 @@ def find(name: str) -> Method:
     return _of_file(path, path.resolve(), digest_of(path, MethodError))
 
 
+def file_names(names: Iterable[str]) -> list[str]:
+    """Return those of the methods that are files of the user's own."""
+    return [name for name in names if name not in METHODS and name.endswith(".py")]
+
+
 def file_digests(names: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of each method that is a file, so that no run goes on with another text of it.
 
     Raises:
         MethodError: one cannot be read.
     """
-    files = [name for name in names if name not in METHODS and name.endswith(".py")]
-    return {name: digest_of(Path(name), MethodError) for name in files}
+    return {name: digest_of(Path(name), MethodError) for name in file_names(names)}
 
 
 @cache
@@ -255,7 +270,7 @@ def _of_file(path: Path, _resolved: Path, _digest: str) -> Method:
 
     # One of the table's is known by what it is.
     known = any(make is other.averager for other in METHODS.values())
-    return replace(method, title=path.stem, averager=make if known else averager)
+    return replace(method, title=title_of(str(path)), averager=make if known else averager)
 
 
 def _check(path: Path, method: Method) -> None:

@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 
 from baselines import report
 from baselines.intervals import CONFIDENCE, estimate, median, median_coverage
-from baselines.methods import find
+from baselines.methods import title_of
 from baselines.score import LONGEST, profile
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
             marker=style.marker,
             markersize=5,
             markevery=some,
-            label=find(method).title,
+            label=title_of(method),
         )
         axes.errorbar(
             seconds,
@@ -302,7 +302,7 @@ def _name_methods(
         of = values[method] if values else ()
         missed = sum(not math.isfinite(value) for value in of)
         note = f"\n{missed} of {len(of)} {word}" if missed else ""
-        labels.append(find(method).title + note)
+        labels.append(title_of(method) + note)
     axes.set_yticks(range(len(methods)), labels)
     # As a table is read: the first method on top.
     axes.set_ylim(len(methods) - 0.4, -0.6)

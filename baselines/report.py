@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from baselines import tuning
 from baselines.intervals import CONFIDENCE, Estimate, estimate, median, median_coverage
-from baselines.methods import METHODS, find
+from baselines.methods import METHODS, title_of
 from timing import POLICIES, rst_interval
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Row:
     @property
     def title(self) -> str:
         """The method's title."""
-        return find(self.method).title
+        return title_of(self.method)
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -177,9 +177,10 @@ def verdict(comparison: Comparison) -> list[str]:
         for method, baseline in (*CLAIMS, *own)
         if method in table and baseline in table
     ]
+    shares = {run.method: run.share for run in comparison.runs}
     for method, row in table.items():
-        if find(method).share < 1 and "lawa" in table:
-            sentences.append(_midway_claim(row, comparison))
+        if shares[method] < 1 and "lawa" in table:
+            sentences.append(_midway_claim(row, shares[method], comparison))
     if not sentences:
         sentences.append("No two methods of a claim were compared, so nothing is claimed.")
     return sentences
@@ -207,14 +208,14 @@ def _end_claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
     return f"On the {part} part {a} and {b}: no difference shown at the end: {shown}."
 
 
-def _midway_claim(annealed: Row, comparison: Comparison) -> str:
+def _midway_claim(annealed: Row, share: float, comparison: Comparison) -> str:
     """LAWA in the middle of its run against a shorter run that was decayed to end there.
 
     On the validation part, for the test part is read only at the end of a run.
     """
-    end = comparison.plan.budget_of(annealed.method).seconds
+    end = comparison.plan.budget.seconds * share
     values = [run.value_at(end) for run in comparison.of("lawa")]
-    a, b = find("lawa").title, f"a run {annealed.title}"
+    a, b = title_of("lawa"), f"a run {annealed.title}"
     if not all(map(math.isfinite, [*values, *annealed.finals])):
         return f"{a} against {b}: a run failed, or was not yet evaluated, so nothing is claimed."
     gain, shown = _gain(values, annealed.finals, comparison.plan.workload.metric)
@@ -353,7 +354,7 @@ def totals(comparison: Comparison) -> list[list[str]]:
     head = ["method", *(f"{policy}, s" for policy in POLICIES)]
     body = [
         [
-            find(method).title,
+            title_of(method),
             *(
                 f"{statistics.fmean(run.totals[policy] for run in comparison.of(method)):.3f}"
                 for policy in POLICIES
@@ -378,7 +379,7 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
         order = sorted(whole, key=lambda method: statistics.fmean(whole[method].ends))
         ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
     return [head] + [
-        [find(method).title]
+        [title_of(method)]
         + [
             f"{metric_cell(table[method].ends)} {rank.get(method, '(-)')}"
             for table, rank in zip(tables, ranks, strict=True)

@@ -45,7 +45,7 @@ def resume(
         StorageError: the disk takes no more. All that was written before is whole.
         CheckpointError: all checkpoints of a training are damaged.
     """
-    check(plan, profile)
+    methods = check(plan, profile)
     if ranks.rank() == 0:
         describe(folder, plan)
 
@@ -57,7 +57,7 @@ def resume(
             tell(done, listener)
             return done
         checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
-        trajectory = carry_out(plan, task, profile, listener, checkpoints)
+        trajectory = carry_out(plan, task, methods, profile, listener, checkpoints)
         if ranks.rank() == 0:
             write_result(folder, task, trajectory)
         return trajectory

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping  # noqa: TC003, since pydantic looks types up at run time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from timing import Policy  # noqa: TC001, as above
+from timing import POLICIES, Policy
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Run:
         method: its name.
         seed: of initial weights and batches.
         points: the evaluations; the last is at the end of the budget.
-        account: its lines, one an operation.
+        account: its lines, one an operation, as `Account.lines` has them.
         totals: reference seconds that each policy would have charged for it.
         step_seconds: the most that one step of this method costs, in reference seconds.
         failure: why it ended before its budget; None if it did not.
         test: the metric on the test part, of the weights it ends with; infinite if it was not read.
+        share: of the budget, that this method is given.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Run:
     step_seconds: float
     failure: str | None
     test: float = math.inf
+    share: float = field(kw_only=True)
 
     @property
     def steps(self) -> int:
@@ -74,7 +76,7 @@ class Run:
     @property
     def final(self) -> float:
         """The metric at the end of the budget; infinite if the run failed."""
-        return math.inf if self.failure else self.points[-1].value
+        return math.inf if self.failure or not self.points else self.points[-1].value
 
     def value_at(self, rst_seconds: float) -> float:
         """The metric at the latest evaluation by then; infinite if there is none, or it failed."""
@@ -119,9 +121,39 @@ class Trajectory:
             ValueError: it is damaged, or of another version.
         """
         try:
-            return _TRAJECTORY.validate_json(text)
+            trajectory = _TRAJECTORY.validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"no trajectory: {error.errors()[0]['msg']}") from error
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"no trajectory: {where}: {first['msg']}") from error
+        for run in trajectory.runs:
+            if run.failure is None and not _is_whole(run):
+                raise ValueError(f"no trajectory: {run.method}, seed {run.seed}, is not whole")
+        return trajectory
 
 
+def read_points(saved: object) -> list[Point]:
+    """Return points that `asdict` made dictionaries of.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        return _POINTS.validate_python(saved)
+    except ValidationError as error:
+        raise ValueError(f"no points: {error.errors()[0]['msg']}") from error
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether a run that ended well has all that one has."""
+    return (
+        math.isfinite(run.final)
+        and all(point.rst_seconds > 0 for point in run.points)
+        and run.totals.keys() == set(POLICIES)
+        and all(line.keys() >= _LINE for line in run.account)
+    )
+
+
+_LINE = {"operation", "times", "seconds", "charged"}
+_POINTS = TypeAdapter(list[Point])
 _TRAJECTORY = TypeAdapter(Trajectory)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from baselines import report
 from baselines.intervals import median
-from baselines.methods import find
+from baselines.methods import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Score:
     @property
     def title(self) -> str:
         """The method's title."""
-        return find(self.method).title
+        return title_of(self.method)
 
     @property
     def score(self) -> float:

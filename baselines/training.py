@@ -79,9 +79,12 @@ def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
 class _Follower:
     """A method on its way along a trajectory, with an account of its own."""
 
-    def __init__(self, name: str, averager: Averager, account: Account, budget: Budget) -> None:
+    def __init__(
+        self, name: str, share: float, averager: Averager, account: Account, budget: Budget
+    ) -> None:
         check_budget(averager, account, budget)
         self.name = name
+        self.share = share
         self.averager = averager
         self.account = account
         self.budget = budget
@@ -155,6 +158,7 @@ class _Follower:
             step_seconds=self.step_seconds,
             failure=self.failure,
             test=self.test,
+            share=self.share,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,7 +210,8 @@ class _Training:
         self.followers: list[_Follower] = []
         for name, method in methods.items():
             averager = method.averager(self.model, self.optimizer, workload, settings[name])
-            self.followers.append(_Follower(name, averager, Account(costs, policy), budget))
+            account = Account(costs, policy)
+            self.followers.append(_Follower(name, method.share, averager, account, budget))
             self.optimizer = averager.optimizer
         (factor,) = {method.schedule for method in methods.values()}
         spent = self.followers[0].account

@@ -17,7 +17,7 @@ from scipy.stats import qmc
 from baselines.checkpoint import write_atomically
 from baselines.comparison import Comparison, Listener, Plan, compare
 from baselines.comparison import check as check_plan
-from baselines.methods import Range, Settings, find
+from baselines.methods import Range, Settings, find, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -238,7 +238,10 @@ def rows(plan: Plan) -> list[list[str]]:
     for method in plan.methods:
         mine = [trial for trial in plan.tried if trial.method == method]
         chosen = next(trial for trial in mine if trial.settings == plan.settings_of(method))
-        values = {name: getattr(chosen.settings, name) for name in space_of(plan, method)}
+        # Those that the trials varied, and not the method's space: this only reads results.
+        tried = [asdict(trial.settings) for trial in mine]
+        varied = [name for name in tried[0] if name == RATE or len({t[name] for t in tried}) > 1]
+        values = {name: getattr(chosen.settings, name) for name in varied}
         settings = ", ".join(
             f"{name}={value}" if isinstance(value, str) else f"{name}={value:.4g}"
             for name, value in values.items()
@@ -246,7 +249,7 @@ def rows(plan: Plan) -> list[list[str]]:
         trained = math.fsum(trial.trained_rst_seconds for trial in mine)
         body.append(
             [
-                find(method).title,
+                title_of(method),
                 settings,
                 f"{len(mine)} trials",
                 f"{chosen.value:.4f}" if math.isfinite(chosen.value) else "all failed",

@@ -9,7 +9,7 @@ from test_profile import profile_of
 
 from baselines import report, tuning
 from baselines.comparison import Comparison, Plan
-from baselines.methods import Settings
+from baselines.methods import METHODS, Settings
 from baselines.plots import metric_over_rst
 from baselines.runs import Point, Run, Trajectory
 from baselines.workloads import digits
@@ -31,7 +31,9 @@ def run(
     line = {"operation": "train_step", "times": 40, "seconds_each": 0.1, "seconds": 4.0}
     account = ({**line, "charged": True},)
     test = values[-1] + 0.25 if test is None else test
-    return Run(method, seed, points, account, totals, 0.1, failure, math.inf if failure else test)
+    share = METHODS[method].share if method in METHODS else 1.0
+    test = math.inf if failure else test
+    return Run(method, seed, points, account, totals, 0.1, failure, test, share=share)
 
 
 def comparison(curves: dict[str, list[list[float]]]) -> Comparison:

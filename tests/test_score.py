@@ -1,19 +1,22 @@
 """AlgoPerf's score: against integration on a fine grid, and as a command on kept comparisons."""
 
 import dataclasses
+import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from scipy.integrate import trapezoid
 from test_report import CURVES, comparison
 from typer.testing import CliRunner
 
-from baselines import folder, plots, score
+from baselines import folder, plots, report, score
 from baselines.__main__ import app
 from baselines.comparison import Comparison, tasks
 from baselines.runs import Trajectory
@@ -161,6 +164,48 @@ def test_the_command_scores_folders_and_draws(tmp_path: Path) -> None:
     ]
     assert "mean over tau from 1 to 4" in done.output
     assert imread(plot).shape[0] > 300
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something lies in a JSON document."""
+    inner = enumerate(value) if isinstance(value, list) else value.items()
+    for key, below in inner:
+        yield (*at, key)
+        if isinstance(below, dict | list):
+            yield from places(below, (*at, key))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kept(comparison(CURVES), tmp_path_factory.mktemp("whole"))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(
+    whole: Path, data: st.DataObject
+) -> None:
+    path = data.draw(st.sampled_from(sorted(whole.glob("4s/**/*.json"))))
+    before = path.read_text()
+    document = json.loads(before)
+    *above, last = data.draw(st.sampled_from(list(places(document))))
+    at = document
+    for key in above:
+        at = at[key]
+    if data.draw(st.booleans()):
+        del at[last]
+    else:
+        odd = [None, [], {}, "", "[/red]", "x.py", -1, 0, 0.5, 10**400, math.nan, math.inf, True]
+        at[last] = data.draw(st.sampled_from(odd))
+    path.write_text(json.dumps(document))
+    try:
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["score", str(whole)])
+        assert done.exit_code in (0, 2), done.output
+        assert not done.exception or isinstance(done.exception, SystemExit)
+        if not done.exit_code:
+            assert report.markdown(folder.read_comparison(whole))
+    finally:
+        path.write_text(before)
 
 
 @pytest.mark.parametrize("wrong", ["no folder", "twice", "no such image"])

@@ -242,7 +242,7 @@ def run_of(method: str, value: float, rst_seconds: float) -> Run:
     # Better in the middle than it ever ends: only the end counts.
     middle = Point(1, rst_seconds / 2, 0.01 / rst_seconds, 1.0, 0.1)
     end = Point(2, rst_seconds, value, 1.0, 0.1)
-    return Run(method, 0, (middle, end), (), {}, 0.01, failure)
+    return Run(method, 0, (middle, end), (), {}, 0.01, failure, share=1.0)
 
 
 values = st.sampled_from([0.1, 0.2, 0.3, math.nan, math.inf])
