@@ -8,13 +8,20 @@ import io
 import os
 import pickle
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+class _Resumable(Protocol):
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Resumable)
 
 SECONDS_BETWEEN = 3.0
 # Of the time, that saving may take, however large the model is.
@@ -28,7 +35,7 @@ class StorageError(OSError):
 
 
 class CheckpointError(RuntimeError):
-    """None of the checkpoints can be read."""
+    """None of the checkpoints can be gone on from."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -61,7 +68,7 @@ class Checkpoints:
         folder: made if it is not there.
         seconds: least wall time between two, and more where saving takes long; 0 for one after
             every step, whatever it takes.
-        warn: told, in a line, of a checkpoint that cannot be read.
+        warn: told, in a line, of a checkpoint that cannot be gone on from.
     """
 
     def __init__(
@@ -95,25 +102,36 @@ class Checkpoints:
         if self._seconds:
             self._next = now + max(self._seconds, (now - began) / LARGEST_SHARE)
 
-    def latest(self) -> dict[str, Any] | None:
-        """The newest state that can be read; None if none was ever saved.
+    def resume(self, begin: Callable[[], _T]) -> _T:
+        """Return what begins, in the newest state that it can take; as it began if none was saved.
+
+        Args:
+            begin: makes it anew, for what took a state in part is not gone on with.
 
         Raises:
-            CheckpointError: there are some, and none can be read: it never starts anew unasked.
+            CheckpointError: there are some, and none is good: it never starts anew unasked.
         """
         files = self._files()
         for path in files:
+            begun = begin()
             try:
-                return _read(path)
-            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                begun.load_state_dict(_read(path))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            # No list of errors foresees what a file may hold in place of a state.
+            except Exception as error:
                 reason = " ".join(str(error).split())[:200]
+                if not isinstance(error, OSError | ValueError):
+                    reason = f"{type(error).__name__}: {reason}"
                 self._warn(f"checkpoint {path} cannot be read ({reason}); trying the one before it")
+            else:
+                return begun
         if files:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be read: remove that folder to start this "
                 "training again from its beginning"
             )
-        return None
+        return begin()
 
     def remove(self) -> None:
         """Remove them all, once the training has ended and its result is kept."""
@@ -130,5 +148,13 @@ def _read(path: Path) -> dict[str, Any]:
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise ValueError("it is truncated or corrupt: its digest is another")
-    state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        # Not what torch says of it, which is how to have it run all the same.
+        raise ValueError(
+            "it holds more than tensors and plain values, and to read that can run code"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__} in place of a training's state")
     return state

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from baselines import ranks
 from baselines.checkpoint import CheckpointError, StorageError
-from baselines.runs import Point, Run, Trajectory
+from baselines.runs import Point, Run, Trajectory, read_points
 from timing import Account, Budget, Stopwatch, tracebacks
 from timing.schedules import constant
 
@@ -175,10 +176,15 @@ class _Follower:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            ValueError: it is no state of this method.
+        """
+        _refuse_other(state, self.state_dict(), self.name)
         self.account.load_state_dict(state["account"])
         self.averager.load_state_dict(state["averager"])
-        self.points = [Point(**point) for point in state["points"]]
+        self.points = read_points(state["points"])
         self.test = state["test"]
         self.ended = state["ended"]
         self.next_point = state["next_point"]
@@ -220,6 +226,13 @@ class _Training:
         self.watch = Stopwatch(but_children=True)
         # Of the processes before this one, where the training was cut off and went on.
         self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
+        # What tells it from others, beside what each part sees for itself.
+        self.of = {
+            "workload": workload.name,
+            "seed": seed,
+            "budget_seconds": budget.seconds,
+            "settings": {name: dataclasses.asdict(each) for name, each in settings.items()},
+        }
 
     @property
     def active(self) -> list[_Follower]:
@@ -229,6 +242,7 @@ class _Training:
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on."""
         return {
+            "of": self.of,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -239,11 +253,14 @@ class _Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Go on from there; what raises may have been loaded in part.
 
         Raises:
-            ValueError: it is of another reference profile, policy, model or method.
+            ValueError: it is of another training, reference profile, policy, model or method.
         """
+        _refuse_other(state, self.state_dict(), "training")
+        if state["of"] != self.of:
+            raise ValueError(f"it is of another training: of {state['of']}, and this of {self.of}")
         for follower in self.followers:
             follower.load_state_dict(state["followers"][follower.name])
         self.model.load_state_dict(state["model"])
@@ -283,6 +300,26 @@ class _Training:
             other_cores=self.other_core_seconds / seconds if seconds else 0.0,
             error=error,
         )
+
+
+def _refuse_other(saved: object, own: Mapping[str, Any], of: str) -> None:
+    """Refuse a saved state that lacks one of one's own entries, or has one of another kind.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        entries = ", ".join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(
+            f"the saved state of {of} has {entries or 'nothing'} where {', '.join(own)} are "
+            "expected"
+        )
+    for name, value in own.items():
+        if not isinstance(saved[name], type(value)):
+            raise ValueError(
+                f"{name} in the saved state of {of} is a {type(saved[name]).__name__} and not a "
+                f"{type(value).__name__}"
+            )
 
 
 def draw_from(seed: int, step: int, rank: int) -> None:
@@ -350,11 +387,10 @@ def train(
         once, with `failure` set. Where the training raised, all end with the error as failure.
 
     Raises:
-        ValueError: the budget is smaller than one step, the methods cannot share a trajectory, or
-            a checkpoint is of another comparison.
+        ValueError: the budget is smaller than one step, or the methods cannot share a trajectory.
         KeyError: an operation has no cost.
         StorageError: a checkpoint cannot be written.
-        CheckpointError: there are checkpoints, and none can be read.
+        CheckpointError: there are checkpoints, and none is a whole one of this training.
     """
     own = {name: tuned.get(name, settings) for name in methods}
     schedules = {method.schedule for method in methods.values()}
@@ -364,13 +400,11 @@ def train(
             f"{', '.join(methods)} cannot follow one trajectory: their rates differ, or depend on "
             "what each has spent"
         )
-    training = _Training(workload, methods, seed, budget, costs, own, policy)
-    saved = checkpoints.latest() if checkpoints else None
-    if saved:
-        training.load_state_dict(saved)
-        for follower in training.followers:
-            for point in follower.points:
-                on_point(follower.name, point)
+    begin = partial(_Training, workload, methods, seed, budget, costs, own, policy)
+    training = checkpoints.resume(begin) if checkpoints else begin()
+    for follower in training.followers:
+        for point in follower.points:
+            on_point(follower.name, point)
     error = None
     try:
         _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)

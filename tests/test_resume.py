@@ -1,13 +1,18 @@
 """A comparison that is cut off anywhere goes on, and ends with the table of an undisturbed one."""
 
 import dataclasses
+import hashlib
+import io
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +33,7 @@ from baselines.workloads.workload import Workload
 from timing import Budget
 
 HERE = Path(__file__).parent
+ONE = plan_of(budget=0.3, seeds=1, methods=("constant", "lawa"))
 SMALL = plan_of(budget=0.5, seeds=2, methods=("constant", "lawa", "decayed"))
 
 
@@ -163,6 +169,101 @@ def test_one_flipped_bit_is_seen(tmp_path: Path) -> None:
     said: list[str] = []
     carried_out(SMALL, tmp_path, warn=said.append)
     assert "its digest is another" in said[0]
+
+
+def write_checkpoint(path: Path, state: object) -> None:
+    """With a right digest, whatever it holds."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = buffer.getvalue()
+    path.write_bytes(body + hashlib.sha256(body).digest())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(io.BytesIO(path.read_bytes()[:-32]), weights_only=True)
+
+
+class Evil:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture(scope="module")
+def cut_off_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that was cut off in its only training."""
+    folder = tmp_path_factory.mktemp("cut-off") / "0.3s"
+    with pytest.raises(CutOff):
+        cut(ONE, folder, 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed_one() -> str:
+    return results(compare(ONE, PROFILE, Silent()))
+
+
+def assert_passed_over(folder: Path, newest: Path, undisturbed: str) -> str:
+    said: list[str] = []
+    assert results(resume(ONE, PROFILE, Silent(), folder, warn=said.append)) == undisturbed
+    (line,) = said
+    assert line.startswith(f"checkpoint {newest} cannot be read (")
+    assert "\n" not in line
+    # torch's advice would have the file run what it likes.
+    assert "weights_only" not in line
+    return line
+
+
+@pytest.mark.parametrize("content", ["a list", "nothing", "other", "code", "older", "of seed 1"])
+def test_a_checkpoint_of_other_content_is_told_and_passed_over(
+    content: str, cut_off_once: Path, undisturbed_one: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(cut_off_once, tmp_path / "0.3s"))
+    _, newest = sorted(folder.rglob("*.pt"))
+    state = read_checkpoint(newest)
+    older = {key: value for key, value in state.items() if key != "of"}
+    of_seed_1 = {**state, "of": {**state["of"], "seed": 1}}
+    others, said = {
+        "a list": ([state], "it holds a list in place of a training's state"),
+        "nothing": ({}, "the saved state of training has nothing where of, step, model"),
+        "other": ({"w": torch.ones(3)}, "the saved state of training has w where of, step, model"),
+        "code": ({**state, "step": Evil(tmp_path / "PWNED")}, "to read that can run code"),
+        "older": (older, "the saved state of training has step, model, "),
+        "of seed 1": (of_seed_1, "it is of another training"),
+    }[content]
+    write_checkpoint(newest, others)
+    assert said in assert_passed_over(folder, newest, undisturbed_one)
+    assert not (tmp_path / "PWNED").exists()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_state_that_lacks_something_is_told_and_passed_over(
+    data: st.DataObject, cut_off_once: Path, undisturbed_one: str, tmp_path_factory
+) -> None:
+    folder = Path(shutil.copytree(cut_off_once, tmp_path_factory.mktemp("copy") / "0.3s"))
+    _, newest = sorted(folder.rglob("*.pt"))
+    state = read_checkpoint(newest)
+    at = data.draw(
+        st.sampled_from(
+            [state, state["of"], state["followers"], *state["followers"].values()]
+            + [follower["account"] for follower in state["followers"].values()]
+            + [point for follower in state["followers"].values() for point in follower["points"]]
+        )
+    )
+    key = data.draw(st.sampled_from(sorted(at)))
+    if data.draw(st.booleans()):
+        del at[key]
+    else:
+        at[key] = [None, torch.ones(2, dtype=torch.complex64)]
+    write_checkpoint(newest, state)
+    assert_passed_over(folder, newest, undisturbed_one)
 
 
 def test_with_no_checkpoint_to_read_nothing_starts_from_zero(tmp_path: Path) -> None:
