@@ -124,7 +124,11 @@ def compare_command(
 ) -> None:
     """Train every method with every seed under one budget of reference system time.
 
-    Prints the table and what it bears; everything is recorded in MLflow.
+    Prints the table and what it bears; everything is recorded in MLflow. A run that diverges is a
+    result, shown in its method's row. The exit status is 1 where a run did not end, since it raised
+    an error or its process was killed (the same command goes on with it); where every run failed;
+    and where the comparison's folder cannot be used. It is 2 for a wrong option, 130 or 143 for an
+    interrupt.
     """
     options.set_threads(threads)
     options.within("--trials", trials, 0, options.MOST_TRIALS)
@@ -157,8 +161,11 @@ def compare_command(
         raise commandline.CommandError(str(error)) from error
     if len(comparisons) > 1:
         screen.show_ranking(comparisons)
-    if not any(run.points for comparison in comparisons for run in comparison.runs):
-        raise commandline.CommandError("every run failed")
+    failures = [comparison.failure for comparison in comparisons if comparison.failure]
+    if failures:
+        if any(comparison.cut_off for comparison in comparisons):
+            failures.append("the same command goes on with what did not end")
+        raise commandline.CommandError("; ".join(failures))
 
 
 @app.command("ablate")
@@ -208,7 +215,8 @@ def ablate_command(
             comparison = ablate(plan, profile, cells, screen.Screen(whole, progress, tracker))
         pictures = {"k-against-interval": heat_map(comparison, cells)}
         tables = {"results": ablation.columns(comparison, cells)}
-        tracker.conclude(ablation.markdown(comparison, cells), pictures, tables)
+        failed = comparison.failure is not None
+        tracker.conclude(ablation.markdown(comparison, cells), pictures, tables, failed=failed)
     for share in ablation.SHARES:
         rows = ablation.table(comparison, cells, share)
         screen.console.print(screen.table_of(rows, ablation.title(comparison, share)))
@@ -216,6 +224,8 @@ def ablate_command(
     screen.say(f"Constant rate. {report.conditions(comparison)}")
     for line in tracker.how_to_review():
         screen.say(line)
+    if comparison.failure:
+        raise commandline.CommandError(comparison.failure)
 
 
 @app.command("score")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from baselines.workloads.workload import Workload
 
 EVALUATIONS = 30
+# So many of the runs that did not end are named in a line.
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,32 @@ class Comparison:
     def of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
         return [run for run in self.runs if run.method == method]
+
+    @property
+    def cut_off(self) -> list[Run]:
+        """Return the runs whose training raised an error or was killed: nothing of them is kept."""
+        return [run for each in self.trajectories if each.error is not None for run in each.runs]
+
+    @property
+    def failure(self) -> str | None:
+        """Say in a line why the command that asked for this has failed; None if it has not.
+
+        A run that diverged is a result, and its method's row shows the miss. One that was cut off
+        has none; and where every run failed, nothing is compared.
+        """
+        failed = [run for run in self.runs if run.failure]
+        under = f"under {self.plan.budget.seconds:g} s"
+        if len(failed) == len(self.runs):
+            first = failed[0]
+            return f"every run failed {under}: {first.method}, seed {first.seed}: {first.failure}"
+        names = [f"{run.method}, seed {run.seed}" for run in self.cut_off]
+        if not names:
+            return None
+        more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return (
+            f"{len(names)} of {len(self.runs)} runs {under} did not end "
+            f"({'; '.join(names[:_NAMED])}{more})"
+        )
 
 
 class Listener(Protocol):

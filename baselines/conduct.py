@@ -81,7 +81,7 @@ def carry_out(
     refuse(plans, profile)
     train: Train = partial(resume, warn=say)
     if engine:
-        train = partial(side_by_side, engine=engine, jobs=jobs)
+        train = partial(side_by_side, engine=engine, jobs=jobs, warn=say)
 
     def try_out(*arguments: Any) -> Comparison:
         refuse_changed(texts)
@@ -143,8 +143,13 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
         folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
         return train(trial, profile, listener, folder)
 
-    with progress_bar() as progress:
-        found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
+    try:
+        with progress_bar() as progress:
+            found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
+    except tuning.CutOffError as error:
+        raise commandline.CommandError(
+            f"{error}. The same command tries again what did not end, and nothing else"
+        ) from error
     table = path.with_name(f"{path.name}-trials.json")
     if ranks.rank() == 0:
         tuning.write(found, table)

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints
+from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints, write_atomically
 from baselines.comparison import Comparison, Silent, Task, carry_out, check, tasks
 from baselines.folder import (
     Description,
@@ -107,6 +110,7 @@ class Processes:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=1000)
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
 
     def submit(self, _: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Start the process that carries out this task."""
@@ -120,21 +124,37 @@ class Processes:
             command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         ) as process:
             self._running.add(process)
+            if self._ended:
+                process.kill()
             assert process.stderr is not None
             said = process.stderr.read().decode(errors="replace").strip()
             status = process.wait()
             self._running.discard(process)
         if status:
-            why = said.splitlines()[-1] if said else "it said nothing"
-            raise RuntimeError(f"its process ended with status {status}: {why}")
+            raise RuntimeError(f"its process {_ending(status)}{said and ': '}{_last_line(said)}")
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended = True
         for process in list(self._running):
             process.kill()
         self._threads.shutdown()
+
+
+def _ending(status: int) -> str:
+    """How a process ended, from its exit status."""
+    if status >= 0:
+        return f"ended with status {status}"
+    if -status == signal.SIGKILL:
+        return "was killed by SIGKILL, as it is where memory is short"
+    return f"was ended by {signal.Signals(-status).name}"
+
+
+def _last_line(said: str) -> str:
+    """The last line of what was said, if anything: of a traceback, what was raised."""
+    return (said.strip().splitlines() or [""])[-1]
 
 
 class Cluster:
@@ -196,8 +216,9 @@ class _Writer(Silent):
 
     def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
         if seed == self._seed:
-            state = {"model": model.state_dict(), "inputs": inputs}
-            torch.save(state, self._folder / _model_file(method))
+            buffer = io.BytesIO()
+            torch.save({"model": model.state_dict(), "inputs": inputs}, buffer)
+            write_atomically(self._folder / _model_file(method), buffer.getvalue())
 
     def trajectory_ended(self, trajectory: Trajectory) -> None:  # noqa: ARG002
         self._file.close()
@@ -232,7 +253,8 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
     # What was found here may be another than what was asked for.
     describe(path, plan)
     profile = read_profile(path.parent)
-    assert profile is not None
+    if profile is None:
+        raise FolderError(f"{path.parent} has no profile")
     task = tasks(plan)[index]
     own = task_folder(path, task)
     with Lock(own, SECONDS_FOR_ANOTHER):
@@ -268,9 +290,10 @@ class _Reader:
         folder: Path,
         job: Job,
         listener: Listener,
+        warn: Callable[[str], None],
     ) -> None:
         self.plan, self.task, self.folder, self.job = plan, task, folder, job
-        self._methods, self._listener = methods, listener
+        self._methods, self._listener, self._warn = methods, listener, warn
         self._points: dict[str, dict[int, Point]] = {name: {} for name in task.methods}
         for name in task.methods:
             listener.run_started(name, task.seed)
@@ -288,23 +311,24 @@ class _Reader:
 
     def _written(self) -> Iterator[tuple[str, Point]]:
         path = task_folder(self.folder, self.task) / POINTS
-        # The last line may be half written.
-        for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-            if line.endswith("\n"):
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            # The last line may be half written. All points come again with the result.
+            with suppress(ValueError, TypeError, LookupError, AttributeError):
                 fields = json.loads(line)
-                yield fields.pop("method"), Point(**fields)
+                method = fields.pop("method")
+                if method in self._points:
+                    yield method, Point(**fields)
 
     def end(self) -> Trajectory:
         """What came of it."""
         self.look()
         try:
             self.job.result()
-            trajectory = read_result(self.folder, self.task)
-            assert trajectory is not None
+            found = read_result(self.folder, self.task)
+            trajectory = found or self._failed(f"its process left no result in {self.folder}")
         # Whatever ended a process, the others go on.
         except Exception as error:
-            # Of an error with a traceback in it, as submitit has, what was raised.
-            trajectory = self._failed(str(error).strip().splitlines()[-1])
+            trajectory = self._failed(_last_line(str(error) or type(error).__name__))
         for run in trajectory.runs:
             # The file may come later than the result, over a network.
             for point in run.points:
@@ -333,9 +357,14 @@ class _Reader:
         for name in self.task.methods:
             path = task_folder(self.folder, self.task) / _model_file(name)
             if path.exists():
-                saved = torch.load(path, weights_only=True, map_location="cpu")
                 model = self.plan.workload.make_model()
-                model.load_state_dict(saved["model"])
+                try:
+                    saved = torch.load(path, weights_only=True, map_location="cpu")
+                    model.load_state_dict(saved["model"])
+                # No result depends on it.
+                except Exception as error:
+                    self._warn(f"the model in {path} cannot be read: {type(error).__name__}")
+                    continue
                 self._listener.ended(name, self.task.seed, model, saved["inputs"])
                 path.unlink()
 
@@ -347,6 +376,8 @@ def side_by_side(
     folder: Path,
     engine: Engine,
     jobs: int,
+    *,
+    warn: Callable[[str], None] = print,
 ) -> Comparison:
     """As `resume`, with up to `jobs` trainings at a time, each in a process of its own.
 
@@ -359,6 +390,7 @@ def side_by_side(
         folder: of this plan under this profile.
         engine: starts the processes.
         jobs: at a time.
+        warn: told, in a line, of what could not be read and is not missed.
 
     Raises:
         ValueError: as `resume` does, or the workload was not made by `baselines.workloads.load`.
@@ -382,8 +414,13 @@ def side_by_side(
     while waiting or running:
         while waiting and len(running) < jobs:
             index, task = waiting.pop(0)
-            job = engine.submit(work, str(folder), index, files)
-            running.append(_Reader(plan, task, methods, folder, job, listener))
+            try:
+                job = engine.submit(work, str(folder), index, files)
+            # As of a cluster that takes no more jobs; the others go on.
+            except Exception as error:
+                job = Future[None]()
+                job.set_exception(error)
+            running.append(_Reader(plan, task, methods, folder, job, listener, warn))
         time.sleep(SECONDS_BETWEEN_LOOKS)
         for reader in list(running):
             if reader.job.done():

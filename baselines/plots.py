@@ -180,11 +180,14 @@ def time_to_target(comparison: Comparison) -> Figure:
 
 
 def account(comparison: Comparison) -> Figure:
-    """Where the RST went: mean seconds of each operation, and apart what is not charged."""
+    """Where the RST went: mean seconds of each operation, and apart what is not charged.
+
+    Of the runs that ended; how many did not is named.
+    """
     plan = comparison.plan
     totals: dict[tuple[str, bool], dict[str, float]] = {}
     for method in plan.methods:
-        runs = comparison.of(method)
+        runs = [run for run in comparison.of(method) if not run.failure]
         for run in runs:
             for line in run.account:
                 key = str(line["operation"]), bool(line["charged"])
@@ -213,7 +216,8 @@ def account(comparison: Comparison) -> Figure:
         )
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     axes.axvline(plan.budget.seconds, color="black", linestyle="--", linewidth=1, label="budget")
-    _name_methods(axes, plan.methods)
+    finals = {m: [run.final for run in comparison.of(m)] for m in plan.methods}
+    _name_methods(axes, plan.methods, finals, "failed")
     axes.set_xlabel("reference system time [s], mean of the seeds")
     axes.set_title(f"{plan.workload.name}: the account")
     figure.legend(loc="outside lower center", ncols=3)
@@ -291,15 +295,12 @@ def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part:
 
 
 def _name_methods(
-    axes: Axes,
-    methods: Sequence[str],
-    values: Mapping[str, Sequence[float]] | None = None,
-    word: str = "",
+    axes: Axes, methods: Sequence[str], values: Mapping[str, Sequence[float]], word: str
 ) -> None:
     """A row a method, and how many of its values are infinite, in this word."""
     labels = []
     for method in methods:
-        of = values[method] if values else ()
+        of = values[method]
         missed = sum(not math.isfinite(value) for value in of)
         note = f"\n{missed} of {len(of)} {word}" if missed else ""
         labels.append(title_of(method) + note)

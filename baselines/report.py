@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from baselines.comparison import Comparison, Plan
 
+NO_RUN = "no run ended"
 TARGET_METHOD = "constant"
 BASELINES = ("constant", "decayed", "ema", "swa", "schedule-free")
 CLAIMS = (
@@ -99,7 +100,7 @@ def metric_cell(values: Sequence[float]) -> str:
     """A metric at the end of the budget with its interval, and how many runs failed."""
     good = [value for value in values if math.isfinite(value)]
     failed = len(values) - len(good)
-    text = str(estimate(good)) if good else "no run ended"
+    text = str(estimate(good)) if good else NO_RUN
     return f"{text} ({failed} of {len(values)} failed)" if failed and good else text
 
 
@@ -296,9 +297,8 @@ def conditions(comparison: Comparison) -> str:
     return (
         f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
         f"{comparison.profile.machine}; lower is better. {_intervals(len(plan.seeds))} "
-        f"{_parts(plan)} Target: what the constant rate ends with on the validation part, seed by "
-        f"seed; times to it are known to {plan.resolution_seconds:.2g} s. {_tuning(plan)} "
-        f"Policy {plan.policy}. {_known_to(comparison)}"
+        f"{_parts(plan)} {_target(comparison)} {_tuning(plan)} Policy {plan.policy}. "
+        f"{_known_to(comparison)}"
     )
 
 
@@ -319,6 +319,24 @@ def _parts(plan: Plan) -> str:
         "The end of the budget is judged on the test part, read once a run; all else on the "
         "validation part."
     )
+
+
+def _target(comparison: Comparison) -> str:
+    """What a run is to reach, and with how many seeds there was nothing to reach."""
+    plan = comparison.plan
+    if TARGET_METHOD not in plan.methods:
+        return "Without the constant rate there is no target, and every time to it counts as never."
+    said = (
+        "Target: what the constant rate ends with on the validation part, seed by seed; times to "
+        f"it are known to {plan.resolution_seconds:.2g} s."
+    )
+    failed = sum(run.failure is not None for run in comparison.of(TARGET_METHOD))
+    if failed:
+        said += (
+            f" With {failed} of {len(plan.seeds)} seeds the constant rate failed, so there was none"
+            " and every time to it counts as never."
+        )
+    return said
 
 
 def _tuning(plan: Plan) -> str:
@@ -342,7 +360,10 @@ def _known_to(comparison: Comparison) -> str:
     profile = comparison.profile
     if profile.process_count < 2:
         return "The profile rests on one process, so how far its seconds are chance is not known."
-    known = rst_interval(comparison.runs[0].counts, profile, comparison.plan.policy, CONFIDENCE)
+    ended = [run for run in comparison.runs if not run.failure]
+    if not ended:
+        return "No run ended."
+    known = rst_interval(ended[0].counts, profile, comparison.plan.policy, CONFIDENCE)
     return (
         f"The profile's {profile.process_count} processes give a run's seconds to "
         f"±{known.half_width:.1%}, with a closure of {profile.closure:+.1%}."
@@ -350,18 +371,23 @@ def _known_to(comparison: Comparison) -> str:
 
 
 def totals(comparison: Comparison) -> list[list[str]]:
-    """Reference seconds of each method under each policy, means over seeds; the first row heads."""
+    """Reference seconds of each method under each policy; the first row heads.
+
+    Means over the seeds whose runs ended: what a failed run was charged until then says nothing.
+    """
     head = ["method", *(f"{policy}, s" for policy in POLICIES)]
-    body = [
-        [
-            title_of(method),
-            *(
-                f"{statistics.fmean(run.totals[policy] for run in comparison.of(method)):.3f}"
-                for policy in POLICIES
-            ),
+    body = []
+    for method in comparison.plan.methods:
+        runs = comparison.of(method)
+        ended = [run for run in runs if not run.failure]
+        means = [
+            f"{statistics.fmean(run.totals[policy] for run in ended):.3f}" if ended else NO_RUN
+            for policy in POLICIES
         ]
-        for method in comparison.plan.methods
-    ]
+        failed = len(runs) - len(ended)
+        if failed and ended:
+            means[0] += f" ({failed} of {len(runs)} failed)"
+        body.append([title_of(method), *means])
     return [head, *body]
 
 

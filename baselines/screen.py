@@ -64,15 +64,15 @@ class Screen:
         """Print what came of each run."""
         for run in trajectory.runs:
             self._show(run.method, run.seed, 1.0)
-            result = f"FAILED: {run.failure}" if run.failure else f"{run.final:.4f}"
+            after = f"after {run.steps} steps, {run.rst_seconds:.3f} s RST"
+            result = f"FAILED {after}: {run.failure}" if run.failure else f"{run.final:.4f} {after}"
+            self.say(f"{run.method}, seed {run.seed}: {result}")
+        # Of a training that was cut off it is not known.
+        if trajectory.error is None:
             self.say(
-                f"{run.method}, seed {run.seed}: {result} after {run.steps} steps, "
-                f"{run.rst_seconds:.3f} s RST"
+                f"  trained in {trajectory.measured_seconds:.1f} s measured here, for "
+                f"{trajectory.rst_seconds:.1f} s RST of the same work"
             )
-        self.say(
-            f"  trained in {trajectory.measured_seconds:.1f} s measured here, for "
-            f"{trajectory.rst_seconds:.1f} s RST of the same work"
-        )
         self.tracker.trajectory_ended(trajectory)
 
     def say(self, line: str) -> None:

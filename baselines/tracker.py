@@ -75,6 +75,7 @@ class Tracker:
         self._folder, self._temporary = folder, folder is None
         self._wait_seconds = wait_seconds
         self._open: dict[str, None] = {}
+        self._failed = False
         self._sent = Sent()
         self._unsent = ""
 
@@ -127,7 +128,7 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        status = "FINISHED"
+        status = "FAILED" if self._failed else "FINISHED"
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         for run in self._open:
@@ -236,7 +237,15 @@ class Tracker:
         )
 
     def trajectory_ended(self, trajectory: Trajectory) -> None:
-        """Close runs with their accounts; a failed one is marked so, with the reason."""
+        """Close runs with their accounts; a failed one is marked so, with the reason.
+
+        A training that was cut off is gone on with, and has its account then: what MLflow is told
+        of a step first stands.
+        """
+        if trajectory.error is not None:
+            for run in trajectory.runs:
+                self.run_failed(run.method, run.seed, run.failure or trajectory.error)
+            return
         for run in trajectory.runs:
             key = self._run(run.method, run.seed)
             self._open.pop(key, None)
@@ -318,13 +327,16 @@ class Tracker:
         tables: dict[str, Mapping[str, Sequence[Any]]] = {"results": report.columns(comparison)}
         if comparison.plan.tried:
             tables["tuning"] = tuning.columns(comparison.plan)
-        self.conclude(report.markdown(comparison), plots.figures(comparison), tables)
+        text, failed = report.markdown(comparison), comparison.failure is not None
+        self.conclude(text, plots.figures(comparison), tables, failed=failed)
 
     def conclude(
         self,
         text: str,
         figures: Mapping[str, Figure],
         tables: Mapping[str, Mapping[str, Sequence[Any]]],
+        *,
+        failed: bool = False,
     ) -> None:
         """Put a note on the parent run, with pictures below it, and tables beside it.
 
@@ -332,7 +344,9 @@ class Tracker:
             text: in markdown.
             figures: by name.
             tables: by name; of each the columns.
+            failed: whether the parent run is marked FAILED at its end.
         """
+        self._failed = failed
         links = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
         files = {f"{name}.json": _table(columns) for name, columns in tables.items()}
         self._records.add_file(

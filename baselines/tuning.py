@@ -32,6 +32,10 @@ RATE_FACTOR = 10.0
 FIRST_SEED = 1_000_000
 
 
+class CutOffError(RuntimeError):
+    """A trial did not end, so that none can be said to be the best."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What came of one trial of a method.
@@ -182,7 +186,8 @@ def tune(
 ) -> Plan:
     """Try `plan.trials` settings for each method under the full budget, and take the best.
 
-    The test part is not read.
+    The test part is not read. A trial that diverges is worse than any other. On one that was cut
+    off nothing is chosen: it may have been the best.
 
     Args:
         plan: what is to be compared with the settings found.
@@ -195,10 +200,19 @@ def tune(
 
     Raises:
         ValueError: there is no trial, or some trial cannot be run, before any is.
+        CutOffError: a training raised an error or was killed; all others have been tried.
     """
     check(plan, profile)
-    plans = trials(plan, plan.trials)
-    return winners(plan, [carry_out(trial, profile, listener) for trial in plans])
+    done = [carry_out(trial, profile, listener) for trial in trials(plan, plan.trials)]
+    cut_off = [
+        f"trial {number} of {run.method}: {run.failure or 'its training was not kept'}"
+        for number, comparison in enumerate(done)
+        for run in comparison.cut_off
+    ]
+    if cut_off:
+        more = f" (and {len(cut_off) - 1} more)" if len(cut_off) > 1 else ""
+        raise CutOffError(f"tuning cannot choose, since a trial did not end: {cut_off[0]}{more}")
+    return winners(plan, done)
 
 
 def columns(plan: Plan) -> dict[str, list[Any]]:

@@ -282,12 +282,14 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(folder: Path, first)
         *("--methods", "constant,lawa"),
         MLFLOW_EXPERIMENT_NAME="diverges",
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("FAILED: the training loss or the metric is no finite number") == 4
+    assert done.returncode == 1
+    assert done.stdout.count(": the training loss or the metric is no finite number") == 4
+    assert done.stderr.count("\n") == 1
+    assert "error: every run failed under 0.6 s: constant, seed 0: the training" in done.stderr
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name("diverges").experiment_id])
     children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    assert {run.info.status for run in children} == {"FAILED"}
+    assert {run.info.status for run in found} == {"FAILED"}
     assert all("lower the rate" in run.data.tags["failure"] for run in children)
     assert len(children) == 4
 

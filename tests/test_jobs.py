@@ -98,6 +98,7 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     tmp_path: Path, one_after_another: str
 ) -> None:
     killed: list[int] = []
+    torn = tmp_path / "1.5s" / "decayed-seed-0" / "model-decayed.pt"
 
     class Kills(Told):
         def point(self, method, seed, point):
@@ -106,16 +107,22 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
                 own = (tmp_path / "1.5s" / "decayed-seed-0" / "lock").read_text()
                 killed.append(int(own.split()[1]))
                 os.kill(killed[0], signal.SIGKILL)
+                # As if it had been killed while it wrote this.
+                torn.write_bytes(b"PK")
 
     told = Kills()
+    said: list[str] = []
     with Processes() as engine:
-        done = side_by_side(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        done = side_by_side(
+            PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS, warn=said.append
+        )
     if not killed:
         pytest.skip("the training had ended before it could be killed")
     failures = {name: reason for name, reason in told.failures.items() if reason}
     if failures:
         assert failures.keys() == {("decayed", 0)}
-        assert "its process ended with status -9" in failures["decayed", 0]
+        assert [line for line in said if str(torn) in line] == said != []
+        assert "its process was killed by SIGKILL" in failures["decayed", 0]
         assert [run.failure for run in done.of("decayed")][1] is None
     with Processes() as engine:
         again = side_by_side(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
@@ -154,6 +161,18 @@ def test_a_task_whose_workload_is_gone_fails_with_its_reason(tmp_path: Path) -> 
     assert len(told.failures) == 6
     assert all("gone.py: No such file" in str(reason) for reason in told.failures.values())
     assert threading.active_count() < 20
+
+
+def test_where_no_process_can_be_started_that_is_the_reason(tmp_path: Path) -> None:
+    class Refuses(Processes):
+        def submit(self, *_):
+            raise OSError("no more jobs\ntry later")
+
+    told = Told()
+    with Refuses() as engine:
+        done = side_by_side(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+    assert set(told.failures.values()) == {"try later"}
+    assert str(done.failure).startswith("every run failed under 1.5 s: constant, seed 0: try later")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_profile import profile_of
 
-from baselines import report, tuning
+from baselines import plots, report, screen, tuning
 from baselines.comparison import Comparison, Plan
 from baselines.methods import METHODS, Settings
 from baselines.plots import metric_over_rst
@@ -174,10 +177,55 @@ def test_a_failed_run_is_shown_as_a_miss() -> None:
     assert "(1 of 3 failed)" in report.markdown(made)
 
 
+def killed(method: str, seed: int) -> Run:
+    """What is known of a run whose process was killed before it measured anything."""
+    return Run(method, seed, (), (), {}, 0.0, "it was killed", share=1.0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sets(st.tuples(st.sampled_from(sorted(CURVES)), st.integers(0, 2))))
+def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
+    gone: set[tuple[str, int]],
+) -> None:
+    made = comparison(CURVES)
+    runs = [
+        killed(r.method, r.seed) if (r.method, r.seed) in gone else r
+        for r in sorted(made.runs, key=lambda each: each.seed)
+    ]
+    made = Comparison(
+        made.plan,
+        profile_of([{"train_step": 0.1}, {"train_step": 0.11}], made.plan.signature),
+        tuple(Trajectory((r,), 4.0, 4.1, 0.0, r.failure) for r in runs),
+    )
+    note = report.markdown(made)
+    screen.show(made)
+    for figure in plots.figures(made).values():
+        figure.canvas.draw()
+    for row in report.totals(made)[1:]:
+        (method,) = (name for name in CURVES if METHODS[name].title == row[0])
+        missing = sum(method == name for name, _ in gone)
+        kept = [4.0 + seed for seed in range(3) if (method, seed) not in gone]
+        mean = f"{statistics.fmean(kept):.3f}" if kept else "no run ended"
+        mark = f" ({missing} of 3 failed)" if missing and kept else ""
+        assert row[1:] == [mean + mark, "3.000" if kept else mean, "5.000" if kept else mean]
+    lost = sum(name == "constant" for name, _ in gone)
+    assert (f"With {lost} of 3 seeds the constant rate failed" in note) == bool(lost)
+    failure = str(made.failure)
+    assert len(made.cut_off) == len(gone)
+    if len(gone) == len(made.runs):
+        assert failure.startswith("every run failed under 4 s: ")
+        assert "No run ended" in note
+    else:
+        assert "give a run's seconds to ±" in note
+        start = f"{len(gone)} of 9 runs under 4 s did not end (" if gone else "None"
+        assert failure.startswith(start)
+
+
 def test_without_the_constant_rate_there_is_no_target() -> None:
     made = comparison({name: CURVES[name] for name in ("decayed", "lawa")})
     assert {report.target_cell(row) for row in report.rows(made)} == {"never (3 of 3 missed)"}
     assert "no saving is claimed" in report.verdict(made)[0]
+    assert "Without the constant rate there is no target" in report.conditions(made)
 
 
 def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> None:

@@ -23,7 +23,16 @@ from baselines.folder import Description
 from baselines.methods import Settings, find
 from baselines.runs import Run, Trajectory
 from baselines.training import train
-from baselines.tuning import columns, rows, space_of, trials, tune, winners, write
+from baselines.tuning import (
+    CutOffError,
+    columns,
+    rows,
+    space_of,
+    trials,
+    tune,
+    winners,
+    write,
+)
 from timing import Budget, ProfileError, commandline
 
 METHODS = ("constant", "decayed", "ema", "swa", "lawa")
@@ -216,7 +225,7 @@ def test_the_test_part_is_never_read() -> None:
     assert len(read) == 4
 
 
-def test_a_trial_that_raises_is_one_that_failed() -> None:
+def test_on_a_trial_that_was_cut_off_nothing_is_chosen() -> None:
     latest = [0.0]
 
     def make_optimizer(model, rate):
@@ -230,9 +239,16 @@ def test_a_trial_that_raises_is_one_that_failed() -> None:
 
     workload = dataclasses.replace(WORKLOAD, make_optimizer=make_optimizer, loss=loss)
     plan = dataclasses.replace(PLAN, workload=workload, methods=("constant",), trials=3)
-    found = tune(plan, PROFILE, Silent())
-    assert [math.isfinite(trial.value) for trial in found.tried] == [True, False, True]
-    assert found.settings_of("constant") != found.tried[1].settings
+    tried = []
+
+    def carry_out(*arguments) -> Comparison:
+        tried.append(compare(*arguments))
+        return tried[-1]
+
+    said = r"tuning cannot choose.* trial 1 of constant: at step 0: RuntimeError: out of memory$"
+    with pytest.raises(CutOffError, match=said):
+        tune(plan, PROFILE, Silent(), carry_out)
+    assert [bool(comparison.cut_off) for comparison in tried] == [False, True, False]
 
 
 def run_of(method: str, value: float, rst_seconds: float) -> Run:

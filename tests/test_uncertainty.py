@@ -40,6 +40,13 @@ def test_rst_has_students_interval_over_the_processes() -> None:
     assert everything.estimate == pytest.approx(np.mean(totals) + 3 * 1.4)
 
 
+def test_of_nothing_charged_nothing_is_chance() -> None:
+    for counts in ({}, {"evaluate": 3}):
+        assert rst_interval(counts, profile_of(ROWS)).half_width == 0
+        # One process says nothing of chance.
+        assert rst_interval(counts, profile_of(ROWS[:1])).half_width == math.inf
+
+
 def test_a_ratio_has_students_interval_of_its_logarithms() -> None:
     a, b = {"train_step": 100, "collect": 50}, {"train_step": 90}
     logs = [

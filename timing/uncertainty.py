@@ -50,8 +50,8 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval, as a share of the estimate."""
-        return (self.high - self.low) / (2 * self.estimate)
+        """Half of the interval, as a share of the estimate; where that is 0, in seconds."""
+        return (self.high - self.low) / 2 / (self.estimate or 1.0)
 
     def __str__(self) -> str:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
