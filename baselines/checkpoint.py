@@ -41,17 +41,25 @@ class CheckpointError(RuntimeError):
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file; it is always the one before or this one, also after a loss of power.
 
+    Its folder is made if it is not there, in one that is: a comparison whose folder was removed
+    while it ran is not begun again in silence.
+
     Raises:
         StorageError: it cannot be written; the one before stands.
     """
     temporary = path.with_name(f"{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{path} could not be written: its folder was removed while the comparison ran. Give "
+            "the same command to start anew"
+        ) from error
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -65,7 +73,7 @@ class Checkpoints:
     """The latest checkpoints of one training, in a folder.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there, in one that is.
         seconds: least wall time between two, and more where saving takes long; 0 for one after
             every step, whatever it takes.
         warn: told, in a line, of a checkpoint that cannot be gone on from.

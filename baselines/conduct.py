@@ -12,7 +12,10 @@ import typer
 from baselines import ranks, tuning
 from baselines.comparison import Silent, check
 from baselines.folder import (
+    REFERENCE,
+    FolderError,
     budget_folder,
+    check_kept,
     describe,
     read_profile,
     refuse_changed,
@@ -71,13 +74,16 @@ def refuse(plans: list[Plan], profile: Profile) -> None:
 def carry_out(
     root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
 ) -> list[Comparison]:
-    """Compare under each budget, going on with what is in the folder, and print the results."""
+    """Compare under each budget, going on with what is in the folder, and print the results.
+
+    Raises:
+        FolderError: something in the folder is damaged, or was removed meanwhile.
+        StorageError: the disk takes no more.
+        CheckpointError: all checkpoints of a training are damaged.
+        CommandError: a trial of tuning did not end.
+    """
     texts = file_digests(plans[0].methods)
-    if ranks.rank() == 0 and read_profile(root) is None:
-        write_profile(root, given or calibrated(plans[0]))
-    ranks.wait()
-    profile = read_profile(root)
-    assert profile is not None
+    profile = _profile_in(root, plans, given)
     refuse(plans, profile)
     train: Train = partial(resume, warn=say)
     if engine:
@@ -106,7 +112,22 @@ def carry_out(
         show(comparisons[-1])
         for line in tracker.how_to_review():
             say(line)
+        check_kept(path, key, comparisons[-1])
     return comparisons
+
+
+def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:
+    """The profile of a folder, which it is given or calibrated for when it is begun."""
+    if ranks.rank() == 0 and read_profile(root) is None:
+        write_profile(root, given or calibrated(plans[0]))
+    ranks.wait()
+    profile = read_profile(root)
+    if profile is None or (given is not None and profile != given):
+        raise FolderError(
+            f"{root / REFERENCE} is not the profile that its comparisons were begun with: put that "
+            f"back, or remove {root} to start anew"
+        )
+    return profile
 
 
 def calibrated(plan: Plan) -> Profile:

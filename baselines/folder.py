@@ -20,20 +20,21 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baselines.checkpoint import Checkpoints, write_atomically
+from baselines.checkpoint import Checkpoints, StorageError, write_atomically
 from baselines.comparison import Comparison, Plan, Task, tasks
 from baselines.methods import Settings, file_digests, file_names
 from baselines.runs import Trajectory
 from baselines.tuning import Trial
 from baselines.user_file import digest_of
 from baselines.workloads.workload import Workload
-from timing import Budget, Policy, Profile
+from timing import Budget, Policy, Profile, ProfileError
 from timing.software import this_software
 
 if TYPE_CHECKING:
@@ -173,11 +174,19 @@ def describe(folder: Path, plan: Plan) -> Description:
     """
     wanted = Description.of(plan)
     if not (folder / DESCRIPTION).exists():
+        _make(folder)
         write_atomically(folder / DESCRIPTION, wanted.model_dump_json(indent=2).encode())
     found = Description.read(folder)
     if found.what != wanted.what:
         raise FolderError(f"{folder} holds another comparison than this one: use another folder")
     return found
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def refuse_changed(files: Mapping[str, str]) -> None:
@@ -196,6 +205,7 @@ def refuse_changed(files: Mapping[str, str]) -> None:
 
 def write_profile(root: Path, profile: Profile) -> None:
     """Keep the profile of a command's comparisons."""
+    _make(root)
     write_atomically(root / REFERENCE, profile.model_dump_json(indent=2).encode())
 
 
@@ -203,10 +213,16 @@ def read_profile(root: Path) -> Profile | None:
     """The profile they have been carried out under so far; None before.
 
     Raises:
-        ProfileError: it is damaged.
+        FolderError: it is damaged.
     """
     path = root / REFERENCE
-    return Profile.read(path) if path.exists() else None
+    try:
+        return Profile.read(path) if path.exists() else None
+    except ProfileError as error:
+        raise FolderError(
+            f"the profile of the comparisons in {root} is damaged: {error}. Put it back as it was, "
+            f"or remove {root} to start anew"
+        ) from error
 
 
 def budget_folder(root: Path, plan: Plan) -> Path:
@@ -257,6 +273,32 @@ def write_result(folder: Path, task: Task, trajectory: Trajectory) -> None:
         Checkpoints(path).remove()
 
 
+def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
+    """Refuse a folder that has lost what was written there while the comparison ran.
+
+    Args:
+        folder: of the comparison.
+        id_: of its description.
+        comparison: as it has ended.
+
+    Raises:
+        FolderError: its description or a result is not there.
+    """
+    lost = [
+        task_folder(folder, task) / RESULT
+        for task, trajectory in zip(tasks(comparison.plan), comparison.trajectories, strict=True)
+        if trajectory.error is None and not (task_folder(folder, task) / RESULT).exists()
+    ]
+    with suppress(FolderError):
+        if Description.read(folder).id == id_ and not lost:
+            return
+    raise FolderError(
+        f"{folder} was removed in whole or in part while the comparison ran, so nothing goes on "
+        f"from there ({lost[0] if lost else folder / DESCRIPTION} is gone): give the same command "
+        "to start anew"
+    )
+
+
 def read_comparison(folder: Path) -> Comparison:
     """A comparison that has ended, without its workload's model and data.
 
@@ -264,8 +306,7 @@ def read_comparison(folder: Path) -> Comparison:
         folder: of a budget, or of a command of one budget.
 
     Raises:
-        FolderError: there is none, it is damaged, or it has not ended.
-        ProfileError: its profile is damaged.
+        FolderError: there is none, it or its profile is damaged, or it has not ended.
     """
     if (folder / REFERENCE).exists():
         inside = sorted(path.parent for path in folder.glob(f"*s/{DESCRIPTION}"))

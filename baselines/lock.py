@@ -27,7 +27,8 @@ class Lock:
         wait_seconds: for another process to leave.
 
     Raises:
-        LockedError: on entering, with the host, number and start of the process that has it.
+        LockedError: on entering, with the host, number and start of the process that has it; or
+            the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, wait_seconds: float = 0.0) -> None:
@@ -35,9 +36,13 @@ class Lock:
         self._wait_seconds = wait_seconds
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
         # Never removed: a process that waits at the old file would not see who has the new one.
-        self._file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        path = self._folder / "lock"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise LockedError(f"{path} cannot be written: {error.strerror}") from error
         last = time.monotonic() + self._wait_seconds
         while not self._try():
             if time.monotonic() >= last:

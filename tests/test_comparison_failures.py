@@ -1,7 +1,9 @@
 """How a comparison ends that did not go well: its table, one line, and what goes on from there."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from kept_comparison import PROFILE, results
+from waiting import wait_for
 
+from baselines.__main__ import app
 from baselines.comparison import Plan, Silent, compare
-from baselines.folder import read_comparison
+from baselines.folder import FolderError, budget_folder, check_kept, describe, read_comparison
 from baselines.methods import Settings
+from baselines.resume import resume
 from baselines.workloads import load
-from timing import Budget
+from timing import Budget, commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
@@ -204,3 +209,69 @@ def test_a_run_that_diverges_by_itself_is_a_result(tmp_path: Path) -> None:
     found = in_mlflow(tmp_path)
     assert found["parent"].info.status == "FINISHED"
     assert found["mine.py/1"].info.status == "FAILED"
+
+
+REMOVES = """
+import shutil
+from baselines.averagers import Live
+from baselines.methods import Method
+from timing.schedules import linear
+
+class Own(Live):
+    def after_step(self, spent):
+        shutil.rmtree("lawa-runs", ignore_errors=True)
+
+def method():
+    return Method("own", linear, lambda model, optimizer, *_: Own(model, optimizer))
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_folder_that_is_removed_meanwhile_is_told(jobs: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(REMOVES)
+    options = ("--budget", "0.5s", "--jobs", jobs)
+    status, _, err = end(start(tmp_path, *options, methods="mine.py,constant"))
+    assert status == 1
+    assert "removed" in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+
+
+def test_what_was_removed_after_it_was_written_is_told(tmp_path: Path) -> None:
+    plan = plan_of(0.2)
+    folder = budget_folder(tmp_path, plan)
+    done = resume(plan, PROFILE, Silent(), folder)
+    key = describe(folder, plan).id
+    check_kept(folder, key, done)
+    with pytest.raises(FolderError, match="was removed in whole or in part"):
+        check_kept(folder, "another", done)
+    (folder / "decayed-seed-1" / "result.json").unlink()
+    with pytest.raises(FolderError, match=r"decayed-seed-1/result\.json is gone"):
+        check_kept(folder, key, done)
+    shutil.rmtree(folder)
+    with pytest.raises(FolderError, match=r"comparison.json is gone|result.json is gone"):
+        check_kept(folder, key, done)
+
+
+def test_a_damaged_profile_of_a_comparison_is_one_line_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = start(tmp_path, "--budget", "0.2s")
+    wait_for(lambda: list(tmp_path.glob("lawa-runs/*/reference.json")))
+    command.kill()
+    end(command)
+    profile = only(tmp_path) / "reference.json"
+    whole = profile.read_text()
+    other = json.loads(whole)
+    other["processes"][0]["costs"]["train_step"]["median_seconds"] *= 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["baselines", *list(command.args)[3:]])
+    for damaged in (whole[:100], "{}", json.dumps(other)):
+        profile.write_text(damaged)
+        with pytest.raises(SystemExit) as stop:
+            commandline.run(app)
+        assert stop.value.code == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "reference.json" in err
+        assert err.endswith(f"or remove {only(tmp_path).relative_to(tmp_path)} to start anew\n")
