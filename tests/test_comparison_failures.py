@@ -275,3 +275,14 @@ def test_a_damaged_profile_of_a_comparison_is_one_line_with_a_remedy(
         assert err.count("\n") == 1
         assert "reference.json" in err
         assert err.endswith(f"or remove {only(tmp_path).relative_to(tmp_path)} to start anew\n")
+
+
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_an_interrupt_is_one_line(number: signal.Signals, jobs: str, tmp_path: Path) -> None:
+    command = start(tmp_path, "--budget", "300s", "--jobs", jobs)
+    wait_for(lambda: list(tmp_path.glob("lawa-runs/*/300s/constant-seed-0/*")))
+    time.sleep(1)
+    command.send_signal(number)
+    status, _, err = end(command)
+    assert (status, err) == (128 + number, "interrupted\n")
+    assert in_mlflow(tmp_path)["parent"].info.status == "KILLED"
