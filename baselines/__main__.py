@@ -103,7 +103,9 @@ def compare_command(
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Where the trainings run: slurm, or local to try that out; through submitit.",
+            help="Where the trainings run: slurm, or local to try that out; through submitit. Its "
+            "pickles lie in the comparison's folder `cluster`, for you alone (mode 0700), since "
+            "who can write there can run code as you.",
             show_default="this machine",
         ),
     ] = None,

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 POINTS = "points.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_QUEUES = 10
 # A process whose starter was killed ends within this time, and then frees its training.
 SECONDS_FOR_ANOTHER = 30.0
 
@@ -161,7 +163,8 @@ class Cluster:
     """An engine over a cluster, by submitit: SLURM, or its own processes on this machine.
 
     Args:
-        folder: of its logs, shared by all machines.
+        folder: of its logs and pickles, shared by all machines. It is made with mode 0700: who can
+            write there can run code as you.
         kind: "slurm" or "local".
         options: of submitit, such as `slurm_partition` and `timeout_min`.
 
@@ -176,29 +179,82 @@ class Cluster:
             raise ValueError(
                 'a cluster is reached through submitit: pip install "lawa-opt[cluster]"'
             ) from error
+        # One of its own for each command: what another has left there is never unpickled.
+        self._folder = folder / uuid.uuid4().hex
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=kind)
+            self._executor = submitit.AutoExecutor(self._folder, cluster=kind)
             self._executor.update_parameters(**options)
         except (RuntimeError, ValueError, NameError, TypeError) as error:
             raise ValueError(
                 f"submitit refuses cluster {kind!r} with {options}: {error}"
             ) from error
+        _watch_the_queue()
         self._jobs: list[submitit.Job[None]] = []
 
     def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Queue the task."""
         self._jobs.append(self._executor.submit(work, folder, index, files))
-        return self._jobs[-1]
+        return _ClusterJob(self._jobs[-1])
 
     def __enter__(self) -> Cluster:
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for job in self._jobs:
             if not job.done():
-                job.cancel()
+                job.cancel(check=False)
         # A job of submitit that is left until the interpreter ends raises then.
         self._jobs.clear()
+
+
+class _ClusterJob:
+    """A job of submitit, whose errors say in their last line what was wrong."""
+
+    def __init__(self, job: submitit.Job[None]) -> None:
+        self._job = job
+
+    def done(self) -> bool:
+        return self._job.done()
+
+    def result(self) -> None:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        job = self._job
+        try:
+            job.result()
+        except FailedJobError as error:
+            # A traceback, and below a rule where the logs are.
+            trace = str(error).rpartition("\n-----")[0]
+            raise RuntimeError(f"{_last_line(trace)} (log: {job.paths.stderr})") from error
+        except UncompletedJobError as error:
+            raise RuntimeError(
+                f"its job {job.job_id} left no result, as one that was cancelled or killed "
+                f"(log: {job.paths.stderr})"
+            ) from error
+
+
+def _watch_the_queue() -> None:
+    """Let submitit learn from SLURM's queue which jobs have ended.
+
+    It asks the accounting, which many clusters do not keep: there it would wait for ever for a job
+    that was cancelled.
+    """
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Queue(SlurmInfoWatcher):
+        def _make_command(self) -> list[str]:
+            return ["squeue", "--me", "--noheader", "--format=%A"]
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            listed = (string if isinstance(string, str) else string.decode()).split()
+            return {
+                job: {"State": "RUNNING" if job in listed else "ENDED"} for job in self._registered
+            }
+
+    SlurmJob.watcher = Queue(delay_s=SECONDS_BETWEEN_QUEUES)
 
 
 class _Writer(Silent):

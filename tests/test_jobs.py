@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -78,12 +79,18 @@ def test_side_by_side_is_as_one_after_another(tmp_path: Path, one_after_another:
         assert PLAN.workload.evaluate(reported) == run.final
 
 
-def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
+def cluster_in(folder: Path) -> Cluster:
     pytest.importorskip("submitit", reason="needs the extra: pip install 'lawa-opt[cluster]'")
-    engine = Cluster(tmp_path / "cluster", "local", {"timeout_min": 5})
-    with engine:
+    return Cluster(folder / "cluster", "local", {"timeout_min": 5})
+
+
+def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
+    with cluster_in(tmp_path) as engine:
         done = side_by_side(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
     assert results(done) == one_after_another
+    # Who can write beside the pickles can run code.
+    (own,) = (tmp_path / "cluster").iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (own.parent, own)] == [0o700, 0o700]
 
 
 def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:
@@ -152,13 +159,15 @@ def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
         side_by_side(plan, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
 
 
-def test_a_task_whose_workload_is_gone_fails_with_its_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["processes", "submitit"])
+def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path: Path) -> None:
     source = (str(tmp_path / "gone.py"), None)
-    plan = dataclasses.replace(PLAN, workload=dataclasses.replace(PLAN.workload, source=source))
+    plan = plan_of(budget=1.5, seeds=1, methods=("constant", "lawa", "decayed"))
+    plan = dataclasses.replace(plan, workload=dataclasses.replace(plan.workload, source=source))
     told = Told()
-    with Processes() as engine:
+    with Processes() if kind == "processes" else cluster_in(tmp_path) as engine:
         side_by_side(plan, PROFILE, told, folder_in(tmp_path), engine, JOBS)
-    assert len(told.failures) == 6
+    assert len(told.failures) == 3
     assert all("gone.py: No such file" in str(reason) for reason in told.failures.values())
     assert threading.active_count() < 20
 
