@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping  # noqa: TC003, since pydantic looks types up at run time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from timing import POLICIES, Policy
+
+Weights = Literal["live", "averaged"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Point:
         value: the workload's metric on the validation part; lower is better.
         train_loss: mean training loss since the point before.
         learning_rate: of the next step.
+        weights: which were evaluated: those that are trained, or others, averaged; None where it is
+            not known, as in the results of earlier versions.
     """
 
     step: int
@@ -30,6 +34,7 @@ class Point:
     value: float
     train_loss: float
     learning_rate: float
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)

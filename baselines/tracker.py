@@ -76,6 +76,8 @@ class Tracker:
         self._wait_seconds = wait_seconds
         self._open: dict[str, None] = {}
         self._failed = False
+        # Which weights each run's latest evaluation was of.
+        self._weights: dict[str, str] = {}
         self._sent = Sent()
         self._unsent = ""
 
@@ -196,11 +198,6 @@ class Tracker:
     def _run(self, method: str, seed: int) -> str:
         return f"{method}/{seed}/{self._plan.budget.seconds:g}s"
 
-    def _weights(self, method: str) -> str:
-        """Which weights a method reports: the live ones or an average."""
-        live = self._methods[method].averager is find("constant").averager
-        return "live" if live else "averaged"
-
     def run_started(self, method: str, seed: int) -> None:
         """Open a run, named by method and seed, or go on with it if it is there."""
         run = self._run(method, seed)
@@ -221,6 +218,10 @@ class Tracker:
         """Record an evaluation; RST is a metric too, so that it can be the x axis."""
         run = self._run(method, seed)
         self._open[run] = None
+        of_weights = {}
+        if point.weights:
+            self._weights[run] = point.weights
+            of_weights = {f"validation/{point.weights}": point.value}
         self._records.add(
             Record(
                 comparison=self.key,
@@ -228,7 +229,7 @@ class Tracker:
                 step=point.step,
                 metrics={
                     "validation/metric": point.value,
-                    f"validation/{self._weights(method)}": point.value,
+                    **of_weights,
                     "train/loss": point.train_loss,
                     "train/learning_rate": point.learning_rate,
                     saved_view.X_AXIS: point.rst_seconds,
@@ -307,7 +308,8 @@ class Tracker:
         """
         run = self._run(method, seed)
         # As MLflow names it, which takes no dots and colons.
-        name = f"models/{self._weights(method)} {re.sub(r'[^A-Za-z0-9=-]+', '-', method)} {seed}"
+        parts = self._weights.get(run, ""), re.sub(r"[^A-Za-z0-9=-]+", "-", method), str(seed)
+        name = f"models/{' '.join(filter(None, parts))}"
         try:
             # MLflow takes seconds to import: only where it is needed. Nor need it be here: what is
             # written down can be sent from another machine.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from baselines.averagers import Averager
     from baselines.checkpoint import Checkpoints
     from baselines.methods import Method, Settings
+    from baselines.runs import Weights
     from baselines.workloads.workload import Batch, Workload
     from timing import Policy
 
@@ -44,6 +45,9 @@ def training_step(
 
 
 EVALUATION = {"evaluate": 1}
+
+# So many of each tensor tell live weights from an average, which differs from them in nearly all.
+NUMBERS_OF_EACH = 1000
 
 
 def step_of(averager: Averager) -> dict[str, int]:
@@ -441,13 +445,18 @@ def _run(
     def evaluate(follower: _Follower, operations: Mapping[str, int], *, last: bool) -> None:
         for operation, times in operations.items():
             follower.account.charge(operation, times)
+        with _paused(watch):
+            live = _sample(training.model) if first else []
         here = follower.averager.reading()[0] if first else nullcontext(training.model)
         with here as reported, _paused(watch):
+            is_live = ranks.from_first(_sample(reported) == live if first else None, device)
             value = ranks.from_first(workload.evaluate(reported) if first else None, device)
             follower.account.charge("evaluate")
             rate = float(training.schedule.get_last_lr()[0])
             charged = follower.account.rst_seconds
-            point = Point(training.step, charged, value, follower.mean_loss(), rate)
+            weights: Weights = "live" if is_live else "averaged"
+            loss = follower.mean_loss()
+            point = Point(training.step, charged, value, loss, rate, weights)
             follower.points.append(point)
             if first:
                 on_point(follower.name, point)
@@ -483,6 +492,14 @@ def _run(
             if checkpoints and first and checkpoints.due:
                 with _paused(watch):
                     checkpoints.save(training.step, training.state_dict())
+
+
+def _sample(model: nn.Module) -> list[bytes]:
+    """Return the first numbers of each parameter as bytes, by which NaN equals itself."""
+    return [
+        parameter.detach().reshape(-1)[:NUMBERS_OF_EACH].cpu().view(torch.uint8).numpy().tobytes()
+        for parameter in model.parameters()
+    ]
 
 
 @contextmanager

@@ -312,7 +312,7 @@ def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> No
         for run in (made.of("lawa")[0], made.of("lawa")[1]):
             tracker.run_started(run.method, run.seed)
             for p in run.points:
-                tracker.point(run.method, run.seed, p)
+                tracker.point(run.method, run.seed, dataclasses.replace(p, weights="averaged"))
             if not again:
                 tracker.ended(run.method, run.seed, *averaged_model(run.seed)[:2])
         tracker.trajectory_ended(

@@ -53,6 +53,18 @@ def follow(
     )
 
 
+def test_points_say_which_weights_they_are_of() -> None:
+    runs = {run.method: run for run in follow("constant", "ema", "swa", "lawa").runs}
+    weights = {name: [point.weights for point in run.points] for name, run in runs.items()}
+    assert set(weights["constant"]) == {"live"}
+    assert set(weights["ema"]) == {"averaged"}
+    # Before its first snapshot there is nothing else to show.
+    live = weights["swa"].count("live")
+    assert weights["swa"] == ["live"] * live + ["averaged"] * (5 - live)
+    assert 3 <= live < 5
+    assert weights["lawa"] == ["averaged"] * 5
+
+
 def run(method: str, budget: float = 0.5, **other) -> Run:
     (result,) = follow(method, budget=budget, **other).runs
     return result
