@@ -1,8 +1,8 @@
 """What a comparison has to record, on disk first: a line of JSON a record.
 
-Training only appends to a file. Another process (`tracking`) sends to MLflow, and reads the file
-from where it last was. So a server that is slow or away costs training nothing, and what was not
-sent stays.
+Training only appends to a file. Another process (`tracking`) sends what is in it to MLflow, and
+tells how far it came. So a server that is slow or away costs training nothing, and all stays to be
+sent, or sent again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from timing.secrets import hide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,27 +77,45 @@ class Record(BaseModel):
 class Records:
     """Appends records to the file of a folder, which several processes may do at a time.
 
-    Appending never raises for a disk that is full or away: what could not be written is written
-    with the next record.
-
-    Attributes:
-        failure: why the latest write did not succeed; None if it did.
+    Appending never raises for a disk that is full or away: a record that could not be written is
+    written with the next one. No secret of the environment is written.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.failure: str | None = None
+        self._failure: str | None = None
+        # A file that could not be written is not tried again.
+        self._lost_file: str | None = None
         path = folder / FILE
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         # A line that a killed process left unfinished is ended, so that it spoils no other.
         size = os.fstat(self._file).st_size
         self._unwritten = b"\n" if size and os.pread(self._file, 1, size - 1) != b"\n" else b""
 
+    @property
+    def failure(self) -> str | None:
+        """Why not all is written, in a line; None if it is."""
+        return self._failure or self._lost_file
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the file was removed, so that nobody reads what is appended."""
+        try:
+            return not os.path.samestat((self.folder / FILE).stat(), os.fstat(self._file))
+        except FileNotFoundError:
+            return True
+
     def add(self, record: Record) -> None:
         """Append a record."""
-        now_milliseconds = record.time_milliseconds or time.time_ns() // 1_000_000
-        record = record.model_copy(update={"time_milliseconds": now_milliseconds})
+        record = record.model_copy(
+            update={
+                "time_milliseconds": record.time_milliseconds or time.time_ns() // 1_000_000,
+                "parameters": {name: hide(text) for name, text in record.parameters.items()},
+                "tags": {name: hide(text) for name, text in record.tags.items()},
+                "note": record.note and hide(record.note),
+            }
+        )
         self._unwritten += record.model_dump_json(exclude_defaults=True).encode() + b"\n"
         self.write()
 
@@ -103,12 +124,15 @@ class Records:
         files = {}
         for name, data in content.items():
             files[name] = f"files/{record.run.replace('/', '-')}-{name}"
+            path = self.folder / files[name]
             try:
-                path = self.folder / files[name]
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(data)
             except OSError as error:
-                self.failure = f"{self.folder}: {error.strerror}"
+                self._lost_file = f"{path}: {error.strerror}"
+                # A part of it is no file to be sent.
+                with suppress(OSError):
+                    path.unlink()
         self.add(record.model_copy(update={"files": files}))
 
     def write(self) -> None:
@@ -116,9 +140,9 @@ class Records:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
-            self.failure = None
+            self._failure = None
         except OSError as error:
-            self.failure = f"{self.folder}: {error.strerror}"
+            self._failure = f"{self.folder}: {error.strerror}"
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -133,23 +157,23 @@ class Records:
 
 
 class Sent(BaseModel):
-    """How far the sending has come, as the sender writes it beside the records.
+    """How far a sender has come, as it writes it beside the records for the one that started it.
+
+    No other sender goes on from there: each looks for everything in the store that it sends to.
 
     Attributes:
         offset_bytes: of the first record that is not sent.
-        tracking_uri: where they are sent to.
-        experiment: there, by name.
-        experiment_id: the same, once the server answered.
+        store: the address that they are sent to, without its secrets.
+        experiment_id: of the experiment there, once the store answered.
         comparisons: by key, the ids of their runs.
-        refused: how many records the server will never take.
+        refused: how many records were refused.
         failure: why sending does not succeed, in a line; or the latest refusal.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     offset_bytes: int = 0
-    tracking_uri: str = ""
-    experiment: str = ""
+    store: str = ""
     experiment_id: str = ""
     comparisons: dict[str, str] = {}
     refused: int = 0
@@ -163,11 +187,17 @@ class Sent(BaseModel):
         except (FileNotFoundError, ValidationError):
             return cls()
 
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove what an earlier sender has written."""
+        (folder / _SENT).unlink(missing_ok=True)
+
     def write(self, folder: Path) -> None:
-        """Replace what is in the folder."""
+        """Replace what is in the folder, unless it is gone."""
         temporary = folder / f"{_SENT}.partial"
-        temporary.write_text(self.model_dump_json(indent=2))
-        temporary.replace(folder / _SENT)
+        with suppress(FileNotFoundError):
+            temporary.write_text(self.model_dump_json(indent=2))
+            temporary.replace(folder / _SENT)
 
 
 def count(folder: Path, offset_bytes: int) -> int:

@@ -15,11 +15,12 @@ import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from baselines import plots, report, saved_view, tuning
 from baselines.methods import find
 from baselines.records import FAILURE_TAG, Record, Records, Sent, count
+from baselines.store_address import placed
+from timing.secrets import hide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ class Tracker:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="lawa-opt-"))
         self._records = Records(self._folder)
+        Sent.forget(self._folder)
         name = f"{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
         name = self._name + name
         reference = {f"reference/{name}_seconds": s for name, s in self._profile.seconds.items()}
@@ -106,7 +108,7 @@ class Tracker:
                 tags={
                     "reference": str(self._profile.machine),
                     "metric": plan.workload.metric,
-                    "command": shlex.join(sys.orig_argv)[:5000],
+                    "command": hide(shlex.join(sys.orig_argv))[:5000],
                 },
                 view=name,
                 metrics={**reference, "reference/closure": self._profile.closure},
@@ -136,6 +138,7 @@ class Tracker:
         for run in self._open:
             self._records.add(Record(comparison=self.key, run=run, status=status))
         self._records.add(Record(comparison=self.key, status=status))
+        removed = self._records.is_removed
         self._records.close()
         assert self._sender.stdin is not None
         self._sender.stdin.close()
@@ -146,18 +149,26 @@ class Tracker:
             self._sender.kill()
             self._sender.wait()
         self._sent = Sent.read(self.folder)
-        self._unsent = self._what_is_unsent()
+        self._unsent = self._what_is_unsent(removed=removed)
         if not self._unsent and self._temporary:
             shutil.rmtree(self.folder)
+        if self._unsent and kind is not None:
+            # Nobody asks how to review what did not end.
+            print(self._unsent)
 
-    def _what_is_unsent(self) -> str:
+    def _what_is_unsent(self, *, removed: bool) -> str:
         """A line on what did not reach MLflow, and how to send it; empty if all did."""
+        if removed:
+            return (
+                f"The records for MLflow are gone: {self.folder} was removed while this ran, and "
+                "with it all that had not reached MLflow by then"
+            )
         if self._records.failure:
             return f"Not all could be written down for MLflow: {self._records.failure}"
+        command = shlex.join([sys.executable, "-m", "baselines.tracking", str(self.folder)])
         left = count(self.folder, self._sent.offset_bytes)
         if left:
             why = self._sent.failure or "no answer"
-            command = shlex.join([sys.executable, "-m", "baselines.tracking", str(self.folder)])
             return (
                 f"{left} record(s) did not reach MLflow ({why}) and lie in {self.folder}: "
                 f"send them with {command}"
@@ -165,7 +176,7 @@ class Tracker:
         if self._sent.refused:
             return (
                 f"{self._sent.refused} record(s) were refused by MLflow ({self._sent.failure}) "
-                f"and lie in {self.folder}"
+                f"and lie in {self.folder}: try again with {command}"
             )
         return ""
 
@@ -310,6 +321,8 @@ class Tracker:
         # As MLflow names it, which takes no dots and colons.
         parts = self._weights.get(run, ""), re.sub(r"[^A-Za-z0-9=-]+", "-", method), str(seed)
         name = f"models/{' '.join(filter(None, parts))}"
+        if self._records.is_removed:
+            return
         try:
             # MLflow takes seconds to import: only where it is needed. Nor need it be here: what is
             # written down can be sent from another machine.
@@ -349,6 +362,7 @@ class Tracker:
             failed: whether the parent run is marked FAILED at its end.
         """
         self._failed = failed
+        text = hide(text)
         links = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
         files = {f"{name}.json": _table(columns) for name, columns in tables.items()}
         self._records.add_file(
@@ -373,22 +387,10 @@ class Tracker:
         unsent = [self._unsent] if self._unsent else []
         if not self.run_id:
             return unsent
-        uri = self._sent.tracking_uri
-        if uri.startswith("http"):
-            parts = urlsplit(uri)
-            # A password in the address is not for the screen.
-            server = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-            how = unsent
-        else:
+        server, how = self._sent.store, unsent
+        if not server.startswith("http"):
+            how = [*unsent, "To review the runs, start the MLflow UI:", f"  {_ui(server)}"]
             server = "http://127.0.0.1:5000"
-            command = (
-                f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000 --workers 1"
-            )
-            how = [
-                *unsent,
-                "To review the runs, start the MLflow UI:",
-                f"  {sys.executable} -m {command}",
-            ]
         page = f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return [
             *how,
@@ -396,6 +398,21 @@ class Tracker:
             "Curves over RST, by method:",
             saved_view.address(server, self.experiment_id, self.key),
         ]
+
+
+def _ui(store: str) -> str:
+    """What starts MLflow's UI over a store, for the shell."""
+    folder, address = placed(store)
+    settings = ["MLFLOW_DISABLE_TELEMETRY=true"]
+    of_store = ["--backend-store-uri", address]
+    if store != (os.environ.get("MLFLOW_TRACKING_URI") or store):
+        # With its password, which is neither for the screen nor for the list of processes.
+        settings.append('MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI"')
+        of_store = []
+    where = ["--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
+    started = shlex.join([sys.executable, "-m", "mlflow", "ui", *of_store, *where])
+    command = " ".join([*settings, started])
+    return command if address == store else f"(cd {shlex.quote(str(folder))} && {command})"
 
 
 def _tuning(plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 `python -m baselines.tracking FOLDER` sends what a comparison has left in a folder. While one runs,
 such a process is beside it (`--follow`), so that nothing of MLflow is ever on the training's time.
 
+A sender sends all records, whoever sent them before: to the store and the experiment that MLflow
+names where and when it runs. So what was refused is tried again, and what it calls sent is there.
+
 What is sent twice shows once: a run is looked for by its tags before it is made, a metric keeps the
 time at which it was recorded, under which MLflow stores the same value only once, and one that a
 run already has at a step (a resumed run repeats its latest steps) is left out.
@@ -21,21 +24,23 @@ import select
 import shutil
 import sys
 import time
+import urllib.request
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 # A comparison reports to nobody that it runs; MLflow would, unless told before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# What is not answered is sent again by us, so MLflow need not.
+# What is not answered is sent again by us, and looked for before. MLflow would make a run twice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 # It prints the address of each run that ends, and with it the password, if there is one.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 import psutil
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -55,8 +60,11 @@ from baselines.records import (
     Record,
     Records,
     Sent,
+    count,
     read,
 )
+from baselines.store_address import placed, sqlite_file, take_password_out
+from timing.secrets import hide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -75,36 +83,53 @@ SECONDS_BETWEEN_SYSTEM_METRICS, SHARE_BETWEEN_SYSTEM_METRICS = 5.0, 0.005
 RECORDS_AT_ONCE = 1000
 # MLflow's limits of one request.
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100
-# What a server answers to a record that it will not take, however often it is sent.
+# What a server answers to a record that it does not take, while it may take others.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+# As it is to be called by others, too.
+_MLFLOW = "MLFLOW_DISABLE_TELEMETRY=true python -m mlflow"
+# What a store is called while it is made, before the number of the process that makes it.
+_MAKING = ".mlflow.db-"
 # Without it, the UI opens on an overview of generative AI and not on the runs.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
+class _NeedsUserError(Exception):
+    """What no waiting mends: it says what a person can do in MLflow or in the environment."""
 
 
 class Sender:
     """Sends the records of a folder to MLflow.
 
-    The first one to send from a folder decides where to: MLFLOW_TRACKING_URI,
-    MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID in its environment.
+    Where to, its environment says: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and
+    MLFLOW_EXPERIMENT_ID.
 
     Attributes:
         running: by the keys of comparison and run, since when: milliseconds since 1970.
+        needs_user: whether nothing is taken until a person has done what the failure says.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._sent = Sent.read(folder)
-        if not self._sent.tracking_uri:
-            self._sent.tracking_uri = mlflow.get_tracking_uri()
-            self._sent.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-            self._sent.experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+        self._store = mlflow.get_tracking_uri()
+        self._sent = Sent(store=hide(self._store))
         self._sent.write(folder)
         self._runs: dict[tuple[str, str], _Run] = {}
+        # Also those of which no more is known, after a failure.
+        self._run_ids: set[str] = set()
         self._client: mlflow.MlflowClient | None = None
         self.running: dict[tuple[str, str], int] = {}
+        self.needs_user = False
+
+    @property
+    def where(self) -> str:
+        """The experiment and the store that the records are sent to."""
+        by_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        experiment = f"of id {by_id}" if by_id else repr(_experiment_name())
+        return f"the experiment {experiment} of {self._sent.store}"
 
     def send(self) -> bool:
         """Send all there is; returns whether MLflow took it, else the folder says why not."""
+        self.needs_user = False
         while True:
             records, offset = read(self._folder, self._sent.offset_bytes, RECORDS_AT_ONCE)
             if not records:
@@ -113,35 +138,84 @@ class Sender:
                 self._send(records)
             # Whatever goes wrong between here and a server of any kind is tried again.
             except Exception as error:
-                self._sent.failure = _in_a_line(error)
-                self._sent.write(self._folder)
-                # What was opened may be in another state than was told.
-                self._runs.clear()
-                return False
+                return self._failed(error)
             self._sent.offset_bytes = offset
             self._sent.failure = self._sent.failure if self._sent.refused else ""
             self._sent.write(self._folder)
 
+    def finish(self) -> bool:
+        """Send what is left, and ask MLflow for all runs: those that were lost are sent again.
+
+        Returns:
+            Whether MLflow has confirmed them.
+        """
+        if not self.send():
+            return False
+        try:
+            if all(map(self._is_there, self._run_ids)):
+                return True
+        except Exception as error:
+            return self._failed(error)
+        self._runs.clear()
+        self._run_ids.clear()
+        self._sent.offset_bytes = self._sent.refused = 0
+        return self.send()
+
+    def _failed(self, error: Exception) -> bool:
+        self.needs_user = isinstance(error, _NeedsUserError)
+        self._sent.failure = _in_a_line(error)
+        self._sent.write(self._folder)
+        # What was opened may be in another state than was told.
+        self._runs.clear()
+        return False
+
+    def _is_there(self, run_id: str) -> bool:
+        assert self._client is not None
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def give_up(self) -> None:
+        """Mark the runs that are open KILLED, since nothing more of them can be known."""
+        for comparison, run in self.running:
+            with contextlib.suppress(MlflowException, _NeedsUserError):
+                opened = self._opened(Record(comparison=comparison, run=run))
+                opened.set_status("KILLED", time.time_ns() // 1_000_000)
+
     def _send(self, records: list[Record]) -> None:
         if self._client is None:
-            _make_store(self._sent.tracking_uri)
-            self._client = mlflow.MlflowClient(self._sent.tracking_uri)
-        if not self._sent.experiment_id:
-            self._sent.experiment_id = _experiment_id(self._client, self._sent.experiment)
+            self._client = _client_of(self._store)
+        self._find_experiment()
         for same in _together(records):
+            refused = len(same)
             try:
-                self._send_together(same)
-            except MlflowException as error:
-                if error.error_code not in REFUSALS:
+                run = self._opened(same[-1])
+                run.log(same)
+                refused = 1
+                self._send_rest(run, same[-1])
+            except (MlflowException, _NeedsUserError) as error:
+                if isinstance(error, MlflowException) and error.error_code not in REFUSALS:
                     raise
-                self._sent.refused += len(same)
+                # Where the experiment is at fault, nothing is taken: no record is passed over.
+                self._find_experiment()
+                self._runs.pop((same[-1].comparison, same[-1].run), None)
+                self._sent.refused += refused
                 self._sent.failure = _in_a_line(error)
 
-    def _send_together(self, same: list[Record]) -> None:
-        """Send records of one run, of which only the last has more than metrics."""
-        record = same[-1]
-        run = self._opened(record)
-        run.log(same)
+    def _find_experiment(self) -> None:
+        assert self._client is not None
+        # By its id once it is known, since it may be given another name meanwhile.
+        by_id = self._sent.experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+        experiment_id = _experiment_id(self._client, self._store, by_id)
+        if experiment_id != self._sent.experiment_id:
+            self._runs.clear()
+            self._sent.experiment_id = experiment_id
+
+    def _send_rest(self, run: _Run, record: Record) -> None:
+        """Send all of a record that is not logged."""
         if record.view is not None:
             assert self._client is not None
             view = saved_view.experiment_tag(
@@ -152,21 +226,27 @@ class Sender:
                 record.time_milliseconds,
             )
             self._client.set_experiment_tag(self._sent.experiment_id, *view)
-        for name, path in record.files.items():
-            with contextlib.suppress(FileNotFoundError):
-                run.log_file(name, self._folder / path)
-        if record.model is not None:
-            run.log_model(self._folder / record.model, self._sent.experiment_id)
         if record.status is not None:
             run.set_status(record.status, record.time_milliseconds)
             self.running.pop((record.comparison, record.run), None)
             if record.status == "RUNNING" and not run.has_ended:
                 self.running[record.comparison, record.run] = run.began_milliseconds
+        refusal = None
+        for name, path in record.files.items():
+            try:
+                run.log_file(name, self._folder / path)
+            except _NeedsUserError as error:
+                refusal = error
+        if refusal:
+            raise refusal
+        if record.model is not None:
+            run.log_model(self._folder / record.model, self._sent.experiment_id)
 
     def _opened(self, record: Record) -> _Run:
         key = record.comparison, record.run
         if key not in self._runs:
             self._runs[key] = self._found(record) or self._made(record)
+            self._run_ids.add(self._runs[key].run_id)
             if record.run == COMPARISON:
                 self._sent.comparisons[record.comparison] = self._runs[key].run_id
         return self._runs[key]
@@ -177,12 +257,20 @@ class Sender:
             [self._sent.experiment_id],
             f"tags.`{COMPARISON_TAG}` = '{record.comparison}' "
             f"AND tags.`{RUN_TAG}` = '{record.run}'",
+            run_view_type=ViewType.ALL,
             order_by=["attributes.start_time ASC"],
-            max_results=1,
         )
-        if not found:
-            return None
-        return _Run(self._client, found[0])
+        for run in found:
+            if run.info.lifecycle_stage == "active":
+                return _Run(self._client, run)
+        if found:
+            # Made again, it would be there twice once this one is restored.
+            deleted = found[0].info
+            raise _NeedsUserError(
+                f"the run {deleted.run_name!r} is deleted: restore it with {_MLFLOW} runs restore "
+                f"--run-id {deleted.run_id}"
+            )
+        return None
 
     def _made(self, record: Record) -> _Run:
         assert self._client is not None
@@ -205,6 +293,7 @@ class _Run:
 
     def __init__(self, client: mlflow.MlflowClient, run: MlflowRun) -> None:
         self.run_id = run.info.run_id
+        self._artifacts = run.info.artifact_uri
         self.began_milliseconds = run.info.start_time
         self._client = client
         # What is told again of a run changes nothing: not that it ended well, nor when it ended.
@@ -213,7 +302,7 @@ class _Run:
         self._has_failed = FAILURE_TAG in run.data.tags
         # Metrics that were there when the run was found, whose steps are asked for when needed.
         self._has = set(run.data.metrics)
-        self._times: dict[str, dict[int, int]] = {}
+        self._steps: dict[str, set[int]] = {}
 
     def log(self, records: Iterable[Record]) -> None:
         """Log parameters, tags, the note and metrics."""
@@ -223,6 +312,10 @@ class _Run:
             for portion in _portions(self._missing(parameters), PARAMETERS_AT_ONCE):
                 self._client.log_batch(self.run_id, params=portion)
             tags = [RunTag(name, value) for name, value in record.tags.items()]
+            if FAILURE_TAG in record.tags:
+                if self.has_ended:
+                    continue
+                self._has_failed = True
             if record.note is not None:
                 tags.append(RunTag(MLFLOW_RUN_NOTE, self._with_images(record)))
             if record.tables:
@@ -234,15 +327,13 @@ class _Run:
             metrics += [
                 Metric(name, value, record.time_milliseconds, record.step)
                 for name, value in record.metrics.items()
-                if self._is_first(name, record)
+                if self._is_new(name, record.step)
             ]
-        if any(metric.step not in self._times[metric.key] for metric in metrics):
+        if metrics:
             # It goes on, so its end is another one.
             self._ended_milliseconds = None
         for some in _portions(metrics, METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=some)
-        for metric in metrics:
-            self._times[metric.key][metric.step] = metric.timestamp
 
     def _missing(self, parameters: list[Param]) -> list[Param]:
         """Those that the run has not: MLflow refuses another value for one that it has."""
@@ -251,14 +342,15 @@ class _Run:
         there = self._client.get_run(self.run_id).data.params
         return [parameter for parameter in parameters if parameter.key not in there]
 
-    def _is_first(self, metric: str, record: Record) -> bool:
-        """Whether the run lacks this metric at this step, or has it from this very record."""
-        if metric not in self._times:
+    def _is_new(self, metric: str, step: int) -> bool:
+        """Whether the run lacks this metric at this step; it is asked once, and then has it."""
+        if metric not in self._steps:
             there = metric in self._has
             history = self._client.get_metric_history(self.run_id, metric) if there else []
-            self._times[metric] = {known.step: known.timestamp for known in history}
-        time_milliseconds = record.time_milliseconds
-        return self._times[metric].get(record.step, time_milliseconds) == time_milliseconds
+            self._steps[metric] = {known.step for known in history}
+        is_new = step not in self._steps[metric]
+        self._steps[metric].add(step)
+        return is_new
 
     def _with_images(self, record: Record) -> str:
         """The note, with the names of images as addresses that the UI serves."""
@@ -268,8 +360,27 @@ class _Run:
             note = note.replace(f"]({name})", f"]({address})")
         return note
 
+    def _require_home(self) -> None:
+        """Refuse to make the folder of another place again, or of another machine.
+
+        MLflow keeps absolute paths, also where its own folder was moved.
+        """
+        path = _local_path(self._artifacts)
+        if path is None or len(path.parents) < 4 or path.parents[2].name != "mlruns":
+            return
+        home = path.parents[3]
+        if not home.exists():
+            raise _NeedsUserError(
+                f"MLflow keeps files of this experiment in {path.parents[2]}, and there is no "
+                f"{home} here: move or link it there, or name another experiment in "
+                "MLFLOW_EXPERIMENT_NAME"
+            )
+
     def log_file(self, name: str, path: Path) -> None:
         """Log a file as an artifact of this name; one that is there is replaced."""
+        if not path.exists():
+            raise _NeedsUserError(f"{path} is not there")
+        self._require_home()
         # MLflow takes the name from the file.
         folder = path.parent / self.run_id
         folder.mkdir(exist_ok=True)
@@ -285,8 +396,15 @@ class _Run:
         found = self._client.search_logged_models(
             [experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
         )
-        if path.exists() and not any(model.status == "READY" for model in found):
-            made = self._client.create_logged_model(
+        if not any(model.status == "READY" for model in found):
+            if not path.exists():
+                raise _NeedsUserError(
+                    f"the model {path.name!r} is not in this store, and was removed from "
+                    f"{path.parent} when another one had taken it"
+                )
+            self._require_home()
+            # One that a sender left unfinished is gone on with.
+            made = next(iter(found), None) or self._client.create_logged_model(
                 experiment_id, name=path.name, source_run_id=self.run_id, model_type="pytorch"
             )
             self._client.log_model_artifacts(made.model_id, str(path))
@@ -305,41 +423,107 @@ class _Run:
         if status == "FINISHED" and self._has_failed:
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._client.delete_tag(self.run_id, MLFLOW_RUN_NOTE)
+            self._has_failed = False
         ended = self._ended_milliseconds or time_milliseconds
         self._client.set_terminated(self.run_id, status, end_time=ended)
+        self.has_ended = status == "FINISHED"
 
 
-def _make_store(uri: str) -> None:
+def _local_path(address: str) -> Path | None:
+    """The path that an address of artifacts names; None if they are not on a disk."""
+    if address.startswith("file:"):
+        return Path(urllib.request.url2pathname(address.removeprefix("file:").removeprefix("//")))
+    return None if re.match(r"[\w+.-]+:", address) else Path(address)
+
+
+def _client_of(store: str) -> mlflow.MlflowClient:
+    """A client of the store, which is made if it is a file and not there."""
+    if whole := sqlite_file(store):
+        whole.parent.mkdir(parents=True, exist_ok=True)
+    folder, address = placed(store)
+    with contextlib.chdir(folder):
+        if file := sqlite_file(address):
+            _make_store(file)
+        client = mlflow.MlflowClient(address)
+        # Here, while the address is that of the store.
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _make_store(file: Path) -> None:
     """Make the SQLite file of a new store, whole or not at all.
 
     MLflow makes its tables in it for seconds, and cannot go on with those of a process killed then.
     """
-    scheme, _, name = uri.partition("?")[0].partition("///")
-    path = Path(name)
-    if scheme != "sqlite:" or name in ("", ":memory:") or path.exists():
+    for left in file.parent.glob(f"{_MAKING}*"):
+        process = re.match(r"\d+", left.name.removeprefix(_MAKING))
+        if process and not psutil.pid_exists(int(process[0])):
+            left.unlink(missing_ok=True)
+    if file.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as the folder of the artifacts follows from that of the file.
-    making = path.with_name(f".{path.name}-{os.getpid()}")
+    making = file.with_name(f"{_MAKING}{os.getpid()}")
     try:
         mlflow.MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
         # Another process was faster, or there are no links here, and MLflow makes it by itself.
         with contextlib.suppress(OSError):
-            os.link(making, path)
+            os.link(making, file)
     finally:
         making.unlink(missing_ok=True)
 
 
-def _experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def _experiment_id(client: mlflow.MlflowClient, store: str, by_id: str) -> str:
+    """The id of the experiment to send to; one that the environment names is made.
+
+    Raises:
+        _NeedsUserError: it is deleted, or there is none of the id that the environment gives.
+    """
+    found = _of_id(client, by_id) if by_id else None
+    if found is None and by_id and by_id == os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        raise _NeedsUserError(
+            f"there is no experiment of the id {by_id}: set MLFLOW_EXPERIMENT_ID to another, or "
+            "MLFLOW_EXPERIMENT_NAME in its place"
+        )
+    name = _experiment_name()
+    found = found or client.get_experiment_by_name(name)
     if found is None:
         with contextlib.suppress(MlflowException):
-            return str(client.create_experiment(name, tags=_KIND))
+            return str(client.create_experiment(name, _artifacts(store), tags=_KIND))
         # Another process may have made it in between.
         found = client.get_experiment_by_name(name)
     if found is None:
         raise MlflowException(f"the experiment {name!r} can neither be found nor made")
+    if found.lifecycle_stage != "active":
+        raise _NeedsUserError(
+            f"the experiment {found.name!r} is deleted: restore it with {_MLFLOW} experiments "
+            f"restore --experiment-id {found.experiment_id}, or name another one in "
+            "MLFLOW_EXPERIMENT_NAME"
+        )
     return str(found.experiment_id)
+
+
+def _of_id(client: mlflow.MlflowClient, experiment_id: str) -> Experiment | None:
+    try:
+        return client.get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _artifacts(store: str) -> str | None:
+    """Where a new experiment keeps its files; None for where MLflow would.
+
+    That is a path, of which MLflow takes a name such as "a%20b" for "a b".
+    """
+    folder, _ = placed(store)
+    if sqlite_file(store) is None or "%" not in str(folder):
+        return None
+    return (folder / "mlruns" / uuid.uuid4().hex).as_uri()
 
 
 def _together(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -359,9 +543,7 @@ def _portions(values: list[_T], most: int) -> Iterator[list[_T]]:
 
 
 def _in_a_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    # An address may hold a password.
-    return re.sub(r"//[^/@ ]*@", "//", text)[:300]
+    return hide(" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
 def save_model(model: nn.Module, folder: Path, example_input: Tensor) -> None:
@@ -460,8 +642,11 @@ def follow(folder: Path, wait_seconds: float) -> bool:
     ended = False
     deadline = float("inf")
     while True:
-        done = sender.send()
-        if ended and (done or time.monotonic() > deadline):
+        if not (folder / FILE).exists():
+            sender.give_up()
+            return False
+        done = sender.finish() if ended else sender.send()
+        if ended and (done or sender.needs_user or time.monotonic() > deadline):
             return done
         if not ended:
             system.record(sender.running)
@@ -470,6 +655,30 @@ def follow(folder: Path, wait_seconds: float) -> bool:
         if select.select(pipe, [], [], SECONDS_BETWEEN_SENDS)[0]:
             ended = True
             deadline = time.monotonic() + wait_seconds
+
+
+def send(folder: Path, wait_seconds: float) -> bool:
+    """Send what is in a folder, and print what came of it.
+
+    Returns:
+        Whether all of it is in MLflow, within `wait_seconds`.
+    """
+    sender = Sender(folder)
+    deadline = time.monotonic() + wait_seconds
+    while not sender.finish():
+        if sender.needs_user or time.monotonic() > deadline:
+            print(f"not sent: {Sent.read(folder).failure}", file=sys.stderr)
+            return False
+        time.sleep(SECONDS_BETWEEN_SENDS)
+    sent, all_records = Sent.read(folder), count(folder, 0)
+    if sent.refused:
+        print(
+            f"{sent.refused} of {all_records} record(s) were refused: {sent.failure}",
+            file=sys.stderr,
+        )
+        return False
+    print(f"all is sent: {all_records} record(s) are in {sender.where}")
+    return True
 
 
 def _command() -> int:
@@ -484,22 +693,26 @@ def _command() -> int:
     options = parser.parse_args()
     if not (options.folder / FILE).exists():
         parser.error(f"{options.folder} holds no records: give a folder with a {FILE}")
-    # One sender a folder: another one waits until this process is gone, in whatever way.
-    with (options.folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if options.follow:
-            # Training goes before.
-            os.nice(5)
-            return 0 if follow(options.folder, options.wait) else 1
-        sender = Sender(options.folder)
-        deadline = time.monotonic() + options.wait
-        while not sender.send():
-            if time.monotonic() > deadline:
-                print(f"not sent: {Sent.read(options.folder).failure}", file=sys.stderr)
-                return 1
-            time.sleep(SECONDS_BETWEEN_SENDS)
-    print("all is sent")
-    return 0
+    take_password_out()
+    try:
+        # One sender a folder: another one waits until this process is gone, in whatever way.
+        with (options.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process sends from {options.folder}: waiting", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if options.follow:
+                # Training goes before.
+                os.nice(5)
+                return 0 if follow(options.folder, options.wait) else 1
+            return 0 if send(options.folder, options.wait) else 1
+    except OSError as error:
+        print(_in_a_line(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what is not sent stays", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

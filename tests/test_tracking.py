@@ -528,8 +528,26 @@ def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
         shlex.split(command), cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "all is sent"
+    assert done.stdout.strip().endswith(f"of http://127.0.0.1:{port}")
+    assert "secret" not in (tmp_path / "sent.json").read_text()
     assert history(store, runs(store, tracker.key)["lawa/0/4s"]) == VALUES
+
+
+def test_the_line_that_starts_the_ui_has_no_password(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = comparison(CURVES)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:1/db")
+    with Tracker(made.plan, made.profile, folder=tmp_path) as tracker:
+        children = psutil.Process().children()
+        (sender,) = (child for child in children if "baselines.tracking" in child.cmdline())
+        sender.kill()
+        sender.wait()
+        sent = Sent(store="postgresql://127.0.0.1:1/db", comparisons={tracker.key: "a1"})
+        sent.write(tmp_path)
+    (line,) = (line for line in tracker.how_to_review() if "mlflow ui" in line)
+    assert 'MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" ' in line
+    assert not any("secret" in line for line in tracker.how_to_review())
 
 
 def half_made(folder: Path) -> bool:

@@ -40,7 +40,7 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,
         )
     try:
-        _wait(process, port, folder)
+        wait_until_it_answers(process, port, folder / "server.log")
         yield process
     finally:
         stop(process)
@@ -53,11 +53,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def wait_until_it_answers(
+    process: subprocess.Popen[bytes], port: int, log: Path | None = None
+) -> None:
+    """Wait for a server; one that ends, or takes too long, fails with what it logged."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return
         time.sleep(0.2)
-    raise RuntimeError(f"MLflow's server did not start: {(folder / 'server.log').read_text()}")
+    raise RuntimeError(f"MLflow's server did not start: {log.read_text() if log else ''}")

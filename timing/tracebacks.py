@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from timing.secrets import hide
+
 # Of a message that quotes what it was given, beginning and end say most.
 LONGEST_BEGINNING, LONGEST_END = 1500, 500
 
@@ -26,7 +28,7 @@ _LIBRARIES = {"site-packages", "dist-packages"}
 def message_of(error: BaseException) -> str:
     """The exception's message in one line, without the middle of one that is very long."""
     try:
-        said = " ".join(str(error).split())
+        said = hide(" ".join(str(error).split()))
     # A class of a user's own may fail at this too.
     except Exception:
         return "(its message cannot be read)"
@@ -77,7 +79,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 def write_down(error: BaseException) -> str:
     """Write the traceback to a temporary file that others cannot read, and say where it is."""
-    text = "".join(traceback.format_exception(error))
+    text = hide("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(
             "w",
