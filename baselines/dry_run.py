@@ -185,25 +185,28 @@ def estimate(
 
 
 def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
-    """Bytes that methods hold which follow one training, while the dearest of them is read.
+    """Count the bytes that methods of one training hold, while the dearest of them is read.
 
     Counted on a copy of the workload's own model on the meta device, where tensors have sizes and
-    take no memory. A method that cannot do without numbers is counted on a real one.
+    take no memory. A method that cannot do without numbers is counted on the model itself.
+
+    Args:
+        methods: that follow one training.
+        plan: whose settings they have.
+        model: of the plan's workload; it may be trained a step.
 
     Raises:
         MethodError: a method cannot be made.
     """
     # BatchNorm statistics are made of real inputs, and hold nothing.
     meta = replace(plan, workload=replace(plan.workload, statistics_batches=()))
-    rate = plan.settings.learning_rate
+    base = plan.workload.make_optimizer(model, plan.settings.learning_rate)
     try:
-        base = plan.workload.make_optimizer(model, rate)
         return _window_bytes(methods, meta, *_on_meta(model, base))
     # Whatever a method does there that cannot be done: if it is its fault it fails again.
     except Exception:
         gc.collect()
-        model = plan.workload.make_model().train()
-        return _window_bytes(methods, plan, model, plan.workload.make_optimizer(model, rate))
+        return _window_bytes(methods, plan, model, base)
 
 
 def _window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module, base: Optimizer) -> int:
@@ -239,7 +242,7 @@ def _window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module, base: 
 
 
 def _on_meta(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """A copy of both without the model's numbers, in which what is tied stays tied."""
+    """Make a copy of both without the model's numbers, in which what is tied stays tied."""
     copies: dict[int, Tensor] = {}
     for parameter in model.parameters():
         empty = torch.empty_like(parameter, device="meta")
@@ -362,7 +365,7 @@ def _gradients(model: nn.Module) -> list[Tensor]:
 
 
 def _storages(tensors: Iterable[Tensor], model: nn.Module) -> dict[int, int]:
-    """Bytes of each storage behind tensors that are where the model is."""
+    """Return the bytes of each storage behind those tensors that are where the model is."""
     where = next(model.parameters()).device.type
     storages = (x.untyped_storage() for x in tensors if x.device.type == where)
     return {storage._cdata: storage.nbytes() for storage in storages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -276,8 +277,8 @@ def _of_file(path: Path, _resolved: Path, _digest: str) -> Method:
 def _check(path: Path, method: Method) -> None:
     """Refuse what would fail in the midst of a comparison."""
     for spent in (0.0, 0.5):
-        factor = method.schedule(spent)
-        if not isinstance(factor, int | float) or not math.isfinite(factor):
+        factor: object = method.schedule(spent)
+        if not isinstance(factor, Real) or not math.isfinite(factor):
             raise MethodError(
                 f"the schedule of {path} must give a finite number, the factor of the peak rate; "
                 f"at {spent:.0%} of the budget it gives {factor!r:.60}"

@@ -59,7 +59,7 @@ LEAST_RATE, MOST_RATE = 1e-36, 1e36
 
 
 def within(option: str, value: int, least: int, most: int) -> int:
-    """The value, or a usage error."""
+    """Return the value if it is within its limits; a usage error if not."""
     if value < least:
         raise typer.BadParameter(f"{option} must be at least {least}: {value!s:.60}")
     if value > most:

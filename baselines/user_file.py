@@ -47,7 +47,7 @@ def function_of(
         # Not by its loader, which takes another text of the same second and length for this one.
         exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     except BaseException:
-        del sys.modules[module_name]
+        sys.modules.pop(module_name, None)
         raise
     function = getattr(module, name, None)
     if not callable(function):

@@ -146,3 +146,11 @@ def test_coverage() -> None:
     assert abs(share["ratio"] - 0.95) < 0.036
     assert share["pooled"] < 0.6
     assert np.median(widths) < 0.1
+
+
+def test_a_ratio_that_nothing_is_known_of_ends_nowhere() -> None:
+    """Costs as far apart as a profile takes, asked for with a confidence that they cannot bear."""
+    wild = profile_of([{"step": 1e-15}, {"step": 1e9}])
+    ratio = operation_ratio("step", wild, wild, confidence=0.9999)
+    assert ratio.estimate == pytest.approx(1)
+    assert (ratio.low, ratio.high) == (0, math.inf)

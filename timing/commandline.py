@@ -39,18 +39,18 @@ class CommandError(Exception):
 
 
 def console() -> Console:
-    """A console that shows text as it is: a name may hold what rich would take for markup."""
+    """Make a console that shows text as it is: a name may hold what rich takes for markup."""
     return Console(markup=False, emoji=False, highlight=False)
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with what is done beside it, and the time so far."""
+    """Make a bar with what is done beside it, and the time so far."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)
 
 
 def said_of(error: Exception) -> str:
-    """An error's message; where a user's own code raised it, with file and line before it."""
+    """Return an error's message; where a user's own code raised it, after file and line."""
     return in_one_line(error) if place_of(error) else message_of(error)
 
 
@@ -79,7 +79,7 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _ending_of(error: BaseException) -> tuple[int, str]:
-    """Exit code, and the line to say."""
+    """Return the exit code, and the line to say."""
     # As which typer tells that its input has ended, whoever raised that.
     if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
         error = error.__cause__
@@ -92,8 +92,9 @@ def _ending_of(error: BaseException) -> tuple[int, str]:
     if place_of(error):
         return 1, f"error: {in_one_line(error)}"
     if isinstance(error, SystemExit):
-        # Of a library, which has said why.
-        return error.code if isinstance(error.code, int) else 1, ""
+        # Of a library, which may have said why.
+        why = f"error: {_one_line(error.code)}" if isinstance(error.code, str) else ""
+        return error.code if isinstance(error.code, int) else 1, why
     if is_lack_of_memory(error):
         return 1, f"error: not enough memory: {message_of(error)}"
     if isinstance(error, OSError):
@@ -107,7 +108,7 @@ def _ending_of(error: BaseException) -> tuple[int, str]:
 
 
 def _is_output_gone() -> bool:
-    """Whether nothing can be written to standard output; then nothing is tried again at the end."""
+    """Return whether nothing can be written to standard output; then nothing more is tried."""
     try:
         print(flush=True)
     except OSError:

@@ -47,7 +47,7 @@ class Result(BaseModel):
 
 
 def check_target(target: str) -> tuple[str, str]:
-    """The two parts of "MODULE:FUNCTION" or "FILE.py:FUNCTION"; runs nothing of what it names.
+    """Return the parts of "MODULE:FUNCTION" or "FILE.py:FUNCTION"; nothing that it names is run.
 
     Raises:
         ValueError: it is not of this form, or there is no such file or package.

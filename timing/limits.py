@@ -21,13 +21,13 @@ _PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 def memory_bytes(process: Path = _THIS_PROCESS) -> int:
-    """Memory that this process may use: the machine's, or the least that a control group allows."""
+    """Return the bytes that this process may use: the machine's, or the least of its groups'."""
     limits = (limit for limit, _ in _memory_groups(process))
     return min([psutil.virtual_memory().total, *limits])
 
 
 def free_memory_bytes(process: Path = _THIS_PROCESS) -> int:
-    """Memory that is free for this process: the machine's, or the least of a control group's.
+    """Return the bytes that are free for this process: the machine's, or the least of its groups'.
 
     What a group holds of files that were read counts as free: it is given up for what is needed.
     """
@@ -36,7 +36,7 @@ def free_memory_bytes(process: Path = _THIS_PROCESS) -> int:
 
 
 def cores() -> frozenset[int] | None:
-    """Numbers of the cores that this process may run on; None if that is all of them."""
+    """Return the numbers of the cores that this process may run on; None if that is all."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     own = frozenset(os.sched_getaffinity(0))
@@ -44,7 +44,7 @@ def cores() -> frozenset[int] | None:
 
 
 def core_count(process: Path = _THIS_PROCESS) -> int:
-    """How many cores this process may keep busy: those it may run on, or a group's quota of time.
+    """Return how many cores this process may keep busy: those it may run on, or a group's quota.
 
     Of a part of a core, which a quota may be, one is counted.
     """
@@ -54,7 +54,7 @@ def core_count(process: Path = _THIS_PROCESS) -> int:
 
 
 def physical_core_count() -> int | None:
-    """How many cores are behind those that this process may run on; None where nothing tells."""
+    """Return how many physical cores this process may run on; None where nothing tells."""
     if (own := cores()) is None:
         return psutil.cpu_count(logical=False)
     siblings = {_text(_PROCESSORS / f"cpu{n}" / "topology" / "thread_siblings_list") for n in own}
@@ -62,7 +62,7 @@ def physical_core_count() -> int | None:
 
 
 def online_cores() -> list[int]:
-    """Numbers of all cores of the machine that run, in order; empty where nothing tells."""
+    """Return the numbers of all cores that are online, in order; empty where nothing tells."""
     numbers: list[int] = []
     for part in (_text(_PROCESSORS / "online") or "").split(","):
         first, _, last = part.partition("-")
@@ -72,7 +72,7 @@ def online_cores() -> list[int]:
 
 
 def _memory_groups(process: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use of each control group above this process that limits memory, in bytes."""
+    """Yield limit and use, in bytes, of each group above this process that limits memory."""
     for folder in _groups(process, "memory"):
         # "high" is where a group of version 2 is slowed down to a crawl.
         names = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -88,7 +88,7 @@ def _memory_groups(process: Path) -> Iterator[tuple[int, int]]:
 
 
 def _quotas(process: Path) -> Iterator[float]:
-    """Cores' worth of time of each control group above this process that limits it."""
+    """Yield the cores' worth of time of each control group above this process that limits it."""
     for folder in _groups(process, "cpu"):
         quota, _, period = (_text(folder / "cpu.max") or "").partition(" ")
         if not quota:
@@ -99,7 +99,7 @@ def _quotas(process: Path) -> Iterator[float]:
 
 
 def _groups(process: Path, controller: str) -> Iterator[Path]:
-    """The folder of this process's control group for a resource, and those above it."""
+    """Yield the folder of this process's control group for a resource, and those above it."""
     own: dict[str | None, str] = {}
     for line in _lines(process / "cgroup"):
         controllers, _, path = line.partition(":")[2].partition(":")

@@ -44,7 +44,7 @@ FLOPS = "flops_per_step"
 
 
 def check_signature(signature: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
-    """The signature as it is.
+    """Return a copy of a signature whose numbers are all of a sensible size.
 
     Raises:
         ValueError: a number in it is not finite, or is larger than any that means something.
@@ -334,7 +334,7 @@ class Profile(BaseModel):
 
 
 def _shown(value: object) -> str:
-    """A value of a document, cut short: it may be of any size and depth."""
+    """Return a value of a document, cut short: it may be of any size and depth."""
     return f"{reprlib.repr(value):.60}"
 
 

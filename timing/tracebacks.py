@@ -26,7 +26,7 @@ _LIBRARIES = {"site-packages", "dist-packages"}
 
 
 def message_of(error: BaseException) -> str:
-    """The exception's message in one line, without the middle of one that is very long."""
+    """Return an exception's message in one line, without the middle of one that is very long."""
     try:
         said = hide(" ".join(str(error).split()))
     # A class of a user's own may fail at this too.
@@ -38,7 +38,7 @@ def message_of(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """The innermost line of a user's own code that the exception passed, as "FILE, line 3".
+    """Return the innermost line of a user's own code that an exception passed, as "FILE, line 3".
 
     A user's own is what is neither part of this project nor of Python nor installed as a library.
     Empty if there is no such line.
@@ -54,7 +54,7 @@ def place_of(error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException, place: str = "") -> str:
-    """The exception in one line: where in a user's own code, of which kind, and its message.
+    """Return an exception in one line: where in a user's own code, of which kind, its message.
 
     Args:
         error: that was caught.
@@ -71,14 +71,14 @@ def in_one_line(error: BaseException, place: str = "") -> str:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether it says that there is too little memory: Python's, or torch's on any device."""
+    """Return whether an exception says that there is too little memory, on whatever device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "allocate" in message_of(error)
 
 
 def write_down(error: BaseException) -> str:
-    """Write the traceback to a temporary file that others cannot read, and say where it is."""
+    """Write a traceback to a temporary file that others cannot read, and return where it is."""
     text = hide("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(
@@ -103,7 +103,7 @@ def _is_users(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A path as short as it can be named from here."""
+    """Return a path as short as it can be named from here."""
     try:
         return str(Path(name).relative_to(Path.cwd()))
     # It lies elsewhere, or the working folder is gone.

@@ -36,7 +36,7 @@ def faults(workload: Workload) -> list[str]:
 
 
 def _digests(model: nn.Module) -> dict[str, str]:
-    """What tells the model's weights and buffers from others, without a copy of them all."""
+    """Return what tells a model's weights and buffers from others, without a copy of them all."""
     return {name: _digest(value) for name, value in model.state_dict().items()}
 
 

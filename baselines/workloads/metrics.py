@@ -31,7 +31,7 @@ _R_SQUARED = re.compile(r"(?<![^\W_])r(?:\s*\^\s*2|[-\s_]squared)(?![^\W_])", re
 
 
 def higher_is_better(metric: str) -> str:
-    """The word in a metric's name that says that higher is better; empty if none does."""
+    """Return the word in a metric's name that says that higher is better; empty if none does."""
     text = _R_SQUARED.sub("r2", _TOP.sub("top1", metric))
     # "valAcc" is two words, and "mAP" is one; of "mAP50" the number is a threshold.
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", text)
