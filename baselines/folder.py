@@ -293,9 +293,9 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
         if Description.read(folder).id == id_ and not lost:
             return
     raise FolderError(
-        f"{folder} was removed in whole or in part while the comparison ran, so nothing goes on "
-        f"from there ({lost[0] if lost else folder / DESCRIPTION} is gone): give the same command "
-        "to start anew"
+        f"{folder} was removed in whole or in part while the comparison ran "
+        f"({lost[0] if lost else folder / DESCRIPTION} is gone): the same command trains again "
+        "what is missing there"
     )
 
 

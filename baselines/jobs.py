@@ -21,8 +21,8 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints, write_atomically
+from baselines.checkpoint import SECONDS_BETWEEN, Checkpoints, StorageError, write_atomically
 from baselines.comparison import Comparison, Silent, Task, carry_out, check, tasks
 from baselines.folder import (
     Description,
@@ -170,26 +170,32 @@ class Cluster:
 
     Raises:
         ValueError: submitit is not installed, or does not know the kind or an option.
+        StorageError: on entering, the folder cannot be made so.
     """
 
     def __init__(self, folder: Path, kind: str, options: Mapping[str, str | int]) -> None:
-        try:
-            import submitit
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                'a cluster is reached through submitit: pip install "lawa-opt[cluster]"'
-            ) from error
-        # One of its own for each command: what another has left there is never unpickled.
-        self._folder = folder / uuid.uuid4().hex
-        try:
-            self._executor = submitit.AutoExecutor(self._folder, cluster=kind)
-            self._executor.update_parameters(**options)
-        except (RuntimeError, ValueError, NameError, TypeError) as error:
-            raise ValueError(
-                f"submitit refuses cluster {kind!r} with {options}: {error}"
-            ) from error
+        self._folder, self._kind, self._options = folder, kind, options
+        # What is refused leaves nothing behind.
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                self._executor = self._executor_in(Path(scratch))
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    'a cluster is reached through submitit: pip install "lawa-opt[cluster]"'
+                ) from error
+            except (RuntimeError, ValueError, NameError, TypeError) as error:
+                raise ValueError(
+                    f"submitit refuses cluster {kind!r} with {options}: {error}"
+                ) from error
         _watch_the_queue()
         self._jobs: list[submitit.Job[None]] = []
+
+    def _executor_in(self, folder: Path) -> submitit.AutoExecutor:
+        import submitit
+
+        executor = submitit.AutoExecutor(folder, cluster=self._kind)
+        executor.update_parameters(**self._options)
+        return executor
 
     def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Queue the task."""
@@ -197,9 +203,18 @@ class Cluster:
         return _ClusterJob(self._jobs[-1])
 
     def __enter__(self) -> Cluster:
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # It may have been there.
+            self._folder.chmod(0o700)
+            # One of its own for each command: what another has left there is never unpickled.
+            self._executor = self._executor_in(
+                Path(tempfile.mkdtemp(prefix="command-", dir=self._folder))
+            )
+        except OSError as error:
+            raise StorageError(
+                f"{self._folder} cannot be made for you alone: {error.strerror}"
+            ) from error
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -133,6 +133,14 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert "Best at the end: k=" in out
     assert "viewStateShareKey=" in out.strip().splitlines()[-1]
     in_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "diverges")
+    code, out, err = run(*options.split(), "--lr", "1e30")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: every run failed under 0.4 s: constant, seed 0: ")
+    assert "A training failed, so no window is best" in out
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("diverges").experiment_id])
+    assert {run.info.status for run in found} == {"FAILED"}
     for wrong, message in (
         ("--k 0", "--k must be a whole number from 1: '0'"),
         ("--k 2,2", "names a value twice"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from kept_comparison import PROFILE, plan_of, results
 
+from baselines.checkpoint import StorageError
 from baselines.comparison import Silent, compare
 from baselines.folder import write_profile
 from baselines.jobs import Cluster, Processes, side_by_side
@@ -91,6 +92,12 @@ def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     # Who can write beside the pickles can run code.
     (own,) = (tmp_path / "cluster").iterdir()
     assert [stat.S_IMODE(path.stat().st_mode) for path in (own.parent, own)] == [0o700, 0o700]
+
+
+def test_where_it_cannot_be_kept_from_others_nothing_starts(tmp_path: Path) -> None:
+    (tmp_path / "cluster").touch()
+    with pytest.raises(StorageError, match="cluster cannot be made for you alone: File exists"):
+        cluster_in(tmp_path).__enter__()
 
 
 def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:

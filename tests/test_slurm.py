@@ -1,0 +1,90 @@
+"""A comparison on a real SLURM of one node, one job of which is cancelled."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kept_comparison import PROFILE, results
+from one_node_slurm import missing, one_node
+
+from baselines.folder import read_comparison
+
+pytest.importorskip("mlflow")
+pytest.importorskip("submitit", reason="needs the extra: pip install 'lawa-opt[cluster]'")
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
+COMPARE = (
+    "compare --workload digits --k 3 --lr 0.05 --seeds 1 --methods constant,decayed --budget 8s "
+    "--jobs 2 --cluster slurm --reference ../reference.json"
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        with one_node(folder) as environment:
+            yield {**environment, "COLUMNS": "200"}
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "baselines", *COMPARE.split()],
+        cwd=folder,
+        env={**environment, "MLFLOW_EXPERIMENT_NAME": folder.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def table(out: str) -> str:
+    return out[out.index("of RST each") :].split("To review")[0]
+
+
+def test_a_cancelled_job_is_marked_and_gone_on_with(
+    tmp_path: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PROFILE.write(tmp_path / "reference.json")
+    slurm = {**slurm, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    # Side by side, and one after another in SLURM's queue.
+    commands = [start(cut, slurm), start(whole, slurm)]
+    training: list[Path] = []
+    while not training:
+        assert commands[0].poll() is None, commands[0].communicate()
+        training = list(cut.glob("lawa-runs/*/8s/constant-seed-0/lock"))
+        time.sleep(0.02)
+    # The first that was submitted is the constant rate's.
+    submitted = cut.glob("lawa-runs/*/cluster/*/*_submitted.pkl")
+    job = min(int(path.name.partition("_")[0]) for path in submitted)
+    subprocess.run(["scancel", str(job)], env=slurm, check=True)
+    out, err = commands[0].communicate()
+    assert commands[0].returncode == 1, out
+    assert err == (
+        "error: 1 of 2 runs under 8 s did not end (constant, seed 0); the same command goes on "
+        "with what did not end\n"
+    )
+    assert re.search(rf"constant, seed 0: FAILED .*: its job {job} left no result", out)
+    assert re.search(r"│ constant rate +│ no run ended", out)
+    undisturbed, err = commands[1].communicate()
+    assert (commands[1].returncode, err) == (0, "")
+
+    again = start(cut, slurm)
+    out, err = again.communicate()
+    assert (again.returncode, err) == (0, "")
+    assert table(out) == table(undisturbed)
+    done = [
+        read_comparison(root)
+        for folder in (whole, cut)
+        for root in (folder / "lawa-runs").iterdir()
+    ]
+    assert results(done[0]) == results(done[1])
