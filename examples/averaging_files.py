@@ -1,6 +1,7 @@
 """Average checkpoints that are there already: `python examples/averaging_files.py`.
 
-The last of these averages as a file, without a line of Python:
+The last of these averages as a file, without a line of Python. A shell lists step-100 before
+step-20; they are taken in the order of their numbers:
 
 python -m lawa_opt average digits-steps/* --out average.safetensors --last 5 --weights 1-sqrt
 """
@@ -26,8 +27,7 @@ def train(model, x, y, folder, steps, every):
         F.cross_entropy(model(x[batch]), y[batch]).backward()
         opt.step()
         if step % every == 0:
-            # With leading zeros, so that a shell lists the oldest first.
-            paths.append(folder / f"{step:05}.safetensors")
+            paths.append(folder / f"step-{step}.safetensors")
             save_file(model.state_dict(), paths[-1])
     return paths
 

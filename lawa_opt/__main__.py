@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import signal
 import sys
-from pathlib import Path
+import tempfile
+import traceback
 from typing import Annotated, Any
 
-from lawa_opt.checkpoints import average_checkpoints
+from lawa_opt.checkpoints import ArgumentError, average_checkpoints
 from lawa_opt.files import CheckpointError
 
 try:
@@ -31,14 +35,17 @@ def lawa_opt() -> None:
 @app.command()
 def average(
     checkpoints: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="CKPT...",
-            help="Oldest first: safetensors files or folders (also sharded), torch files.",
+            help="Safetensors and torch files, indexes of shards, folders with one of these.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The file to write: .safetensors, .pt, .pth, .bin.")],
-    last: Annotated[int | None, typer.Option(min=1, help="Only the last so many.")] = None,
+    out: Annotated[str, typer.Option(help="The file to write: .safetensors, .pt, .pth, .bin.")],
+    last: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
+    order: Annotated[
+        str, typer.Option(help="number: by the numbers in the names; given: oldest first.")
+    ] = "number",
     key: Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")] = "",
     weights: Annotated[str, typer.Option(help="uniform, linear, 1-sqrt or ema.")] = "uniform",
     decay: Annotated[float | None, typer.Option(help="The decay of ema a checkpoint.")] = None,
@@ -48,41 +55,83 @@ def average(
     bar = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task("average", total=None)
-        average_checkpoints(
+        done = average_checkpoints(
             checkpoints,
             out,
             last=last,
+            order=order,
             key=key,
             weights=weights,
             decay=decay,
             progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
+    try:
+        print(*map(_printable, str(done).splitlines()), sep="\n", flush=True)
+    except OSError as error:
+        said = f"{out} is written, but standard output cannot be: {error.strerror}"
+        raise OSError(said) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and say in one line what went wrong.
 
     Returns:
-        0, 1 when files cannot be averaged, 2 for wrong usage, 130 when interrupted.
+        0, 1 when files cannot be averaged or the result not be printed, 2 for wrong usage, 70 for a
+        fault of lawa-opt, 130 when interrupted.
     """
     # As an exception, so that the temporary file is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logging.getLogger("lawa_opt").addHandler(logging.NullHandler())  # the summary has it all
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that a locale cannot write
+    code = _run(arguments)
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        # Or the interpreter tries again when it ends, and fails with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or _say(f"standard output cannot be written: {error.strerror}", 1)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code: int = app(arguments, prog_name="python -m lawa_opt", standalone_mode=False) or 0
     except (CheckpointError, OSError, ImportError) as error:
         return _say(str(error), 1)
     except ClickException as error:
         return _say(error.format_message(), 2)
-    except ValueError as error:
+    except ArgumentError as error:
         return _say(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            return _say(f"memory ran out: {error}", 1)
+        return _say(_own_fault(error), 70)
     return _say("interrupted: nothing was written", code) if code == 130 else code
 
 
+def _own_fault(error: Exception) -> str:
+    said = f"this is a fault of lawa-opt ({type(error).__name__}: {error})"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lawa-opt-", suffix=".txt", delete=False) as f:
+            traceback.print_exception(error, file=f)
+    except OSError as full:
+        return f"{said}, and its traceback could not be kept: {full}"
+    return f"{said}: please report it with {f.name}"
+
+
 def _say(text: str, code: int) -> int:
-    print(" ".join(text.split()), file=sys.stderr)
+    line = _printable(" ".join(text.split()))
+    # Names in a file may be as long as it is.
+    print(line if len(line) < 3000 else f"{line[:1500]} ... {line[-1000:]}", file=sys.stderr)
     return code
+
+
+def _printable(text: str) -> str:
+    """Text without what a terminal obeys, as names in a file may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from lawa_opt.files import (
-    CODES,
     TORCH_SUFFIXES,
     Checkpoint,
     CheckpointError,
-    TorchCheckpoint,
-    open_checkpoint,
+    find_files,
     refuse_changed,
+    refuse_names,
     replacing,
+    stamp,
     write_safetensors,
 )
+from lawa_opt.order import by_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from lawa_opt.files import Piece
-
-    _Blended = tuple[list[Piece], list[Tensor]]
 
 # torch runs an operation on so few elements on the calling thread, and they stay in its cache.
 TILE_ELEMENTS = 1 << 15
 BATCH_BYTES = 1 << 20
-MOST_THREADS = 4
-# Pages read from a mapped file count as this process's memory until the file is unmapped, so it is
-# mapped anew for each batch. Each time costs an unpickling, so batches are 1/5 of a checkpoint.
-MAPPED_BATCHES = 5
+# Each batch maps the files anew, which costs an unpickling, so batches are 1/8 of a checkpoint.
+BATCHES = 8
+
+LOGGER = logging.getLogger("lawa_opt")
+
+
+class ArgumentError(ValueError):
+    """An argument that would be wrong for any files."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What was averaged into a file, and how; its text is what the command prints.
+
+    Attributes:
+        paths: the files or indexes that were taken, oldest first.
+        shares: of each path in the average; their sum is 1.
+        order: what the order is known from.
+        notes: what else the reader should know, one sentence each.
+        out: the file that was written, if one was.
+    """
+
+    paths: tuple[Path, ...]
+    shares: tuple[float, ...]
+    order: str
+    notes: tuple[str, ...]
+    out: Path | None
+
+    def __str__(self) -> str:
+        pairs = zip(self.shares, self.paths, strict=True)
+        return "\n".join(
+            (
+                f"averaged {len(self.paths)} checkpoint(s), {self.order}, with these shares:",
+                *(f"  {share:.4f}  {path}" for share, path in pairs),
+                *self.notes,
+                *([f"written: {self.out}"] if self.out else ()),
+            )
+        )
 
 
 def decay_factors(profile: str, n: int, decay: float | None = None) -> list[float]:
@@ -49,9 +81,9 @@ def decay_factors(profile: str, n: int, decay: float | None = None) -> list[floa
     after the newest. "ema" is 1 - decay**(n - i), the moving average that starts at the oldest.
     """
     if (profile == "ema") != (decay is not None):
-        raise ValueError(f'weights "ema" and a decay go together: {profile!r}, decay {decay}')
+        raise ArgumentError(f'weights "ema" and a decay go together: {profile!r}, decay {decay}')
     if decay is not None and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1): {decay}")
+        raise ArgumentError(f"decay must be in [0, 1): {decay}")
     steps = range(1, n)
     if profile in ("uniform", "linear"):  # the uniform mean is a linear decay
         return [1 - i / n for i in steps]
@@ -59,7 +91,7 @@ def decay_factors(profile: str, n: int, decay: float | None = None) -> list[floa
         return [1 - math.sqrt(i / n) for i in steps]
     if decay is not None:
         return [1 - decay ** (n - i) for i in steps]
-    raise ValueError(f'weights must be "uniform", "linear", "1-sqrt" or "ema": {profile!r}')
+    raise ArgumentError(f'weights must be "uniform", "linear", "1-sqrt" or "ema": {profile!r}')
 
 
 def merge_weights(factors: Sequence[float]) -> list[float]:
@@ -76,11 +108,12 @@ def average_checkpoints(
     out: None = None,
     *,
     last: int | None = None,
+    order: str = "number",
     key: str = "",
     weights: str | Sequence[float] = "uniform",
     decay: float | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Tensor]: ...
+) -> dict[Any, Tensor]: ...
 
 
 @overload
@@ -89,11 +122,12 @@ def average_checkpoints(
     out: str | os.PathLike[str],
     *,
     last: int | None = None,
+    order: str = "number",
     key: str = "",
     weights: str | Sequence[float] = "uniform",
     decay: float | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> None: ...
+) -> Averaged: ...
 
 
 def average_checkpoints(
@@ -101,85 +135,174 @@ def average_checkpoints(
     out: str | os.PathLike[str] | None = None,
     *,
     last: int | None = None,
+    order: str = "number",
     key: str = "",
     weights: str | Sequence[float] = "uniform",
     decay: float | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Tensor] | None:
+) -> dict[Any, Tensor] | Averaged:
     """Average the weights of checkpoints, piece by piece, into one state dict or file.
 
     Floating-point and complex tensors are averaged in float32 or wider and rounded once, to their
     own dtype; what is the same in all comes out bit for bit. Integers and bools, which have no
     mean, are taken from the newest, so do not average quantised weights.
 
-    Memory: for a safetensors `out`, up to 20 MiB, or 0.4 checkpoints where torch files are read;
-    otherwise the average itself, and 0.2 checkpoints where torch files are read. Each file is read
-    once, safetensors by as many threads as torch has, up to four.
+    A file that is given twice, also by a link, counts once. Which files were taken, in which order
+    and with which shares is returned with `out`, and logged as `lawa_opt` (INFO; WARNING for files
+    given twice).
+
+    Memory: up to 1.3 checkpoints, the average itself among them. Nothing that a file holds is
+    executed.
 
     Args:
-        paths: checkpoints, oldest first, in any mix: safetensors files, folders with
-            `model.safetensors` or `model.safetensors.index.json`, such an index, and torch files
-            (read with `weights_only=True`). A shell puts step-1000 before step-200.
-        out: the file to write, `.safetensors` or `.pt`, `.pth`, `.bin`, `.ckpt`, as a flat state
-            dict; it appears whole or not at all. Safetensors metadata is the newest checkpoint's.
-            Tensors tied in every torch file stay tied in a torch file, and are each written out in
-            a safetensors file. By default the state dict is returned instead.
-        last: average only the last so many of `paths`, and refuse fewer.
+        paths: checkpoints in any mix: safetensors files; torch files (read with
+            `weights_only=True`; numpy's numbers, `argparse.Namespace` and paths may lie beside the
+            tensors); indexes such as `model.safetensors.index.json`, whose shards lie beside them;
+            and folders with one file of weights by a well-known name.
+        out: the file to write, `.safetensors` or `.pt`, `.pth`, `.bin`, `.ckpt`; it appears whole
+            or not at all. A safetensors file has the metadata of the newest checkpoint. A torch
+            file is a flat state dict; with `key` it is laid out as the newest and has its other
+            entries (on the CPU), as Lightning's `load_from_checkpoint` needs. Tensors tied in every
+            torch file stay tied in a torch file. By default the state dict is returned instead.
+        last: average only the newest so many of `paths`, and refuse fewer.
+        order: "number", by the numbers in the names, so step-200 before step-1000: refused where
+            the order counts (`last`, `weights`) and the names do not tell it; or "given", oldest
+            first.
         key: where the state dict lies in torch files that nest it, such as "state_dict.model".
         weights: "uniform"; the merge weights of a decay profile, "linear" (the same), "1-sqrt" or
-            "ema" (see `decay_factors`); or one weight a checkpoint, not negative, of any sum.
+            "ema" (see `decay_factors`); or one weight a checkpoint, oldest first, not negative, of
+            any sum.
         decay: the factor a checkpoint of "ema", in [0, 1).
         progress: called with bytes averaged so far and bytes in all.
 
     Raises:
         CheckpointError: a file is missing, damaged, unlike the others (names, shapes, dtypes) or
-            changed while it was read; there are fewer than `last`; `out` is one of the inputs.
+            changed while it was read; there are fewer than `last`; their order is not known and
+            counts; `out` is one of the inputs, or cannot hold a name or dtype.
         ValueError: an argument that would be wrong for any files.
         OSError: `out` cannot be written.
     """
     if isinstance(paths, (str, os.PathLike)):
-        raise ValueError(f"paths must be several checkpoints, not one: {os.fspath(paths)!r}")
+        raise ArgumentError(f"paths must be several checkpoints, not one: {os.fspath(paths)!r}")
     if last is not None and last < 1:
-        raise ValueError(f"last must be a number of checkpoints from 1: {last}")
-    chosen = [Path(path) for path in paths]
-    if len(chosen) < (last or 1):
-        raise CheckpointError(f"{last or 1} checkpoints are needed, but {len(chosen)} given")
-    chosen = chosen[-last:] if last else chosen
+        raise ArgumentError(f"last must be a number of checkpoints from 1: {last}")
+    if order not in ("number", "given"):
+        raise ArgumentError(f'order must be "number" or "given": {order!r}')
+    named = [os.fspath(path) for path in paths]
+    if not all(named):
+        raise ArgumentError("a path is empty, which would be the working folder: give it as .")
+    given = [Path(path) for path in named]
     target = None if out is None else Path(out)
     if target and target.suffix not in (".safetensors", *TORCH_SUFFIXES):
-        raise ValueError(f"{target} must end in .safetensors or {', '.join(TORCH_SUFFIXES)}")
-    if isinstance(weights, str):
-        weights = merge_weights(decay_factors(weights, len(chosen), decay))
-    elif decay is not None:
-        raise ValueError(f'a decay goes with weights "ema" only: {decay}')
-    if len(weights) != len(chosen) or not all(weight >= 0 for weight in weights):
-        raise ValueError(f"{len(chosen)} weights from 0 on are needed: {list(weights)}")
-    if not 0 < sum(weights) < math.inf:
-        raise ValueError(f"the sum of weights must be above 0 and finite: {list(weights)}")
+        raise ArgumentError(f"{target} must end in .safetensors or {', '.join(TORCH_SUFFIXES)}")
+    _refuse_few(given, last)
+    _weights(weights, decay, last or len(given))
 
-    checkpoints = [open_checkpoint(path, key) for path in chosen]
+    identities = [_identity(path) for path in given]
+    distinct, notes = _distinct(given, identities)
+    if target:
+        _refuse_target(target, dict(zip(given, identities, strict=True)))
+    _refuse_few(distinct, last, *notes)
+    factors = _weights(weights, decay, last or len(distinct))
+    ordered, how = _ordered(distinct, order, last, weights)
+    chosen = ordered[-last:] if last else ordered
+
+    checkpoints = [Checkpoint(path, key) for path in chosen]
     newest = checkpoints[-1]
     for checkpoint in checkpoints:
         _refuse_unlike(checkpoint, newest)
+    if any("lora_A" in str(name) for name in newest.tensors):
+        notes.append("lora_A and lora_B are averaged apart: this is not the mean of their products")
     if target is None:
-        return _state_dict(checkpoints, weights, progress)
-    _refuse_target(target, checkpoints)
-    with replacing(target) as file:
-        if target.suffix == ".safetensors":
-            # Larger elements first, so that each tensor is aligned.
-            names = sorted(newest.tensors, key=lambda name: (-newest.tensors[name].itemsize, name))
-            layout = {name: newest.tensors[name] for name in names}
-            tiles = _average(checkpoints, weights, layout, progress)
-            write_safetensors(file, layout, {"format": "pt"} | newest.metadata, tiles)
-        else:
-            torch.save(_state_dict(checkpoints, weights, progress), file)
-    return None
+        state = _mean(checkpoints, factors, progress, tied=True)
+    else:
+        state = {}
+        if kept := _write_mean(target, checkpoints, factors, progress):
+            notes.append(f"kept from {newest.source} beside {key}: {', '.join(kept)}")
+    shares = tuple(weight / sum(factors) for weight in factors)
+    done = Averaged(tuple(each.source for each in checkpoints), shares, how, tuple(notes), target)
+    LOGGER.info("%s", done)
+    return state if target is None else done
+
+
+def _weights(weights: str | Sequence[float], decay: float | None, n: int) -> Sequence[float]:
+    """Return the weights of n checkpoints, oldest first."""
+    if isinstance(weights, str):
+        return merge_weights(decay_factors(weights, n, decay))
+    if decay is not None:
+        raise ArgumentError(f'a decay goes with weights "ema" only: {decay}')
+    if len(weights) != n or not all(weight >= 0 for weight in weights):
+        raise ArgumentError(f"{n} weights from 0 on are needed: {list(weights)}")
+    if not 0 < sum(weights) < math.inf:
+        raise ArgumentError(f"the sum of weights must be above 0 and finite: {list(weights)}")
+    return weights
+
+
+def _refuse_few(paths: Sequence[Path], last: int | None, *notes: str) -> None:
+    if len(paths) < (last or 1):
+        said = "; ".join((f"but {len(paths)} given", *notes))
+        raise CheckpointError(f"{last or 1} checkpoints are needed, {said}")
+
+
+def _identity(path: Path) -> frozenset[tuple[int, ...]] | Path:
+    """Return the device and inode of each file of a checkpoint."""
+    try:
+        return frozenset(stamp(file)[:2] for file in find_files(path)[1])
+    except CheckpointError:
+        return path  # and opening it tells why
+
+
+def _distinct(
+    paths: Sequence[Path], identities: Sequence[frozenset[tuple[int, ...]] | Path]
+) -> tuple[list[Path], list[str]]:
+    """Return each checkpoint once, by its own name before a link's, and notes on the others."""
+    same: dict[frozenset[tuple[int, ...]] | Path, list[int]] = {}
+    for i, identity in enumerate(identities):
+        same.setdefault(identity, []).append(i)
+
+    def is_second_name(i: int) -> tuple[bool, bool]:
+        return paths[i].is_symlink(), not any(map(str.isdigit, paths[i].name))
+
+    kept = {min(each, key=is_second_name): each for each in same.values()}
+    notes = [
+        f"{paths[i]} is {paths[first]} once more, and counts once"
+        for first, each in kept.items()
+        for i in each
+        if i != first
+    ]
+    for note in notes:
+        LOGGER.warning("%s", note)
+    return [paths[i] for i in sorted(kept)], notes
+
+
+def _ordered(
+    paths: list[Path], order: str, last: int | None, weights: str | Sequence[float]
+) -> tuple[list[Path], str]:
+    """Return the paths, oldest first, and in words how that is known."""
+    if order == "given" or len(paths) == 1:
+        return paths, "as given"
+    try:
+        ordered = by_number(paths)
+    except ValueError as error:
+        profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
+        if profiled or (last or len(paths)) < len(paths):
+            raise CheckpointError(
+                f'the order of the checkpoints counts and is not known: {error}; order="given" '
+                "(--order given) takes them as given, oldest first"
+            ) from error
+        return paths, f"as given ({error}), so the newest is {paths[-1]}"
+    if not isinstance(weights, str) and ordered != paths:
+        raise CheckpointError(
+            "weights are given one by one, and the checkpoints not in the order of their numbers, "
+            f'which begins with {ordered[0]}: sort them, or say order="given"'
+        )
+    return ordered, "in the order of their numbers"
 
 
 def _refuse_unlike(one: Checkpoint, other: Checkpoint) -> None:
     for a, b in ((one, other), (other, one)):
         if extra := a.tensors.keys() - b.tensors.keys():
-            raise CheckpointError(f"{b.path} lacks {min(extra)!r}, which {a.path} has")
+            raise CheckpointError(f"{b.path} lacks {min(extra, key=str)!r}, which {a.path} has")
     for name, x in one.tensors.items():
         y = other.tensors[name]
         for what, here, there in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
@@ -188,20 +311,20 @@ def _refuse_unlike(one: Checkpoint, other: Checkpoint) -> None:
                 raise CheckpointError(f"the {what} of {name!r} differs: {seen}")
 
 
-def _refuse_target(target: Path, checkpoints: Sequence[Checkpoint]) -> None:
-    if target.is_dir() or not target.parent.is_dir():
-        raise CheckpointError(f"{target} is a folder, or lies in one that does not exist")
-    for checkpoint in checkpoints:
-        if target.exists() and any(target.samefile(file) for file in checkpoint.stamps):
-            raise CheckpointError(f"{target} is part of the input {checkpoint.path}")
-    if target.suffix == ".safetensors":
-        for name, tensor in checkpoints[-1].tensors.items():
-            if tensor.dtype not in CODES:
-                raise CheckpointError(f"{target} cannot hold {name!r}, which is {tensor.dtype}")
+def _refuse_target(target: Path, given: Mapping[Path, frozenset[tuple[int, ...]] | Path]) -> None:
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target} lies in a folder that does not exist")
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise CheckpointError(f"{target} is a folder, FIFO, socket or device")
+    for path, identity in given.items():
+        if isinstance(identity, frozenset) and stamp(target)[:2] in identity:
+            raise CheckpointError(f"{target} is part of the input {path}")
 
 
-def _averages(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
+def _averages(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _batches(layout: dict[str, Tensor], size: int) -> Iterator[list[Piece]]:
@@ -220,95 +343,92 @@ def _batches(layout: dict[str, Tensor], size: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _state_dict(
+def _write_mean(
+    target: Path,
     checkpoints: Sequence[Checkpoint],
     weights: Sequence[float],
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Tensor]:
-    """The average, in the order of the newest; what is tied in all is averaged once."""
+) -> list[str]:
+    """Write the average, and return the names of what the newest has beside its state dict."""
     newest = checkpoints[-1]
-    ties = dict(set.intersection(*({*checkpoint.ties.items()} for checkpoint in checkpoints)))
-    state = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in newest.tensors.items()}
-    state |= {name: state[first] for name, first in ties.items()}
-    layout = {name: x for name, x in newest.tensors.items() if name not in ties}
-    for (name, low, high), mean in _average(checkpoints, weights, layout, progress):
-        state[name].view(-1)[low:high] = mean
-    return state
+    kept: list[str] = []
+    if target.suffix == ".safetensors":
+        refuse_names(target, newest.tensors)
+    with replacing(target) as temporary:
+        if target.suffix == ".safetensors":
+            state = _mean(checkpoints, weights, progress, tied=False)
+            write_safetensors(state, temporary, {"format": "pt"} | newest.metadata)
+        else:
+            state = _mean(checkpoints, weights, progress, tied=True)
+            whole, kept = newest.put_in_place(state)
+            with temporary.open("wb") as file:
+                torch.save(whole, file)
+            refuse_changed(newest)
+    return kept
 
 
-def _average(
+def _mean(
     checkpoints: Sequence[Checkpoint],
     weights: Sequence[float],
-    layout: dict[str, Tensor],
     progress: Callable[[int, int], object] | None,
-) -> Iterator[tuple[Piece, Tensor]]:
-    """Yield each tile, in the order of the layout, with its mean."""
-    total = sum(tensor.nbytes for tensor in layout.values())
-    mapped = any(isinstance(checkpoint, TorchCheckpoint) for checkpoint in checkpoints)
-    batches = _batches(layout, max(BATCH_BYTES, total // MAPPED_BATCHES if mapped else 0))
-    work = partial(_blend, checkpoints, weights, layout)
+    *,
+    tied: bool,
+) -> dict[Any, Tensor]:
+    """Return the average, in the order of the newest; what is tied in all may stay so."""
+    newest = checkpoints[-1]
+    shared = set.intersection(*({*checkpoint.ties.items()} for checkpoint in checkpoints))
+    ties = dict(shared) if tied else {}
+    layout = {name: like for name, like in newest.tensors.items() if name not in ties}
+    total = sum(like.nbytes for like in layout.values())
+    state = {name: torch.empty(like.shape, dtype=like.dtype) for name, like in layout.items()}
+    state = {name: state[ties.get(name, name)] for name in newest.tensors}
     done = 0
-    # Mapped files are read one batch at a time, for the sake of memory.
-    threads = 1 if mapped else min(MOST_THREADS, torch.get_num_threads())
-    for batch, means in _in_order(work, batches, threads):
-        yield from zip(batch, means, strict=True)
-        means.clear()  # or they would last while the next are made
-        done += sum((high - low) * layout[name].itemsize for name, low, high in batch)
+    for batch in _batches(layout, max(BATCH_BYTES, total // BATCHES)):
+        outs = [state[name].view(-1)[low:high] for name, low, high in batch]
+        _blend(checkpoints, weights, batch, outs)
+        done += sum(out.nbytes for out in outs)
         if progress is not None:
             progress(done, total)
     for checkpoint in checkpoints:
         refuse_changed(checkpoint)
-
-
-def _in_order(
-    work: Callable[[list[Piece]], _Blended], batches: Iterable[list[Piece]], threads: int
-) -> Iterator[_Blended]:
-    """Results in the order of the batches, from some threads that never run far ahead."""
-    if threads == 1:
-        yield from map(work, batches)
-        return
-    ahead: deque[Future[_Blended]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in batches:
-            ahead.append(pool.submit(work, batch))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    return state
 
 
 def _blend(
     checkpoints: Sequence[Checkpoint],
     weights: Sequence[float],
-    layout: dict[str, Tensor],
-    batch: list[Piece],
+    batch: Sequence[Piece],
+    outs: Sequence[Tensor],
     *,
     infinities: bool = False,
-) -> _Blended:
-    """Weighted means of a batch as m + (x - m) * share, which leaves equal values as they are.
+) -> None:
+    """Put the weighted means of a batch in `outs`, as m + (x - m) * share: equal values stay.
 
     Infinities, as in a mask, have no difference: `infinities` keeps equal ones, at some cost.
     """
-    dtypes = [layout[name].dtype for name, _, _ in batch]
-    wides = [torch.promote_types(d, torch.float32) if _averages(d) else None for d in dtypes]
-    means: list[Tensor] = []
+    wides = [torch.promote_types(x.dtype, torch.float32) if _averages(x) else None for x in outs]
+    means = [
+        out if wide in (None, out.dtype) else torch.empty_like(out, dtype=wide)
+        for out, wide in zip(outs, wides, strict=True)
+    ]
     total = 0.0
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
         total += weight
-        for i, (tile, wide) in enumerate(zip(checkpoint.read(batch), wides, strict=True)):
-            if i == len(means):
-                means.append(tile.to(wide, copy=True))
-            elif wide is None or weight == total:
-                means[i].copy_(tile)
+        for mean, tile, wide in zip(means, checkpoint.read(batch), wides, strict=True):
+            if wide is None or weight == total:
+                mean.copy_(tile)
             elif weight:
                 x = tile if tile.dtype is wide else tile.to(wide)
+                share = weight / total
                 if infinities:
-                    mean = torch.lerp(means[i], x, weight / total)
-                    means[i] = torch.where(x == means[i], x, mean)
+                    mean.copy_(torch.where(x == mean, x, torch.lerp(mean, x, share)))
                 else:
-                    means[i].lerp_(x, weight / total)
+                    mean.lerp_(x, share)
     if not infinities and any(
         wide and bool(mean.sum().isnan()) for wide, mean in zip(wides, means, strict=True)
     ):
-        return _blend(checkpoints, weights, layout, batch, infinities=True)
-    return batch, means
+        _blend(checkpoints, weights, batch, outs, infinities=True)
+        return
+    for out, mean in zip(outs, means, strict=True):
+        if mean is not out:
+            out.copy_(mean)

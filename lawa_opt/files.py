@@ -1,241 +1,331 @@
-"""Checkpoint files: read piece by piece, and written whole or not at all."""
+"""Checkpoint files: read mapped, a part at a time, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import secrets
+import stat
+import warnings
+import zipfile
+from collections import Counter
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
+from lawa_opt.plain import PLAIN
 
-    Piece = tuple[str, int, int]  # a tensor's name, its first element and the end of the piece
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-# Floats of a byte or less are left out: they are quantised, their scales lie in other tensors.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+# In a folder, the first two go before all others, as the frameworks have it.
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+DISTRIBUTED = (
+    "is of torch.distributed.checkpoint: make its folder one file by dcp_to_torch_save of "
+    "torch.distributed.checkpoint.format_utils"
+)
+# Tensors may share what a file holds (tied, expanded), but not claim so many bytes beyond it.
+MOST_EXPANDED_BYTES = 1 << 30
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be averaged or written; the message names the file and the cause."""
 
 
-class SafetensorsCheckpoint:
-    """A safetensors file, or the shards that an index names, read by offset.
+def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """Return the index of a checkpoint, if it has one, and its files with the names to take.
 
-    Reading through the library would map the files, and what is read of a mapping counts as this
-    process's memory until it is unmapped.
+    Names are given by an index alone; without them, all that a file holds is taken.
+    """
+    with _reading(path):
+        if path.is_dir():
+            path = _weights_in(path)
+        if path.suffix == ".distcp" or path.name == ".metadata":
+            raise CheckpointError(f"{path} {DISTRIBUTED}")
+        if path.suffix != ".json":
+            return None, {path: []}
+    with _reading(path):
+        stamp(path)
+        held = json.loads(path.read_text(encoding="utf-8"))
+        shards = held.get("weight_map") if isinstance(held, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError("it has no weight_map that names files, so it is no index of shards")
+        files: dict[Path, list[str]] = {}
+        for name, shard in shards.items():
+            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
+                raise CheckpointError(
+                    f"{path} puts {name!r} in {shard!r:.200}, which is no file's name: shards lie "
+                    "beside their index"
+                )
+            files.setdefault(path.with_name(shard), []).append(name)
+        return path, files
+
+
+def _weights_in(folder: Path) -> Path:
+    held = [folder / name for name in WEIGHTS_FILES if (folder / name).exists()]
+    if not held and (folder / ".metadata").exists():
+        raise CheckpointError(f"{folder} {DISTRIBUTED}")
+    if not held:
+        names = [name for name in WEIGHTS_FILES if not name.endswith(".json")]
+        raise CheckpointError(f"{folder} holds neither {', '.join(names)} nor an index of such")
+    if len(held) > 1 and held[0].name not in WEIGHTS_FILES[:2]:
+        raise CheckpointError(f"{folder} holds {held[0].name} and {held[1].name}: give one of them")
+    return held[0]
+
+
+class Checkpoint:
+    """The tensors of a safetensors or torch file, or of the shards that an index names.
 
     Attributes:
+        source: the file, or the index.
         tensors: names to meta tensors, which carry shape and dtype.
-        ties: empty, since a safetensors file holds every tensor apart.
-        metadata: the headers' text entries.
+        ties: each name that stands for an earlier name's tensor, to that name.
+        metadata: the text entries of safetensors headers.
         stamps: what tells that a file was changed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tensors: dict[str, Tensor] = {}
-        self.ties: dict[str, str] = {}
-        self.metadata: dict[str, str] = {}
-        self.stamps: dict[Path, tuple[int, ...]] = {}
-        self._places: dict[str, tuple[Path, int]] = {}
-        if path.is_dir():
-            whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-            path = whole if whole.exists() else index
-            if not path.exists():
-                raise CheckpointError(f"{self.path} holds neither {whole.name} nor {index.name}")
-        if path.suffix != ".json":
-            self._scan(path)
-            return
-        with _reading(path):
-            self.stamps[path] = _stamp(path)
-            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            names: dict[str, list[str]] = {}
-            for name, shard in shards.items():
-                names.setdefault(shard, []).append(name)
-            for shard, wanted in names.items():
-                self._scan(path.parent / shard, wanted)
-
-    def _scan(self, file: Path, wanted: list[str] | None = None) -> None:
-        try:
-            from safetensors import safe_open
-        except ImportError as error:
-            raise ImportError("safetensors is missing: pip install 'lawa-opt[files]'") from error
-        with _reading(file):
-            self.stamps[file] = _stamp(file)
-            # The library refuses a bad header, and a file shorter or longer than its header says.
-            with safe_open(file, "pt") as opened:
-                self.metadata |= opened.metadata() or {}
-            with file.open("rb") as raw:
-                size = int.from_bytes(raw.read(8), "little")
-                header = json.loads(raw.read(size))
-            header.pop("__metadata__", None)
-            for name in header if wanted is None else wanted:
-                if name not in header:
-                    raise CheckpointError(f"{file} lacks {name!r}, which the index names")
-                shape, code = header[name]["shape"], header[name]["dtype"]
-                if code not in DTYPES:
-                    raise CheckpointError(f"{file}: {name!r} is quantised or unknown: {code}")
-                self.tensors[name] = torch.empty(shape, dtype=DTYPES[code], device="meta")
-                self._places[name] = (file, 8 + size + header[name]["data_offsets"][0])
-
-    def read(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        """Yield the pieces as flat tensors, each good until the next."""
-        buffer = memoryview(bytearray(max(high - low for _, low, high in pieces) * 8))
-        views: dict[tuple[torch.dtype, int], tuple[memoryview, Tensor]] = {}
-        for file, group in groupby(pieces, lambda piece: self._places[piece[0]][0]):
-            with _reading(file), file.open("rb", buffering=0) as raw:
-                for name, low, high in group:
-                    dtype = self.tensors[name].dtype
-                    if (view := views.get((dtype, high - low))) is None:
-                        place = buffer[: (high - low) * dtype.itemsize]
-                        view = (place, torch.frombuffer(place, dtype=dtype))
-                        views[dtype, high - low] = view
-                    place, tile = view
-                    raw.seek(self._places[name][1] + low * dtype.itemsize)
-                    if raw.readinto(place) != len(place):
-                        raise CheckpointError(f"{file} changed while it was read")
-                    yield tile
-
-
-class TorchCheckpoint:
-    """A file of `torch.save`, mapped, and read with `weights_only=True`.
-
-    Attributes:
-        tensors: names to meta tensors, which carry shape and dtype.
-        ties: each name that stands for an earlier name's tensor, to that name.
-        metadata: empty.
-        stamps: what tells that the file was changed.
-    """
-
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str = "") -> None:
         self.path = path
         self.key = key
-        self.tensors: dict[str, Tensor] = {}
-        self.ties: dict[str, str] = {}
+        self.tensors: dict[Any, Tensor] = {}
+        self.ties: dict[Any, Any] = {}
         self.metadata: dict[str, str] = {}
-        with _reading(path):
-            self.stamps = {path: _stamp(path)}
-        self._first: dict[str, Any] | None = self._load()  # nothing of it is in memory yet
-        first: dict[Any, str] = {}
-        for name, value in self._first.items():
-            if isinstance(value, dict):
-                nested = f"{key}.{name}" if key else name
-                raise CheckpointError(f"{path}: {name!r} is a dict: give it as key? ({nested})")
+        self._file_of: dict[Any, Path] = {}
+        index, files = find_files(path)
+        self.source = index or next(iter(files))
+        if key and (index or any(file.suffix == ".safetensors" for file in files)):
+            raise CheckpointError(
+                f"{path}: safetensors files and shards do not nest, so there is no key {key!r}"
+            )
+        self.stamps = {file: stamp(file) for file in (*([index] if index else []), *files)}
+        for file, names in files.items():
+            with _reading(file):
+                self._scan(file, names)
+        if not self.tensors:
+            raise CheckpointError(f"{path} holds no tensors")
+        self._refuse_expanded()
+
+    def _scan(self, file: Path, names: Sequence[str]) -> None:
+        """Take note of tensors, of which nothing is in memory yet."""
+        sizes = None if file.suffix == ".safetensors" else _record_sizes(file)
+        state, metadata = _load(file, self.key)
+        self.metadata |= metadata
+        first: dict[Any, Any] = {}
+        storages: dict[int, int] = {}
+        for name in names or state:
+            if name not in state:
+                raise CheckpointError(f"{file} lacks {name!r}, which the index names")
+            value = state[name]
             if not isinstance(value, Tensor):
-                kind = type(value).__name__
-                raise CheckpointError(f"{path}: {name!r} is not a tensor but {kind}: {value!r:.50}")
+                raise CheckpointError(_no_tensor(file, self.key, state, name))
+            if value.is_meta:
+                raise CheckpointError(f"{file}: {name!r} is on meta: it has no values")
+            # Floats of a byte or less are quantised: their scales lie in other tensors.
             quantised = value.is_quantized or (value.is_floating_point() and value.itemsize < 2)
-            if quantised or value.layout != torch.strided:
-                kind = f"{value.dtype}, {value.layout}"
-                raise CheckpointError(f"{path}: {name!r} is quantised or sparse: {kind}")
+            if quantised or value.is_nested or value.layout != torch.strided:
+                kind = f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
+                raise CheckpointError(f"{file}: {name!r} is quantised or sparse: {kind}")
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
             self.tensors[name] = value.detach().to("meta")
+            self._file_of[name] = file
             place = (value.data_ptr(), value.dtype, value.shape, value.stride())
             if value.numel() and first.setdefault(place, name) != name:
                 self.ties[name] = first[place]
+        if sizes is not None and Counter(storages.values()) - sizes:
+            # Mapped, a tensor would go on with the bytes of what lies behind its own.
+            raise ValueError("it is damaged: its tensors are not of the sizes of its records")
 
-    def _load(self) -> dict[str, Any]:
-        with _reading(self.path):
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        for part in self.key.split(".") if self.key else ():
-            held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            if not isinstance(state, dict) or part not in state:
-                raise CheckpointError(f"{self.path}: key {self.key!r}: no {part!r} in {held:.200}")
-            state = state[part]
-        if not isinstance(state, dict) or not state:
-            where = f" at {self.key!r}" if self.key else ""
-            raise CheckpointError(f"{self.path}: no state dict{where}: {type(state).__name__}")
-        return state
+    def _refuse_expanded(self) -> None:
+        apart = {name: like.nbytes for name, like in self.tensors.items() if name not in self.ties}
+        claimed, held = sum(apart.values()), sum(size for _, _, size, _ in self.stamps.values())
+        if claimed > 2 * held + MOST_EXPANDED_BYTES:
+            name = max(apart, key=apart.__getitem__)
+            raise CheckpointError(
+                f"{self.path} holds {held} bytes, and its tensors claim {claimed}: {name!r} of "
+                f"shape {[*self.tensors[name].shape]} repeats what is stored, as by expand()"
+            )
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        """Yield the pieces as flat tensors, which keep the file mapped."""
+        """Yield the pieces as flat tensors, which keep their files mapped.
+
+        What is read of a mapping counts as this process's memory until it is unmapped, so files are
+        mapped anew for each reading.
+        """
         refuse_changed(self)
-        state, self._first = self._first or self._load(), None
+        names: dict[Path, list[Any]] = {}
+        for name, _ in groupby(pieces, lambda piece: piece[0]):
+            names.setdefault(self._file_of[name], []).append(name)
+        states: dict[Path, dict[Any, Any]] = {}
         for name, group in groupby(pieces, lambda piece: piece[0]):
-            flat = state[name].detach().reshape(-1)
+            file = self._file_of[name]
+            with _reading(file):
+                if file not in states:
+                    states[file] = _load(file, self.key, names[file])[0]
+                flat = states[file][name].detach().reshape(-1)
             for _, low, high in group:
                 yield flat[low:high]
 
+    def put_in_place(self, state: dict[Any, Tensor]) -> tuple[Any, list[str]]:
+        """Return the checkpoint with another state dict at its key, and what lies beside that."""
+        if not self.key:
+            return state, []
+        (file,) = self.stamps
+        with _reading(file):
+            whole = within = _torch_load(file)
+            beside: list[str] = []
+            *above, last = self.key.split(".")
+            for part in above:
+                beside += [str(name) for name in within if name != part]
+                within = within[part]
+            beside += [str(name) for name in within if name != last]
+            within[last] = state
+        return whole, beside
 
-Checkpoint = SafetensorsCheckpoint | TorchCheckpoint
+
+def _load(
+    file: Path, key: str, names: Sequence[str] | None = None
+) -> tuple[dict[Any, Any], dict[str, str]]:
+    """Return a file's mapped state dict, with these names at the least, and its text metadata."""
+    if file.suffix == ".safetensors":
+        with _safetensors().safe_open(file, "pt") as opened:
+            state = {name: opened.get_tensor(name) for name in names or opened.keys()}
+            return state, opened.metadata() or {}
+    state = _torch_load(file)
+    for part in key.split(".") if key else ():
+        held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        if not isinstance(state, dict) or part not in state:
+            raise CheckpointError(f"{file}: key {key!r}: no {part!r} in {held:.200}")
+        state = state[part]
+    if not isinstance(state, dict) or not state:
+        where = f" at {key!r}" if key else ""
+        raise CheckpointError(f"{file}: no state dict{where}: {type(state).__name__}")
+    return state, {}
 
 
-def open_checkpoint(path: Path, key: str = "") -> Checkpoint:
-    """Read the names, shapes and dtypes of a checkpoint of either kind."""
-    if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
-        return TorchCheckpoint(path, key)
-    if key:
-        raise CheckpointError(f"{path}: safetensors files do not nest, so there is no key {key!r}")
-    return SafetensorsCheckpoint(path)
+def _no_tensor(file: Path, key: str, state: dict[Any, Any], name: Any) -> str:
+    value = state[name]
+    under = f"{key}." if key else ""
+    if isinstance(value, dict):
+        return f"{file}: {name!r} is a dict: give it as key? ({under}{name})"
+    said = f"{file}: {name!r} is not a tensor but {type(value).__name__}: {value!r:.50}"
+    for other, held in state.items():
+        if isinstance(held, dict) and held and all(isinstance(x, Tensor) for x in held.values()):
+            return f"{said}: is the state dict at key {under}{other}?"
+    return said
+
+
+def _torch_load(file: Path) -> Any:
+    """Return what `torch.save` wrote, mapped. Nothing that a file holds is executed."""
+    with torch.serialization.safe_globals(PLAIN):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            # Its text advises to load the file without any check.
+            try:
+                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+            except pickle.UnpicklingError:
+                unsafe = []
+            if not unsafe:
+                said = "it is damaged, or not pickled as torch.save does: torch.save it again"
+                raise ValueError(said) from error
+            raise ValueError(
+                f"it holds {', '.join(unsafe)}, which is no plain data, and nothing of a file is "
+                "executed: load it where it was made, and torch.save its state dict alone"
+            ) from error
+
+
+def _record_sizes(file: Path) -> Counter[int]:
+    """Count the sizes in bytes of a torch file's records, if they can be mapped as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            for entry in entries:
+                archive.open(entry).close()  # checks its header, which the map passes over
+    except zipfile.BadZipFile as error:
+        old = "it is damaged, or in torch's old format: torch.save it again"
+        raise ValueError(old) from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise ValueError("it is a TorchScript archive: torch.save its module's state dict")
+    if any(entry.compress_type for entry in entries):
+        raise ValueError("it is compressed, so it cannot be mapped: torch.save it again")
+    return Counter(entry.file_size for entry in entries)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("safetensors is missing: pip install 'lawa-opt[files]'") from error
+    return safetensors
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:
     """Refuse files that are not what they were when the checkpoint was opened."""
-    for file, stamp in checkpoint.stamps.items():
-        with _reading(file):
-            if _stamp(file) != stamp:
-                raise CheckpointError(f"{file} changed while it was read")
+    for file, before in checkpoint.stamps.items():
+        if stamp(file) != before:
+            raise CheckpointError(f"{file} changed while it was read")
 
 
-def write_safetensors(
-    file: BinaryIO,
-    layout: dict[str, Tensor],
-    metadata: dict[str, str],
-    tiles: Iterable[tuple[Piece, Tensor]],
-) -> None:
-    """Write tiles that come in the order of the layout.
+def refuse_names(target: Path, tensors: dict[Any, Tensor]) -> None:
+    """Refuse names and dtypes that a safetensors file would not give back."""
+    library = _safetensors().torch
+    for name, tensor in tensors.items():
+        probe = {name: torch.empty(0, dtype=tensor.dtype)}
+        try:
+            held = library.load(library.save(probe)).keys() == probe.keys()
+        except Exception:  # of many types, by the name or dtype and the library's version
+            held = False
+        if not held:
+            raise CheckpointError(
+                f"{target} cannot hold {name!r}, which is {tensor.dtype}: safetensors has no such "
+                "name or dtype, so write a .pt file"
+            )
 
-    The library writes only what is all in memory, so this follows the format's specification:
-    length of the header, header in JSON, tensors without gaps.
-    """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, like in layout.items():
-        begin, end = end, end + like.nbytes
-        code, shape = CODES[like.dtype], list(like.shape)
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for (name, _, _), mean in tiles:
-        dtype = layout[name].dtype
-        rounded = bytearray(mean.numel() * dtype.itemsize)
-        torch.frombuffer(rounded, dtype=dtype).copy_(mean)
-        file.write(rounded)
+
+def write_safetensors(state: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write a state dict that the library can read back."""
+    library = _safetensors()
+    try:
+        library.torch.save_file(state, file, metadata)
+        with library.safe_open(file, "pt"):
+            pass
+    except library.SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise CheckpointError(f"the average is no safetensors file: {error}") from error
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside the target that takes its name when whole, and else is removed."""
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary file that takes the target's name when whole, and else is removed."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        yield temporary
+        temporary.chmod(mode)  # the umask's, where safetensors made its own file
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
@@ -249,22 +339,24 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in reading, name the file and the reason in one line."""
+    """Name the file and the reason in one line, whatever goes wrong in reading."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of what is then refused
+            yield
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
-        if reason.startswith("mmap can only be used"):
-            reason = "it is damaged, or in torch's old format: torch.save it again"
-        lines = reason.splitlines()
-        refused = (line.partition("Unpickler error: ")[2] or line for line in lines)
-        reason = next((line for line in refused if "nsupported" in line), lines[0])
-        reason = reason.partition(". ")[0]
+        reason = reason.splitlines()[0].partition(". ")[0]
         raise CheckpointError(f"{file} cannot be read: {reason}") from error
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
-    stat = file.stat()
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+def stamp(file: Path) -> tuple[int, int, int, int]:
+    """Return what identifies a file (device, inode) and changes with it (size, time in ns)."""
+    with _reading(file):
+        seen = file.stat()
+        if not stat.S_ISREG(seen.st_mode):
+            # To open a FIFO would wait for its writer.
+            raise ValueError("it is no regular file but a folder, FIFO, socket or device")
+        return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
