@@ -589,12 +589,12 @@ class _System:
         self._folder = folder
         self._monitor: SystemMetricsMonitor | None = None
         self._training = psutil.Process(os.getppid())
-        self._began = self._next = time.time()
+        self._began = self._next = time.monotonic()
         self._latest = 0.0, 0.0
 
     def record(self, running: Mapping[tuple[str, str], int]) -> None:
         """Append what was measured since the last time, if it is long ago, to the runs open."""
-        now = time.time()
+        now = time.monotonic()
         if now < self._next or not running:
             return
         if self._monitor is None:
@@ -609,7 +609,7 @@ class _System:
         metrics = {f"system/{name}": float(value) for name, value in measured.items()}
         with Records(self._folder) as records:
             for (comparison, run), began_milliseconds in running.items():
-                step = max(0, round(now - began_milliseconds / 1000))
+                step = max(0, round(time.time() - began_milliseconds / 1000))
                 records.add(Record(comparison=comparison, run=run, step=step, metrics=metrics))
 
     def _of_training(self, now: float) -> dict[str, float]:
