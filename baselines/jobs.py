@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -66,6 +67,11 @@ if TYPE_CHECKING:
 POINTS = "points.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_QUEUES = 10
+# As squeue has them. What is suspended or held goes on.
+SLURM_ENDINGS = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    "TIMEOUT",
+)
 # A process whose starter was killed ends within this time, and then frees its training.
 SECONDS_FOR_ANOTHER = 30.0
 
@@ -246,8 +252,7 @@ class _ClusterJob:
             raise RuntimeError(f"{_last_line(trace)} (log: {job.paths.stderr})") from error
         except UncompletedJobError as error:
             raise RuntimeError(
-                f"its job {job.job_id} left no result, as one that was cancelled or killed "
-                f"(log: {job.paths.stderr})"
+                f"its job {job.job_id} left no result (state {job.state}, log: {job.paths.stderr})"
             ) from error
 
 
@@ -261,12 +266,18 @@ def _watch_the_queue() -> None:
 
     class Queue(SlurmInfoWatcher):
         def _make_command(self) -> list[str]:
-            return ["squeue", "--me", "--noheader", "--format=%A"]
+            whose = f"--user={os.getuid()}"
+            return ["squeue", whose, "--states=all", "--noheader", "--format=%A %T"]
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            listed = (string if isinstance(string, str) else string.decode()).split()
+            text = string if isinstance(string, str) else string.decode()
+            states = dict(line.split(maxsplit=1) for line in text.splitlines())
+            # After some minutes SLURM forgets a job that has ended.
+            found = {job: states.get(job, "GONE").strip() for job in self._registered}
+            ended = {*SLURM_ENDINGS, "GONE"}
             return {
-                job: {"State": "RUNNING" if job in listed else "ENDED"} for job in self._registered
+                job: {"State": state if state in ended else "RUNNING"}
+                for job, state in found.items()
             }
 
     SlurmJob.watcher = Queue(delay_s=SECONDS_BETWEEN_QUEUES)

@@ -73,7 +73,7 @@ def test_a_cancelled_job_is_marked_and_gone_on_with(
         "error: 1 of 2 runs under 8 s did not end (constant, seed 0); the same command goes on "
         "with what did not end\n"
     )
-    assert re.search(rf"constant, seed 0: FAILED .*: its job {job} left no result", out)
+    assert re.search(rf"constant, seed 0: FAILED .*: its job {job} left no result \(state", out)
     assert re.search(r"│ constant rate +│ no run ended", out)
     undisturbed, err = commands[1].communicate()
     assert (commands[1].returncode, err) == (0, "")
