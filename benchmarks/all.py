@@ -39,7 +39,7 @@ BENCHMARKS = (
     "same_rst",
     "rst_against_time",
     "tracking",
-    "kills",
+    "faults",
 )
 PEERS = ("ema-pytorch", "schedulefree", "safetensors", "mlflow", "nvidia-ml-py")
 COMMAND = "python benchmarks/all.py"

@@ -373,7 +373,7 @@ def undisturbed() -> str:
 def test_killed_again_and_again_it_ends_with_the_very_table(
     tmp_path: Path, undisturbed: str
 ) -> None:
-    """benchmarks/kills.py does the same 20 times to the command itself."""
+    """benchmarks/faults.py does the same 20 times to the command itself."""
     moments = random.Random(0)
     kills = 0
     while kills < 4:
@@ -421,6 +421,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="could not be written: Is a directory"):
         write_atomically(path, b"after")
     assert path.read_bytes() == b"before"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LockedError, match=r"file/lock cannot be written: File exists"):
+        Lock(tmp_path / "file").__enter__()
 
 
 def test_a_second_process_is_told_who_has_the_comparison(tmp_path: Path) -> None:
