@@ -10,6 +10,13 @@ kills: `python -m baselines compare`, or one of the processes that train for it 
 killed (SIGKILL) at random moments. The same command is given again until it ends, and every number
 of every run is then compared with those of an undisturbed comparison bit by bit, as are the table
 and what MLflow has of both. A command that is not itself killed ends with 0, or with 1 and a line.
+
+interrupts: signals whose handlers raise come at random moments of `with opt.averaged()` and of
+`eval()` and `train()`. The live weights must be in the model then, or, between the two calls, the
+average or the live weights.
+
+state_dicts: state dicts of LAWA are changed at random, as tests/test_lawa_load_or_refuse.py does.
+Each is refused by a ValueError with nothing changed, or loaded whole.
 """
 
 import itertools
@@ -26,7 +33,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import psutil
-from rows import Limit, Row, finish, parser
+from lawa_faults import interrupts, state_dicts
+from rows import finish, none, parser
 
 # What is killed, in turn, and with which options the comparison is made.
 VICTIMS = {
@@ -35,11 +43,6 @@ VICTIMS = {
     "process of --jobs 2": ("--jobs", "2"),
 }
 METRICS = ("validation/metric", "final/metric", "final/test", "work/rst_seconds", "work/steps")
-
-
-def none(work, size, count):
-    """A row of a count that must be 0."""
-    return Row.of(work, size, "", [count]).held_to(Limit(0), count)
 
 
 def kills(arguments, folder):
@@ -190,7 +193,7 @@ def differing(one, other):
     return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
 
 
-PARTS = (kills,)
+PARTS = (interrupts, state_dicts, kills)
 
 
 def main():

@@ -262,6 +262,11 @@ def tables(rows: Iterable[Row]) -> list[list[Row]]:
     return parted
 
 
+def none(work, size, count):
+    """A row of a count that must be 0."""
+    return Row.of(work, size, "", [count]).held_to(Limit(0), count)
+
+
 def finish(rows: Sequence[Row], notes: Sequence[str], arguments: argparse.Namespace) -> None:
     """Print the rows, write them where they were asked for, and exit with 1 if one is missed."""
     notes = [*notes, *FREE_PROCESSOR.notes()]
