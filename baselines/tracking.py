@@ -586,7 +586,8 @@ class _System:
     """What the machine and the training do meanwhile; the step is the age of a run in seconds."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        # Opened once: opened again, a folder that was removed meanwhile would be made again.
+        self._records = Records(folder)
         self._monitor: SystemMetricsMonitor | None = None
         self._training = psutil.Process(os.getppid())
         self._began = self._next = time.monotonic()
@@ -607,10 +608,9 @@ class _System:
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
         measured |= self._of_training(now)
         metrics = {f"system/{name}": float(value) for name, value in measured.items()}
-        with Records(self._folder) as records:
-            for (comparison, run), began_milliseconds in running.items():
-                step = max(0, round(time.time() - began_milliseconds / 1000))
-                records.add(Record(comparison=comparison, run=run, step=step, metrics=metrics))
+        for (comparison, run), began_milliseconds in running.items():
+            step = max(0, round(time.time() - began_milliseconds / 1000))
+            self._records.add(Record(comparison=comparison, run=run, step=step, metrics=metrics))
 
     def _of_training(self, now: float) -> dict[str, float]:
         """Of the process that started this one, and of all the others that it started."""

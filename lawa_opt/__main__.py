@@ -114,12 +114,13 @@ def _run(arguments: list[str] | None) -> int:
 
 def _own_fault(error: Exception) -> str:
     said = f"this is a fault of lawa-opt ({type(error).__name__}: {error})"
+    text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace")
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="lawa-opt-", suffix=".txt", delete=False) as f:
-            traceback.print_exception(error, file=f)
+        with tempfile.NamedTemporaryFile(prefix="lawa-opt-", suffix=".txt", delete=False) as file:
+            file.write(text)
     except OSError as full:
         return f"{said}, and its traceback could not be kept: {full}"
-    return f"{said}: please report it with {f.name}"
+    return f"{said}: please report it with {file.name}"
 
 
 def _say(text: str, code: int) -> int:
@@ -130,7 +131,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _printable(text: str) -> str:
-    """Text without what a terminal obeys, as names in a file may hold."""
+    """Return text without what a terminal obeys, which names in a file may hold."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -147,9 +147,8 @@ def average_checkpoints(
     own dtype; what is the same in all comes out bit for bit. Integers and bools, which have no
     mean, are taken from the newest, so do not average quantised weights.
 
-    A file that is given twice, also by a link, counts once. Which files were taken, in which order
-    and with which shares is returned with `out`, and logged as `lawa_opt` (INFO; WARNING for files
-    given twice).
+    A file that is given twice, also by a link, counts once. What was taken, in which order and with
+    which shares is logged as `lawa_opt`: INFO, and WARNING for files given twice.
 
     Memory: up to 1.3 checkpoints, the average itself among them. Nothing that a file holds is
     executed.
@@ -174,6 +173,10 @@ def average_checkpoints(
             any sum.
         decay: the factor a checkpoint of "ema", in [0, 1).
         progress: called with bytes averaged so far and bytes in all.
+
+    Returns:
+        The state dict; or with `out`, what was averaged: `paths`, `shares`, `order`, `notes` and
+        `out`, and as text what the command prints.
 
     Raises:
         CheckpointError: a file is missing, damaged, unlike the others (names, shapes, dtypes) or

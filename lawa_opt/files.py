@@ -291,7 +291,7 @@ def refuse_names(target: Path, tensors: dict[Any, Tensor]) -> None:
     """Refuse names and dtypes that a safetensors file would not give back."""
     library = _safetensors().torch
     for name, tensor in tensors.items():
-        probe = {name: torch.empty(0, dtype=tensor.dtype)}
+        probe = {name: torch.empty(1, dtype=tensor.dtype)}
         try:
             held = library.load(library.save(probe)).keys() == probe.keys()
         except Exception:  # of many types, by the name or dtype and the library's version
