@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import golden_runs  # noqa: E402
+
 BEFORE_THE_MOVES = "1792e2a"
 
 
@@ -29,18 +32,6 @@ def run(code: Path, out: Path) -> dict[str, list[dict]]:
     }
 
 
-def differences(old, new, where=""):
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            if key not in ("measured_seconds", "other_cores"):
-                yield from differences(old.get(key), new.get(key), f"{where}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, pair in enumerate(zip(old, new, strict=True)):
-            yield from differences(*pair, f"{where}[{index}]")
-    elif old != new:
-        yield f"{where}: {old!r:.80} became {new!r:.80}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commit", default=BEFORE_THE_MOVES)
@@ -53,7 +44,10 @@ def main():
             old, new = run(before, folder / "old"), run(ROOT, folder / "new")
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
-    found = list(differences(old, new))
+    for name in ("measured_seconds", "other_cores"):
+        for training in (*old["comparison"], *old["ablation"]):
+            del training[name]
+    found = list(golden_runs.differences(old, new))
     print("\n".join(found) or f"every figure is that of {commit}, bit for bit")
     sys.exit(bool(found))
 

@@ -13,7 +13,10 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GOLDEN = Path(__file__).with_name("golden")
 PROFILE = GOLDEN / "profile.json"
@@ -55,6 +58,18 @@ def exact(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: exact(value) for key, value in tree.items() if key not in MEASURED_HERE}
     return [exact(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Yield what has changed of what there was; what is told besides by now is no change."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in old.items():
+            yield from differences(value, new.get(key), f"{where}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, f"{where}[{index}]")
+    elif old != new:
+        yield f"{where}: {old!r:.80} became {new!r:.80}"
 
 
 if __name__ == "__main__":
