@@ -7,8 +7,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import rows
 import torch
-from rows import none
 
 from lawa_opt import LAWA
 
@@ -64,10 +64,10 @@ def interrupts(arguments, _):
         signal.signal(signal.SIGALRM, before)
     size = f"{sum(p.numel() for p in model.parameters())} parameters, {left.total()} interrupts"
     return [
-        none("averages left in the model by a block", size, wrong["block"]),
-        none("half an average left by eval() or train()", size, wrong["eval and train"]),
-        none("live weights that train() did not bring back", size, wrong["train"]),
-        none("times that gradients were off afterwards", size, wrong["grad"]),
+        rows.none("averages left in the model by a block", size, wrong["block"]),
+        rows.none("half an average left by eval() or train()", size, wrong["eval and train"]),
+        rows.none("live weights that train() did not bring back", size, wrong["train"]),
+        rows.none("times that gradients were off afterwards", size, wrong["grad"]),
     ], []
 
 
@@ -101,4 +101,4 @@ def state_dicts(arguments, _):
     with warnings.catch_warnings(action="ignore"):
         each()
     size = f"{tried['all']} changed state dicts"
-    return [none("changed state dicts loaded in part", size, len(wrong))], wrong[:3]
+    return [rows.none("changed state dicts loaded in part", size, len(wrong))], wrong[:3]
