@@ -434,13 +434,12 @@ class LAWA(Optimizer):
                 "that, takes their place; window.clear() keeps them"
             )
         signals = HeldSignals(LAWA.eval)
-        depth = len(self.swaps)
         try:
             signals.hold()
             self._swap_in(*self._new_swap(None), None)
         except BaseException:
-            for swap in self.swaps[depth:]:
-                self._swap_out(swap)
+            if self.swaps:
+                self._swap_out(self.swaps[0])
             raise
         finally:
             signals.release()

@@ -92,15 +92,7 @@ class Swap:
         """
         if self.versions is None:
             return
-        written = {
-            number
-            for number, (tensor, version) in enumerate(
-                zip(self.tensors, self.versions, strict=True)
-            )
-            if version_of(tensor) != version
-        }
-        buffers = {id(buffer) for buffer in self.buffers.now()}
-        statistics = {number for number in written if id(self.tensors[number]) in buffers}
+        written, statistics = self._written()
         parameters = self._other_values(written - statistics)
         self.changed |= parameters | (statistics if parameters else set())
         # What is written from here on, until the next stamp, is written by us.
@@ -108,9 +100,14 @@ class Swap:
 
     def rewritten_buffers(self) -> bool:
         """Return whether somebody else has written to a buffer since the stamp."""
-        buffers = {id(buffer) for buffer in self.buffers.now()}
+        return bool(self._written()[1])
+
+    def _written(self) -> tuple[set[int], set[int]]:
+        """Return which tensors were written to since the stamp, and which of those are buffers."""
         pairs = zip(self.tensors, self.versions or (), strict=False)
-        return any(id(t) in buffers and version_of(t) != version for t, version in pairs)
+        written = {i for i, (tensor, version) in enumerate(pairs) if version_of(tensor) != version}
+        buffers = {id(buffer) for buffer in self.buffers.now()}
+        return written, {i for i in written if id(self.tensors[i]) in buffers}
 
     def _other_values(self, written: set[int]) -> set[int]:
         """Return which of these tensors hold something else than the mean."""
