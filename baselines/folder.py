@@ -69,7 +69,7 @@ class Description(BaseModel):
     budget_seconds: float
     settings: Settings
     tuned: dict[str, Settings]
-    evaluations: int
+    evaluations: Annotated[int, Field(ge=1)]
     policy: Policy
     read_test: bool
     trials: int

@@ -404,7 +404,9 @@ def test_no_password_is_written_shown_or_on_a_command_line(unsent: Path, tmp_pat
         finally:
             ended.set()
             watching.join()
-    assert re.search("leaks.py, seed 0: FAILED: .*: API request to http://127", failed.stdout)
+    assert re.search("leaks.py, seed 0: FAILED .*: API request to http://127", failed.stdout), (
+        failed.stdout
+    )
     runs = runs_of(client_of(tmp_path / "store"))
     assert runs["constant, seed 0"].info.status == "FINISHED"
     assert runs["leaks.py, seed 0"].data.tags["failure"].count("failed, with ***") == 1

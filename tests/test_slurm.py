@@ -19,9 +19,27 @@ if missing():
     pytest.skip(missing(), allow_module_level=True)
 
 COMPARE = (
-    "compare --workload digits --k 3 --lr 0.05 --seeds 1 --methods constant,decayed --budget 8s "
+    "compare --workload digits --k 3 --lr 0.05 --seeds 1 --methods waits.py,decayed --budget 8s "
     "--jobs 2 --cluster slurm --reference ../reference.json"
 )
+
+# In mid training it waits until it is let go on, so that it is cancelled while it runs, however
+# fast the machine.
+WAITS = """
+import time
+from pathlib import Path
+from baselines.averagers import Live
+from baselines.methods import Method
+from timing.schedules import constant
+
+class Waits(Live):
+    def after_step(self, spent):
+        while spent > 0.5 and not Path("go").exists():
+            time.sleep(0.1)
+
+def method():
+    return Method("Waits", constant, lambda model, optimizer, *_: Waits(model, optimizer))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +54,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
+    (folder / "waits.py").write_text(WAITS)
     return subprocess.Popen(
         [sys.executable, "-m", "baselines", *COMPARE.split()],
         cwd=folder,
@@ -56,30 +75,35 @@ def test_a_cancelled_job_is_marked_and_gone_on_with(
     PROFILE.write(tmp_path / "reference.json")
     slurm = {**slurm, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    (whole / "go").touch()
     # Side by side, and one after another in SLURM's queue.
-    commands = [start(cut, slurm), start(whole, slurm)]
-    training: list[Path] = []
-    while not training:
-        assert commands[0].poll() is None, commands[0].communicate()
-        training = list(cut.glob("lawa-runs/*/8s/constant-seed-0/lock"))
-        time.sleep(0.02)
-    # The first that was submitted is the constant rate's.
-    submitted = cut.glob("lawa-runs/*/cluster/*/*_submitted.pkl")
-    job = min(int(path.name.partition("_")[0]) for path in submitted)
-    subprocess.run(["scancel", str(job)], env=slurm, check=True)
-    out, err = commands[0].communicate()
-    assert commands[0].returncode == 1, out
+    with start(cut, slurm) as cancelled, start(whole, slurm) as other:
+        try:
+            while not list(cut.glob("lawa-runs/*/8s/waits.py-seed-0/lock")):
+                assert cancelled.poll() is None, cancelled.communicate()
+                time.sleep(0.05)
+            # The first that was submitted is the one that waits.
+            submitted = cut.glob("lawa-runs/*/cluster/*/*_submitted.pkl")
+            job = min(int(path.name.partition("_")[0]) for path in submitted)
+            subprocess.run(["scancel", str(job)], env=slurm, check=True)
+            out, err = cancelled.communicate()
+            undisturbed, whole_err = other.communicate()
+        finally:
+            cancelled.kill()
+            other.kill()
+    assert cancelled.returncode == 1, out
     assert err == (
-        "error: 1 of 2 runs under 8 s did not end (constant, seed 0); the same command goes on "
+        "error: 1 of 2 runs under 8 s did not end (waits.py, seed 0); the same command goes on "
         "with what did not end\n"
     )
-    assert re.search(rf"constant, seed 0: FAILED .*: its job {job} left no result \(state", out)
-    assert re.search(r"│ constant rate +│ no run ended", out)
-    undisturbed, err = commands[1].communicate()
-    assert (commands[1].returncode, err) == (0, "")
+    assert re.search(rf"waits.py, seed 0: FAILED .*: its job {job} left no result \(state", out)
+    assert re.search(r"│ waits +│ no run ended", out), out
+    assert (other.returncode, whole_err) == (0, "")
 
-    again = start(cut, slurm)
-    out, err = again.communicate()
+    (cut / "go").touch()
+    with start(cut, slurm) as again:
+        out, err = again.communicate()
     assert (again.returncode, err) == (0, "")
     assert table(out) == table(undisturbed)
     done = [
