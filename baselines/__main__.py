@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from matplotlib import rcParams
 
-from baselines import ablation, conduct, options, plots, ranks, report, screen
-from baselines import dry_run as dry_runs
-from baselines import score as scoring
-from baselines.ablation import Cell, ablate, methods_of, plan_of
-from baselines.checkpoint import CheckpointError, StorageError
-from baselines.folder import FolderError, read_comparison, root_of
-from baselines.heat_map import heat_map
-from baselines.lock import Lock, LockedError
-from baselines.methods import DEFAULT, METHODS
-from baselines.options import (
+from baselines.analysis import plots, report
+from baselines.analysis import score as scoring
+from baselines.analysis.heat_map import heat_map
+from baselines.cli import console as screen
+from baselines.cli import dry_run as dry_runs
+from baselines.cli import options
+from baselines.cli import session as conduct
+from baselines.cli.options import (
     DataOption,
     RateOption,
     ReferenceOption,
@@ -28,11 +26,18 @@ from baselines.options import (
     ThreadsOption,
     WorkloadOption,
 )
-from baselines.tracker import Tracker
+from baselines.experiment import ablation
+from baselines.experiment.ablation import Cell, ablate, methods_of, plan_of
+from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.store import FolderError, read_comparison, root_of
+from baselines.methods.method import DEFAULT, METHODS
+from baselines.tracking.tracker import Tracker
+from baselines.training import distributed as ranks
+from baselines.training.checkpoint import CheckpointError, StorageError
 from timing import ProfileError, commandline
 
 if TYPE_CHECKING:
-    from baselines.comparison import Plan
+    from baselines.experiment.comparison import Plan
     from timing import Profile
 
 app = typer.Typer(add_completion=False)

@@ -15,8 +15,8 @@ interrupts: signals whose handlers raise come at random moments of `with opt.ave
 `eval()` and `train()`. The live weights must be in the model then, or, between the two calls, the
 average or the live weights.
 
-state_dicts: state dicts of LAWA are changed at random, as tests/test_lawa_load_or_refuse.py does.
-Each is refused by a ValueError with nothing changed, or loaded whole.
+state_dicts: state dicts of LAWA are changed at random, as tests/lawa_opt/test_load_or_refuse.py
+does. Each is refused by a ValueError with nothing changed, or loaded whole.
 """
 
 import itertools
@@ -150,7 +150,8 @@ def kill_a_training(command, moments):
             trainings = [
                 child
                 for child in psutil.Process(command.pid).children()
-                if "baselines.jobs" in child.cmdline() and time.time() - child.create_time() > waits
+                if "baselines.experiment.executor" in child.cmdline()
+                and time.time() - child.create_time() > waits
             ]
             if trainings:
                 moments.choice(trainings).kill()
@@ -163,7 +164,7 @@ def kill_a_training(command, moments):
 
 def found_in(folder, done):
     """Every number of every run, what MLflow has of them, and the table."""
-    from baselines.folder import read_comparison
+    from baselines.experiment.store import read_comparison
 
     (root,) = (folder / "lawa-runs").iterdir()
     runs = {f"{run.method}, seed {run.seed}": asdict(run) for run in read_comparison(root).runs}

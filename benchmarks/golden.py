@@ -2,7 +2,7 @@
 
     python benchmarks/golden.py [--commit COMMIT]
 
-Both run on this machine: the comparison and the ablation of tests/golden_runs.py.
+Both run on this machine: the comparison and the ablation of tests/support/golden_runs.py.
 """
 
 import argparse
@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import golden_runs  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.support import golden_runs  # noqa: E402
 
 BEFORE_THE_MOVES = "1792e2a"
 
 
 def run(code: Path, out: Path) -> dict[str, list[dict]]:
     subprocess.run(
-        [sys.executable, ROOT / "tests" / "golden_runs.py", out],
+        [sys.executable, ROOT / "tests" / "support" / "golden_runs.py", out],
         env={**os.environ, "PYTHONPATH": str(code)},
         cwd=out.parent,
         check=True,

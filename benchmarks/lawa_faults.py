@@ -75,8 +75,8 @@ def state_dicts(arguments, _):
     """Load changed state dicts, and count those that are neither refused nor loaded whole."""
     from hypothesis import HealthCheck, given, seed, settings
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import test_lawa_load_or_refuse as cases
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.lawa_opt import test_load_or_refuse as cases
 
     check = cases.test_a_mutated_state_dict_is_refused_or_loaded_whole.hypothesis.inner_test
     count = 50 if arguments.quick else 2000

@@ -26,7 +26,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-TESTS = ROOT / "tests"
 RESULTS = HERE / "RESULTS.md"
 FOLDER = "on_gpu_parts"
 PAGE = "gpu.md"
@@ -88,8 +87,8 @@ def environment(work, wheels, smoke):
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     if smoke:
-        sys.path.insert(0, str(TESTS))
-        from fake_nvml import build
+        sys.path.insert(0, str(ROOT))
+        from tests.support.fake_nvml import build
 
         if shutil.which("gcc") is None and shutil.which("cc") is None:
             sys.exit("--smoke needs a C compiler (gcc) for its NVML library: install one")

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from timing.pace import is_slowed, own_pace, pace_seconds
+from timing.calibration.pace import is_slowed, own_pace, pace_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,7 +156,7 @@ def cuda_seconds(call: Callable[[], object]) -> float:
 
 
 class FreeProcessor:
-    """Measures while no neighbour on the same host slows the processor down (`timing.pace`).
+    """Measures while no neighbour on the same host slows the processor down.
 
     Neighbours come and go within seconds, or stay for an hour; so there is an end to its patience.
     """

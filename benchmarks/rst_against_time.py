@@ -39,12 +39,13 @@ import torch
 from rich.progress import Progress
 from rows import Limit, Row, finish, parser, spread
 
-import baselines.reference
-import baselines.training
-from baselines.methods import Settings, find
-from baselines.training import _Follower
-from timing import Account, Budget, CalibrationError, calibrate_in_processes, calibration
-from timing.pace import is_slowed, own_pace, pace_seconds
+import baselines.experiment.calibration
+import baselines.training.loop
+from baselines.methods.method import Settings, find
+from baselines.training.loop import _Follower
+from timing import Account, Budget, CalibrationError, calibrate_in_processes
+from timing.calibration import measure as calibration
+from timing.calibration.pace import is_slowed, own_pace, pace_seconds
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 OPERATIONS = (
@@ -189,7 +190,7 @@ def calibratable(workload, folder):
 
     # There it looks at the pace between passes, off the clock.
     calibration.pace_seconds = look
-    return baselines.reference.calibratable(workload)
+    return baselines.experiment.calibration.calibratable(workload)
 
 
 def train_for_long(workload_name, steps):
@@ -197,9 +198,9 @@ def train_for_long(workload_name, steps):
     workload = import_module(f"baselines.workloads.{workload_name}").load()
     settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
-    baselines.training.Account = steps.account
-    baselines.training._Follower = steps.follower
-    trajectory = baselines.training.train(
+    baselines.training.loop.Account = steps.account
+    baselines.training.loop._Follower = steps.follower
+    trajectory = baselines.training.loop.train(
         steps.watch(workload),
         {name: find(name) for name in FOLLOWING},
         0,

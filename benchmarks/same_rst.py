@@ -42,7 +42,8 @@ def child(threads, workload_name, steps, seed):
     """Train once, and print what came of it as JSON."""
     import torch
 
-    from baselines import methods, training
+    from baselines.methods import method as methods
+    from baselines.training import loop as training
     from timing import Budget, Stopwatch
 
     torch.set_num_threads(threads)

@@ -14,8 +14,8 @@ import torch
 from rows import Limit, Row, finish, parser
 
 from timing import Account, Budget
-from timing.gpu import GpuMeter
-from timing.steps import StepTimer
+from timing.clocks.step_timer import StepTimer
+from timing.gpu.meter import GpuMeter
 
 STEPS = 1000
 ACCOUNTING, TIMING = Limit(2.0), Limit(10.0)

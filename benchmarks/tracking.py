@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from rows import Limit, Row, finish, parser
 
-from baselines.comparison import Plan, Silent, compare
-from baselines.methods import Settings
-from baselines.reference import measure_profile
-from baselines.tracker import Tracker
+from baselines.experiment.calibration import measure_profile
+from baselines.experiment.comparison import Plan, Silent, compare
+from baselines.methods.method import Settings
+from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from timing import Budget
 

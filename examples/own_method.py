@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import torch
 
-from baselines.averagers import Live, check_keys
-from baselines.methods import Method
+from baselines.methods.averagers import Live, check_keys
+from baselines.methods.method import Method
 from timing import Operation
-from timing.schedules import linear
+from timing.rst.schedules import linear
 
 EVERY = 6
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pynvml
 import pytest
 import torch
-from fake_nvml import FakeNvml, build
+
+from tests.support.fake_nvml import FakeNvml, build
 
 torch.set_num_threads(1)
 
@@ -44,7 +45,7 @@ def _put_under_pynvml(path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml(path)
     monkeypatch.setattr(pynvml, "nvmlLib", fake.library)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    monkeypatch.setattr("timing.nvml._initialised_by", None)
+    monkeypatch.setattr("timing.gpu.nvml._initialised_by", None)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
     return fake

@@ -18,9 +18,9 @@ FORBIDDEN = {
     "baselines": set(),
 }
 ONE_FILE = {
-    "pynvml": "timing/nvml.py",
-    "mlflow": "baselines/tracking.py",
-    "schedulefree": "baselines/schedule_free.py",
+    "pynvml": "timing/gpu/nvml.py",
+    "mlflow": "baselines/tracking/sender.py",
+    "schedulefree": "baselines/methods/schedule_free.py",
 }
 
 

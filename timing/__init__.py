@@ -4,22 +4,22 @@ No Train No Gain (Kaddour et al., arXiv 2307.06440) compares training methods un
 RST, so that runs on any machines, however loaded, can be compared.
 """
 
-from timing.account import Account
-from timing.budget import Budget, parse_seconds
-from timing.calibration import Calibratable, Operation, calibrate
-from timing.flops import Flops, count_flops
-from timing.gpu import GpuMeter, GpuUse
-from timing.machine import Machine, this_machine
-from timing.noise import Noise, NoiseWatch
-from timing.policy import POLICIES, Policy
-from timing.processes import CalibrationError, calibrate_in_processes
-from timing.profile import Calibration, Cost, Profile, ProfileError
-from timing.scaled import ScaledEstimate, scaled_seconds
+from timing.calibration.disturbance import Noise, NoiseWatch
+from timing.calibration.flops import Flops, count_flops
+from timing.calibration.machine import Machine, this_machine
+from timing.calibration.measure import Calibratable, Operation, calibrate
+from timing.calibration.processes import CalibrationError, calibrate_in_processes
+from timing.calibration.profile import Calibration, Cost, Profile, ProfileError
+from timing.calibration.software import Software, this_software
+from timing.clocks.step_timer import Phase, StepTimer
+from timing.clocks.stopwatch import Stopwatch
+from timing.gpu.meter import GpuMeter, GpuUse
+from timing.rst.account import Account
+from timing.rst.budget import Budget, parse_seconds
+from timing.rst.policy import POLICIES, Policy
+from timing.scaling import ScaledEstimate, scaled_seconds
 from timing.series import check_series
-from timing.software import Software, this_software
-from timing.steps import Phase, StepTimer
-from timing.stopwatch import Stopwatch
-from timing.uncertainty import Interval, ratio_interval, rst_interval
+from timing.statistics import Interval, ratio_interval, rst_interval
 
 __all__ = [
     "POLICIES",

@@ -13,19 +13,19 @@ import typer
 from rich.table import Table
 
 from timing import commandline
-from timing.commandline import CommandError
-from timing.flags import LEAST_PROCESSES, ORDER_OF_MAGNITUDE, PRECISION
-from timing.gpu import probe_gpus
-from timing.machine import this_machine
-from timing.processes import (
+from timing.calibration.machine import this_machine
+from timing.calibration.processes import (
     LIMIT_SECONDS,
     SECONDS,
     CalibrationError,
     calibrate_in_processes,
 )
-from timing.profile import FLOPS, Profile, ProfileError
+from timing.calibration.profile import FLOPS, Profile, ProfileError
+from timing.calibration.warnings import LEAST_PROCESSES, ORDER_OF_MAGNITUDE, PRECISION
+from timing.commandline import CommandError
+from timing.gpu.meter import probe_gpus
 from timing.series import check_series
-from timing.uncertainty import operation_ratio, rst_interval
+from timing.statistics import operation_ratio, rst_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

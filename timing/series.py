@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from timing.flags import ORDER_OF_MAGNITUDE
-from timing.profile import ProfileError
+from timing.calibration.profile import ProfileError
+from timing.calibration.warnings import ORDER_OF_MAGNITUDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from timing.profile import Profile
+    from timing.calibration.profile import Profile
 
 
 def check_series(profiles: Sequence[Profile], key: str) -> tuple[str, ...]:

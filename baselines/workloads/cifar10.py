@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads import images
-from baselines.workloads.workload import (
+from baselines.workloads.base import (
     Batch,
     Workload,
     WorkloadError,
@@ -19,6 +18,7 @@ from baselines.workloads.workload import (
     evaluating,
     generator,
 )
+from baselines.workloads.data import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads.workload import Batch, Workload, evaluating
+from baselines.workloads.base import Batch, Workload, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

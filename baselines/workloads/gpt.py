@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from baselines.workloads import corpus, text, tokens
+from baselines.workloads import text
+from baselines.workloads.base import Workload, WorkloadError, default_device
+from baselines.workloads.data import corpus, tokens
 from baselines.workloads.text import Size
-from baselines.workloads.workload import Workload, WorkloadError, default_device
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from baselines.workloads.corpus import Corpus
+    from baselines.workloads.data.corpus import Corpus
 
 BATCH = 16
 # Small and medium as in GPT-2; mini trains on a CPU.

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from baselines.workloads import images
-from baselines.workloads.workload import (
+from baselines.workloads.base import (
     Batch,
     Workload,
     WorkloadError,
@@ -21,12 +20,13 @@ from baselines.workloads.workload import (
     evaluating,
     generator,
 )
+from baselines.workloads.data import images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from baselines.workloads.images import ImageFolder
+    from baselines.workloads.data.images import ImageFolder
 
 BATCH, STATISTICS_BATCHES = 256, 8
 # The last of every fifty training images of a class is for validation: ImageNet's own validation

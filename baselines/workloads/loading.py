@@ -8,8 +8,8 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baselines.user_file import digest_of, function_of, in_one_line
-from baselines.workloads.workload import Workload, WorkloadError
+from baselines.external import digest_of, function_of, in_one_line
+from baselines.workloads.base import Workload, WorkloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,8 @@ import platform
 from pydoc_data.topics import topics
 
 from baselines.workloads import text
-from baselines.workloads.corpus import Corpus
-from baselines.workloads.workload import Workload
+from baselines.workloads.base import Workload
+from baselines.workloads.data.corpus import Corpus
 
 
 def load() -> Workload:

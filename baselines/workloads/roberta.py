@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads import corpus, tokens
-from baselines.workloads.workload import (
+from baselines.workloads.base import (
     Batch,
     Workload,
     WorkloadError,
@@ -19,12 +18,13 @@ from baselines.workloads.workload import (
     evaluating,
     generator,
 )
+from baselines.workloads.data import corpus, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from baselines.workloads.corpus import Corpus
+    from baselines.workloads.data.corpus import Corpus
 
 MASKED_SHARE = 0.15
 EVALUATION_SEQUENCES = 512

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads import corpus
-from baselines.workloads.workload import Batch, Workload, evaluating
+from baselines.workloads.base import Batch, Workload, evaluating
+from baselines.workloads.data import corpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from baselines.workloads.corpus import Corpus
+    from baselines.workloads.data.corpus import Corpus
 
 BATCH = 8
 EVALUATION_SEQUENCES = 256

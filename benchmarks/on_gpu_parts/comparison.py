@@ -7,13 +7,13 @@ is written down, and comes home in `comparison.tar.gz`.
 import torch
 from rows import Row
 
-from baselines import report
-from baselines.comparison import Plan, trajectories_of
-from baselines.folder import budget_folder, describe, write_profile
-from baselines.methods import DEFAULT, Settings
-from baselines.resume import resume
-from baselines.screen import Screen, progress_bar, show
-from baselines.tracker import Tracker
+from baselines.analysis import report
+from baselines.cli.console import Screen, progress_bar, show
+from baselines.experiment.comparison import Plan, trajectories_of
+from baselines.experiment.resume import resume
+from baselines.experiment.store import budget_folder, describe, write_profile
+from baselines.methods.method import DEFAULT, Settings
+from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target

@@ -53,7 +53,7 @@ def main():
     part = Part(__doc__)
     marked = [
         str(path)
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
         if "pytest.mark.gpu" in path.read_text()
     ]
     recorder = Recorder(part)

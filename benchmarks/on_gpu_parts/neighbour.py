@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from timing.fresh_process import end_with_the_starter
+from timing.calibration.worker import end_with_the_starter
 
 # In a row, before it waits for the device: some 10 ms.
 PRODUCTS = 50

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-import baselines.reference
+import baselines.experiment.calibration
 from timing import Profile, calibrate, this_machine, this_software
 
 HERE = Path(__file__).parent
@@ -14,7 +14,7 @@ SECONDS_ALONE = 2.0
 def target(part):
     """What is to be calibrated: the function and its arguments."""
     name = "smoke_transformer" if part.smoke else "transformer"
-    return "baselines.reference:calibratable", {"workload": str(HERE / f"{name}.py")}
+    return "baselines.experiment.calibration:calibratable", {"workload": str(HERE / f"{name}.py")}
 
 
 def profile_of(part):
@@ -23,7 +23,7 @@ def profile_of(part):
         if found := part.data_of(other, "profile"):
             return Profile.model_validate(found)
     part.note("The calibration left no profile: calibrated anew, in this process alone.")
-    calibratable = baselines.reference.calibratable(**target(part)[1])
+    calibratable = baselines.experiment.calibration.calibratable(**target(part)[1])
     operations = calibratable.operations
     profile = Profile.of(
         this_machine(),

@@ -11,12 +11,13 @@ import time
 import torch
 from rows import Row
 
-from baselines.methods import Settings, find
-from baselines.training import train
+from baselines.methods.method import Settings, find
+from baselines.training.loop import train
 from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target
-from timing import Budget, GpuMeter, gpu
+from timing import Budget, GpuMeter
+from timing.gpu import meter as gpu
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 SECONDS, SMOKE_SECONDS = 61.0, 1.0

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from baselines.workloads import Workload, text
-from baselines.workloads.corpus import Corpus
-from baselines.workloads.workload import default_device
+from baselines.workloads.base import default_device
+from baselines.workloads.data.corpus import Corpus
 
 MOST_BYTES = 16_000_000
 # 29 million parameters.

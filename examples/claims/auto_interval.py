@@ -29,9 +29,9 @@ from runs import (
     share_axis,
 )
 
-from baselines.ablation import Cell
-from baselines.comparison import Comparison
-from baselines.intervals import Estimate
+from baselines.analysis.intervals import Estimate
+from baselines.experiment.ablation import Cell
+from baselines.experiment.comparison import Comparison
 
 AUTO = Cell(K, "auto")
 FIXED = [Cell(K, every) for every in INTERVALS]

@@ -30,11 +30,11 @@ from runs import (
     share_axis,
 )
 
-from baselines.ablation import Cell
-from baselines.comparison import Comparison
-from baselines.intervals import Estimate, estimate
-from baselines.methods import find
-from baselines.runs import Run
+from baselines.analysis.intervals import Estimate, estimate
+from baselines.experiment.ablation import Cell
+from baselines.experiment.comparison import Comparison
+from baselines.methods.method import find
+from baselines.training.results import Run
 
 RIVALS = ("decayed", "lawa", "ema", "constant")
 ALONE = ("lawa", "ema")

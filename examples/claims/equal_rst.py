@@ -13,9 +13,9 @@ import runs
 from matplotlib.figure import Figure
 from runs import SHORTER, TIE, Finding, bars, excess, in_percent, judge_all, percent, share_axis
 
-from baselines.comparison import Comparison
-from baselines.intervals import Estimate
-from baselines.methods import find
+from baselines.analysis.intervals import Estimate
+from baselines.experiment.comparison import Comparison
+from baselines.methods.method import find
 
 BASELINE, LIVE = "decayed", "constant"
 AVERAGES = ("lawa", "ema")

@@ -15,9 +15,9 @@ import runs
 from matplotlib.figure import Figure
 from runs import Finding, at, bars, excess, judge, percent
 
-from baselines.comparison import Comparison
-from baselines.intervals import Estimate, estimate
-from baselines.runs import Point, Run
+from baselines.analysis.intervals import Estimate, estimate
+from baselines.experiment.comparison import Comparison
+from baselines.training.results import Point, Run
 
 PAIRS = {"constant rate": ("constant", "lawa"), "decayed rate": ("decayed", "lawa-decayed")}
 LEVELS = 12

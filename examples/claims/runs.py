@@ -14,10 +14,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines.ablation import Cell, ablate, plan_of
-from baselines.checkpoint import CheckpointError, StorageError
-from baselines.comparison import Comparison, Plan, Silent, Task, check
-from baselines.folder import (
+from baselines.analysis.intervals import CONFIDENCE, Estimate, estimate
+from baselines.experiment.ablation import Cell, ablate, plan_of
+from baselines.experiment.calibration import measure_profile
+from baselines.experiment.comparison import Comparison, Plan, Silent, Task, check
+from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.resume import resume
+from baselines.experiment.store import (
     FolderError,
     budget_folder,
     describe,
@@ -27,12 +30,9 @@ from baselines.folder import (
     write_profile,
     write_result,
 )
-from baselines.intervals import CONFIDENCE, Estimate, estimate
-from baselines.lock import Lock, LockedError
-from baselines.methods import Settings
-from baselines.reference import measure_profile
-from baselines.resume import resume
-from baselines.runs import Run, Trajectory
+from baselines.methods.method import Settings
+from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.training.results import Run, Trajectory
 from baselines.workloads import load
 from timing import Budget, CalibrationError, Profile, parse_seconds
 

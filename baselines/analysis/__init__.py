@@ -1,0 +1,1 @@
+"""Judge comparisons: tables, verdicts, scores and plots."""

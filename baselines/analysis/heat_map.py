@@ -1,0 +1,60 @@
+"""The picture of an ablation: k against interval, readable in black and white."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from baselines.experiment.ablation import SHARES, means, title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from baselines.experiment.ablation import Cell
+    from baselines.experiment.comparison import Comparison
+
+
+def heat_map(comparison: Comparison, cells: Sequence[Cell]) -> Figure:
+    """A panel at half of the budget and one at its end; the darker the better, a box is the best.
+
+    Each field has its number, the mean over seeds.
+    """
+    ks = sorted({cell.k for cell in cells})
+    intervals = list(dict.fromkeys(cell.every for cell in cells))
+    size = (2 + 1.8 * len(ks), 1.6 + 0.6 * len(intervals))
+    figure = Figure(figsize=(size[0], len(SHARES) * size[1]), layout="constrained")
+    for axes, share in zip(figure.subplots(len(SHARES)), SHARES, strict=True):
+        fields = [[math.nan for _ in ks] for _ in intervals]
+        for cell, mean in means(comparison, cells, share).items():
+            if mean:
+                fields[intervals.index(cell.every)][ks.index(cell.k)] = mean.mean
+        _panel(axes, fields)
+        axes.set_xticks(range(len(ks)), [f"k={k}" for k in ks])
+        axes.set_yticks(range(len(intervals)), [f"every {every}" for every in intervals])
+        axes.set_title(title(comparison, share), fontsize=10)
+    return figure
+
+
+def _panel(axes: Axes, fields: list[list[float]]) -> None:
+    known = [value for row in fields for value in row if math.isfinite(value)]
+    # One grey for all where all are alike, or none is known.
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    axes.imshow(fields, cmap="gray", vmin=low, vmax=high, aspect="auto")
+    for y, row in enumerate(fields):
+        for x, value in enumerate(row):
+            if not math.isfinite(value):
+                axes.text(x, y, "failed", ha="center", va="center")
+                continue
+            dark = value - low < 0.5 * (high - low)
+            best = value == low
+            axes.text(
+                *(x, y, f"{value:.4f}"),
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                bbox={"edgecolor": "white", "facecolor": "none"} if best else None,
+            )

@@ -1,0 +1,315 @@
+"""The pictures of a comparison, readable in black and white and by colour-blind readers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
+
+from baselines.analysis import report
+from baselines.analysis.intervals import CONFIDENCE, estimate, median, median_coverage
+from baselines.analysis.score import LONGEST, profile
+from baselines.methods.method import title_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from baselines.analysis.score import Score
+    from baselines.experiment.comparison import Comparison
+
+
+class Style(NamedTuple):
+    """How a method is drawn, in every plot alike."""
+
+    colour: str
+    dash: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+# Okabe and Ito's colours, told apart by colour-blind readers; dashes and markers by everyone on
+# paper. Their numbers have no common divisor, so that no two of 210 methods are drawn alike.
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
+_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...]
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v")
+# What is judged is filled and solid, what was chosen by is hollow and dotted.
+_DRAWN: dict[str, dict[str, Any]] = {
+    "test": {"linestyle": "-", "linewidth": 2},
+    "validation": {"linestyle": ":", "linewidth": 1.5, "markerfacecolor": "white"},
+}
+_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "ooo", "|||")
+
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """All of them, by the names of their files without the ending."""
+    return {
+        "metric-over-rst": metric_over_rst(comparison),
+        "final-metric": final_metric(comparison),
+        "time-to-target": time_to_target(comparison),
+        "account": account(comparison),
+    }
+
+
+def styles(methods: Iterable[str]) -> dict[str, Style]:
+    """A style for each method, no two alike in colour, dash and marker at once."""
+    endless = map(Style, cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS))
+    return dict(zip(methods, endless, strict=False))
+
+
+def metric_over_rst(comparison: Comparison) -> Figure:
+    """The validation metric against RST: each method's mean over seeds and its 95% interval."""
+    figure, axes = _figure(4.7 + 0.12 * len(comparison.plan.methods))
+    plan = comparison.plan
+    late: list[float] = []
+    for index, (method, style) in enumerate(styles(plan.methods).items()):
+        runs = [run for run in comparison.of(method) if not run.failure]
+        # Runs of a method evaluate at the same points of the budget, up to a reading's cost.
+        points = list(zip(*(run.points for run in runs), strict=False))
+        if not points:
+            continue
+        means = [estimate([p.value for p in same]) for same in points]
+        # A few intervals a line, at other places than those of the next line; bands of several
+        # methods would hide each other.
+        apart = max(1, len(points) // 6)
+        some = (index % apart, apart)
+        seconds = [statistics.fmean(p.rst_seconds for p in same) for same in points]
+        values = [mean.mean for mean in means]
+        axes.plot(
+            seconds,
+            values,
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            markersize=5,
+            markevery=some,
+            label=title_of(method),
+        )
+        axes.errorbar(
+            seconds,
+            values,
+            yerr=[
+                [0.0 if mean.low is None else mean.mean - mean.low for mean in means],
+                [0.0 if mean.high is None else mean.high - mean.mean for mean in means],
+            ],
+            errorevery=some,
+            fmt="none",
+            ecolor=style.colour,
+            elinewidth=1.2,
+        )
+        late += values[len(values) // 4 :]
+    axes.set_xlabel("reference system time [s]")
+    axes.set_ylabel(f"validation, {plan.workload.metric} (lower is better)")
+    axes.set_title(f"{plan.workload.name}: {_over(len(plan.seeds))}")
+    if late:
+        # The first quarter is far above what tells the methods apart.
+        margin = 0.05 * (max(late) - min(late)) or 0.05
+        axes.set_ylim(min(late) - margin, max(late) + margin)
+        figure.legend(loc="outside lower center", ncols=2)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def final_metric(comparison: Comparison) -> Figure:
+    """The metric at the end of the budget, on the test part and below it on the validation part.
+
+    Each seed, the mean and its 95% interval; failures are named.
+    """
+    plan = comparison.plan
+    figure, axes = _figure(1.8 + 0.6 * len(plan.methods))
+    table = report.rows(comparison)
+    for place, row in enumerate(table):
+        style = styles(plan.methods)[row.method]
+        _seeds(axes, place - 0.16, row.tests, style)
+        _mean(axes, place - 0.16, row.tests, style, "test")
+        _seeds(axes, place + 0.16, row.finals, style)
+        _mean(axes, place + 0.16, row.finals, style, "validation")
+    _name_methods(axes, plan.methods, {row.method: row.ends for row in table}, "failed")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(f"{plan.workload.metric} at the end of the budget (lower is better)")
+    axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(len(plan.seeds))}")
+    parts = ("test", "validation") if plan.read_test else ("validation",)
+    figure.legend(
+        handles=[
+            Line2D([], [], color="black", marker="o", label=f"{part} part", **_DRAWN[part])
+            for part in parts
+        ],
+        loc="outside lower center",
+        ncols=2,
+    )
+    return figure
+
+
+def time_to_target(comparison: Comparison) -> Figure:
+    """RST to the target: each seed, the median and its interval; misses are never, and named.
+
+    An interval that goes on to never ends in an arrow at the right edge.
+    """
+    plan = comparison.plan
+    figure, axes = _figure(1.8 + 0.45 * len(plan.methods))
+    axes.set_xlim(0, 1.12 * plan.budget.seconds)
+    _, edge = axes.get_xlim()
+    table = report.rows(comparison)
+    for place, row in enumerate(table):
+        style = styles(plan.methods)[row.method]
+        found = median(row.rst_to_target)
+        _seeds(axes, place, row.rst_to_target, style)
+        if found.low is not None and found.high is not None and math.isfinite(found.low):
+            axes.hlines(place, found.low, min(found.high, edge), color=style.colour, linewidth=2)
+            if math.isinf(found.high):
+                axes.plot([edge], [place], ">", color=style.colour, markersize=9, clip_on=False)
+        if math.isfinite(found.median):
+            axes.plot([found.median], [place], style.marker, color=style.colour, markersize=9)
+    axes.axvline(plan.budget.seconds, color="0.4", linestyle="--", linewidth=1, label="budget")
+    _name_methods(axes, plan.methods, {row.method: row.rst_to_target for row in table}, "never")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("reference system time to the target [s]")
+    count = len(plan.seeds)
+    over = "one seed, so no interval"
+    if count > 1:
+        over = f"median of {count} seeds, {median_coverage(count):.0%} interval"
+    axes.set_title(f"{plan.workload.name}: {over}")
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+def account(comparison: Comparison) -> Figure:
+    """Where the RST went: mean seconds of each operation, and apart what is not charged.
+
+    Of the runs that ended; how many did not is named.
+    """
+    plan = comparison.plan
+    totals: dict[tuple[str, bool], dict[str, float]] = {}
+    for method in plan.methods:
+        runs = [run for run in comparison.of(method) if not run.failure]
+        for run in runs:
+            for line in run.account:
+                key = str(line["operation"]), bool(line["charged"])
+                by_method = totals.setdefault(key, {})
+                seconds = float(line["seconds"]) / len(runs)
+                by_method[method] = by_method.get(method, 0.0) + seconds
+    figure, axes = _figure(2.4 + 0.45 * len(plan.methods))
+    places = range(len(plan.methods))
+    ends = [0.0] * len(plan.methods)
+    # What is charged first, so that it adds up to the budget from the left.
+    ordered = sorted(totals, key=lambda key: not key[1])
+    for (operation, charged), colour, hatch in zip(
+        ordered, cycle(_COLOURS[1:]), cycle(_HATCHES), strict=False
+    ):
+        widths = [totals[operation, charged].get(method, 0.0) for method in plan.methods]
+        axes.barh(
+            places,
+            widths,
+            left=ends,
+            # What is not charged is seen to be outside the account.
+            color=colour if charged else "none",
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.6,
+            label=operation if charged else f"{operation} (not charged)",
+        )
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    axes.axvline(plan.budget.seconds, color="black", linestyle="--", linewidth=1, label="budget")
+    finals = {m: [run.final for run in comparison.of(m)] for m in plan.methods}
+    _name_methods(axes, plan.methods, finals, "failed")
+    axes.set_xlabel("reference system time [s], mean of the seeds")
+    axes.set_title(f"{plan.workload.name}: the account")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def performance_profile(scores: Sequence[Score]) -> Figure:
+    """The share of comparisons done within tau times the least RST: a step line a method.
+
+    The lines are set apart by a hair each, so that equal ones are both seen.
+    """
+    figure, axes = _figure(4.7 + 0.12 * len(scores))
+    drawn = styles(one.method for one in scores)
+    for index, one in enumerate(scores):
+        style = drawn[one.method]
+        reached = sorted(ratio for ratio in one.ratios if ratio <= LONGEST)
+        taus = [1.0, *reached, LONGEST]
+        axes.step(
+            taus,
+            [profile(one.ratios, tau) for tau in taus],
+            where="post",
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            markersize=5,
+            label=f"{one.title}: {one.score:.2f}",
+            transform=offset_copy(axes.transData, figure, y=2.0 * index, units="points"),
+            clip_on=False,
+        )
+    axes.set_xlim(1, LONGEST)
+    axes.set_ylim(0, 1.1)
+    axes.set_xlabel("tau: RST to the target over the least of all methods")
+    axes.set_ylabel("share of comparisons")
+    axes.set_title("Performance profile (score: the mean over tau)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _figure(height_inches: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, height_inches), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _seeds(axes: Axes, place: float, values: Sequence[float], style: Style) -> None:
+    """Each seed, hollow and small; what is infinite is left out."""
+    finite = [value for value in values if math.isfinite(value)]
+    axes.plot(
+        finite,
+        [place] * len(finite),
+        style.marker,
+        color=style.colour,
+        fillstyle="none",
+        markersize=4,
+    )
+
+
+def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part: str) -> None:
+    """The mean of what is finite, and its 95% interval."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return
+    mean = estimate(finite)
+    ends = [value for value in (mean.low, mean.mean, mean.high) if value is not None]
+    axes.plot(
+        ends,
+        [place] * len(ends),
+        color=style.colour,
+        marker=style.marker,
+        # On the mean alone, not on the ends of its interval.
+        markevery=[len(ends) // 2],
+        markersize=9,
+        **_DRAWN[part],
+    )
+
+
+def _name_methods(
+    axes: Axes, methods: Sequence[str], values: Mapping[str, Sequence[float]], word: str
+) -> None:
+    """A row a method, and how many of its values are infinite, in this word."""
+    labels = []
+    for method in methods:
+        of = values[method]
+        missed = sum(not math.isfinite(value) for value in of)
+        note = f"\n{missed} of {len(of)} {word}" if missed else ""
+        labels.append(title_of(method) + note)
+    axes.set_yticks(range(len(methods)), labels)
+    # As a table is read: the first method on top.
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+
+
+def _over(seeds: int) -> str:
+    if seeds < 2:
+        return "one seed, so no interval"
+    return f"mean of {seeds} seeds and its {CONFIDENCE:.0%} interval"

@@ -1,0 +1,1 @@
+"""Read the command line, and show a comparison on the screen."""

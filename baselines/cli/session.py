@@ -1,0 +1,181 @@
+"""Conducts a command's comparisons from end to end: profile, tuning, trainings and records."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from baselines.cli.console import Screen, TuningBar, console, progress_bar, say, show, table_of
+from baselines.experiment import tuning
+from baselines.experiment.calibration import measure_profile
+from baselines.experiment.comparison import Silent, check
+from baselines.experiment.executor import Cluster, Processes, side_by_side
+from baselines.experiment.resume import resume
+from baselines.experiment.store import (
+    REFERENCE,
+    FolderError,
+    budget_folder,
+    check_kept,
+    describe,
+    read_profile,
+    refuse_changed,
+    write_profile,
+)
+from baselines.methods.method import MethodError, file_digests
+from baselines.tracking.tracker import Tracker
+from baselines.training import distributed as ranks
+from timing import CalibrationError, commandline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from baselines.experiment.comparison import Comparison, Listener, Plan
+    from baselines.experiment.executor import Engine
+    from timing import Profile
+
+    # Carries out a plan, kept in a folder.
+    Train = Callable[[Plan, Profile, Listener, Path], Comparison]
+
+
+def engine(
+    root: Path, jobs: int, cluster: str | None, options: dict[str, str | int]
+) -> AbstractContextManager[Engine | None]:
+    """What starts processes; None where this one trains itself."""
+    if ranks.world() > 1 and (cluster or jobs > 1):
+        raise typer.BadParameter(
+            "under torchrun trainings come one after another: no --jobs, no --cluster"
+        )
+    if cluster is None:
+        if options:
+            raise typer.BadParameter("--cluster-option is for --cluster")
+        return Processes() if jobs > 1 else nullcontext()
+    try:
+        return Cluster(root / "cluster", cluster, options)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cluster: {error}") from error
+
+
+def refuse(plans: list[Plan], profile: Profile) -> None:
+    """Refuse plans that the profile cannot charge, as a usage error."""
+    try:
+        for plan in plans:
+            check(plan, profile)
+            if plan.trials:
+                tuning.check(plan, profile)
+    except ValueError as error:
+        raise typer.BadParameter(commandline.said_of(error)) from error
+
+
+def carry_out(
+    root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
+) -> list[Comparison]:
+    """Compare under each budget, going on with what is in the folder, and print the results.
+
+    Raises:
+        FolderError: something in the folder is damaged, or was removed meanwhile.
+        StorageError: the disk takes no more.
+        CheckpointError: all checkpoints of a training are damaged.
+        CommandError: a trial of tuning did not end.
+    """
+    texts = file_digests(plans[0].methods)
+    profile = _profile_in(root, plans, given)
+    refuse(plans, profile)
+    train: Train = partial(resume, warn=say)
+    if engine:
+        train = partial(side_by_side, engine=engine, jobs=jobs, warn=say)
+
+    def try_out(*arguments: Any) -> Comparison:
+        refuse_changed(texts)
+        return train(*arguments)
+
+    say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
+    comparisons = []
+    for plan in plans:
+        path = budget_folder(root, plan)
+        if plan.trials:
+            plan = tuned(plan, profile, path, try_out)
+        refuse_changed(texts)
+        if ranks.rank() > 0:
+            comparisons.append(resume(plan, profile, Silent(), path))
+            continue
+        key = describe(path, plan).id
+        with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
+            with progress_bar() as progress:
+                screen = Screen(plan, progress, tracker)
+                comparisons.append(train(plan, profile, screen, path))
+            tracker.finish(comparisons[-1])
+        show(comparisons[-1])
+        for line in tracker.how_to_review():
+            say(line)
+        check_kept(path, key, comparisons[-1])
+    return comparisons
+
+
+def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:
+    """The profile of a folder, which it is given or calibrated for when it is begun."""
+    if ranks.rank() == 0 and read_profile(root) is None:
+        write_profile(root, given or calibrated(plans[0]))
+    ranks.wait()
+    profile = read_profile(root)
+    if profile is None or (given is not None and profile != given):
+        raise FolderError(
+            f"{root / REFERENCE} is not the profile that its comparisons were begun with: put that "
+            f"back, or remove {root} to start anew"
+        )
+    return profile
+
+
+def calibrated(plan: Plan) -> Profile:
+    """A profile measured now, and what it says of itself printed."""
+    with progress_bar() as progress:
+        task = progress.add_task("calibrating the reference profile", total=1.0)
+
+        def tell(done: float, said: str) -> None:
+            progress.update(task, completed=done, description=f"calibrating: {said}")
+
+        try:
+            profile = measure_profile(plan, tell)
+        except MethodError as error:
+            raise typer.BadParameter(f"--methods: {error}") from error
+        except CalibrationError as error:
+            if error.stderr:
+                say(error.stderr.rstrip())
+            raise commandline.CommandError(str(error)) from error
+    say("Reference profile:")
+    say(f"  measured on {profile.machine}")
+    if profile.machine.gpus.absence:
+        say(f"  {profile.machine.gpus.absence}")
+    say(f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time")
+    for flag in profile.flags():
+        say(f"  WARNING: {flag}")
+    return profile
+
+
+def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
+    """The plan with the best settings of its trials, which are kept beside its own folder."""
+    numbers = itertools.count()
+
+    def carry_out(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
+        folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
+        return train(trial, profile, listener, folder)
+
+    try:
+        with progress_bar() as progress:
+            found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
+    except tuning.CutOffError as error:
+        raise commandline.CommandError(
+            f"{error}. The same command tries again what did not end, and nothing else"
+        ) from error
+    table = path.with_name(f"{path.name}-trials.json")
+    if ranks.rank() == 0:
+        tuning.write(found, table)
+    title = f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
+    console.print(table_of(tuning.rows(found), title))
+    say(f"All trials: {table}")
+    return found

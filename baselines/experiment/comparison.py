@@ -1,0 +1,268 @@
+"""A comparison: all methods with all seeds, each under the same budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from baselines.methods.method import METHODS, Settings, find
+from baselines.training.loop import check_budget, dearest_reading, dearest_step, train
+from timing import Account, Budget, Policy, Profile
+from timing.rst.schedules import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from baselines.experiment.tuning import Trial
+    from baselines.methods.method import Method
+    from baselines.training.checkpoint import Checkpoints
+    from baselines.training.results import Point, Run, Trajectory
+    from baselines.workloads.base import Workload
+
+EVALUATIONS = 30
+# So many of the runs that did not end are named in a line.
+_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes:
+        workload: model and data.
+        methods: names in the table of methods.
+        seeds: of initial weights and batches, the same for every method.
+        budget: reference seconds of each run.
+        settings: peak rate, k and interval of all methods.
+        evaluations: over each budget.
+        policy: which operations the budget is charged for.
+        tuned: settings of single methods, in place of `settings`.
+        read_test: whether the test part is read at the end of each run.
+        trials: settings to be tried for each method before; 0 for no tuning.
+        tried: what came of them.
+    """
+
+    workload: Workload
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    settings: Settings
+    evaluations: int = EVALUATIONS
+    policy: Policy = "algoperf"
+    tuned: Mapping[str, Settings] = field(default_factory=dict)
+    read_test: bool = True
+    trials: int = 0
+    tried: tuple[Trial, ...] = ()
+
+    @property
+    def resolution_seconds(self) -> float:
+        """Reference seconds between two evaluations: what a time to target is known to."""
+        return self.budget.seconds / self.evaluations
+
+    def settings_of(self, method: str) -> Settings:
+        """Those of a method: its own if it was tuned."""
+        return self.tuned.get(method, self.settings)
+
+    @property
+    def tuning_rst_seconds(self) -> dict[str, float]:
+        """Reference seconds of each method's trials, as if it had trained alone."""
+        return {
+            method: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == method)
+            for method in self.methods
+        }
+
+    def budget_of(self, method: Method) -> Budget:
+        """What a run of the method may spend: the budget, or its share of it."""
+        return self.budget if method.share == 1 else Budget(self.budget.seconds * method.share)
+
+    def evaluations_of(self, method: Method) -> int:
+        """Evaluations over a run of the method, as dense as those of the others."""
+        return max(1, round(self.evaluations * method.share))
+
+    @property
+    def signature(self) -> dict[str, str | int | float]:
+        """What the costs of this plan's operations depend on, for the profile."""
+        return {"workload": self.workload.name, **self.workload.signature, "k": self.settings.k}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A plan carried out under a reference profile."""
+
+    plan: Plan
+    profile: Profile
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, seed by seed."""
+        return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
+
+    def of(self, method: str) -> list[Run]:
+        """The runs of a method, by seed."""
+        return [run for run in self.runs if run.method == method]
+
+    @property
+    def cut_off(self) -> list[Run]:
+        """Return the runs whose training raised an error or was killed: nothing of them is kept."""
+        return [run for each in self.trajectories if each.error is not None for run in each.runs]
+
+    @property
+    def failure(self) -> str | None:
+        """Say in a line why the command that asked for this has failed; None if it has not.
+
+        A run that diverged is a result, and its method's row shows the miss. One that was cut off
+        has none; and where every run failed, nothing is compared.
+        """
+        failed = [run for run in self.runs if run.failure]
+        under = f"under {self.plan.budget.seconds:g} s"
+        if len(failed) == len(self.runs):
+            first = failed[0]
+            return f"every run failed {under}: {first.method}, seed {first.seed}: {first.failure}"
+        names = [f"{run.method}, seed {run.seed}" for run in self.cut_off]
+        if not names:
+            return None
+        more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return (
+            f"{len(names)} of {len(self.runs)} runs {under} did not end "
+            f"({'; '.join(names[:_NAMED])}{more})"
+        )
+
+
+class Listener(Protocol):
+    """Told of a comparison's progress."""
+
+    def run_started(self, method: str, seed: int) -> None:
+        """A run begins."""
+
+    def point(self, method: str, seed: int, point: Point) -> None:
+        """An evaluation of a run that has begun."""
+
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        """A run has ended well, with this model in the weights it reports; inputs are of training.
+
+        Not told again of a run that ended before a comparison was cut off.
+        """
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Runs have ended, all those that followed one training."""
+
+
+def check(plan: Plan, profile: Profile) -> dict[str, Method]:
+    """Refuse a plan that this profile cannot charge, or whose budget is below one step.
+
+    Returns:
+        The methods by name. Each is found once, so that one whose file is changed while a
+        comparison runs stays what it was.
+
+    Raises:
+        ProfileError: the profile is of another workload, or lacks an operation.
+        ValueError: the budget does not pay for a step of some method.
+    """
+    methods = {name: find(name) for name in plan.methods}
+    for name, method in methods.items():
+        settings = plan.settings_of(name)
+        model = plan.workload.make_model()
+        base = plan.workload.make_optimizer(model, settings.learning_rate)
+        averager = method.averager(model, base, plan.workload, settings)
+        needed = {*dearest_step(averager), *dearest_reading(averager)}
+        profile.require(plan.signature, needed)
+        check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(method))
+    return methods
+
+
+class Silent:
+    """A listener that tells nobody."""
+
+    def run_started(self, method: str, seed: int) -> None:
+        """A run begins."""
+
+    def point(self, method: str, seed: int, point: Point) -> None:
+        """An evaluation."""
+
+    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
+        """A run has ended well."""
+
+    def trajectory_ended(self, trajectory: Trajectory) -> None:
+        """Runs have ended."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a plan: what may be carried out apart from all others.
+
+    Attributes:
+        methods: that follow it.
+        seed: of initial weights and batches.
+    """
+
+    methods: tuple[str, ...]
+    seed: int
+
+
+def tasks(plan: Plan) -> list[Task]:
+    """All trainings of a plan, seed by seed."""
+    return [Task(methods, seed) for seed in plan.seeds for methods in trajectories_of(plan)]
+
+
+def carry_out(
+    plan: Plan,
+    task: Task,
+    methods: Mapping[str, Method],
+    profile: Profile,
+    listener: Listener,
+    checkpoints: Checkpoints | None = None,
+) -> Trajectory:
+    """Train once, or go on with a training that was cut off; its methods are by name.
+
+    Raises:
+        StorageError: a checkpoint cannot be written.
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    for name in task.methods:
+        listener.run_started(name, task.seed)
+    first = methods[task.methods[0]]
+    trajectory = train(
+        plan.workload,
+        {name: methods[name] for name in task.methods},
+        task.seed,
+        plan.budget_of(first),
+        profile.seconds,
+        plan.settings,
+        plan.evaluations_of(first),
+        lambda name, point: listener.point(name, task.seed, point),
+        plan.policy,
+        tuned=plan.tuned,
+        checkpoints=checkpoints,
+        read_test=plan.read_test,
+        on_end=lambda name, model, inputs: listener.ended(name, task.seed, model, inputs),
+    )
+    listener.trajectory_ended(trajectory)
+    return trajectory
+
+
+def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
+    """Train every method with every seed; nothing is kept but what is returned.
+
+    Raises:
+        ValueError: as `check` does, before anything is run.
+    """
+    methods = check(plan, profile)
+    trajectories = [carry_out(plan, task, methods, profile, listener) for task in tasks(plan)]
+    return Comparison(plan, profile, tuple(trajectories))
+
+
+def trajectories_of(plan: Plan) -> list[tuple[str, ...]]:
+    """The methods, those together that can follow one training: of the constant rate, and alike."""
+    together: dict[float, list[str]] = {}
+    alone: list[tuple[str, ...]] = []
+    for name in plan.methods:
+        # A method of a user's own may change the training that it follows.
+        if name in METHODS and METHODS[name].schedule is constant and METHODS[name].share == 1:
+            together.setdefault(plan.settings_of(name).learning_rate, []).append(name)
+        else:
+            alone.append((name,))
+    return [*map(tuple, together.values()), *alone]

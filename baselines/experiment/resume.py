@@ -1,0 +1,75 @@
+"""Carries out a comparison so that it can be killed at any moment, and gone on with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from baselines.experiment.comparison import Comparison, carry_out, check, tasks
+from baselines.experiment.store import describe, read_result, task_folder, write_result
+from baselines.training import distributed as ranks
+from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from baselines.experiment.comparison import Listener, Plan, Task
+    from baselines.training.results import Trajectory
+    from timing import Profile
+
+
+def resume(
+    plan: Plan,
+    profile: Profile,
+    listener: Listener,
+    folder: Path,
+    *,
+    checkpoint_seconds: float = SECONDS_BETWEEN,
+    warn: Callable[[str], None] = print,
+) -> Comparison:
+    """As `compare`, with all that is done kept in a folder; what is there is not done again.
+
+    A training that was cut off goes on from its latest checkpoint, and ends with the very result
+    of one that was not. Under `torchrun` the folder must be the same for all ranks.
+
+    Args:
+        plan: what is compared.
+        profile: of the reference machine.
+        listener: told of everything from the beginning, so also of what is there already.
+        folder: of this plan under this profile.
+        checkpoint_seconds: least wall time between two checkpoints.
+        warn: told, in a line, of a checkpoint that cannot be read.
+
+    Raises:
+        ValueError: as `check` does, before anything is run; or the folder is of another plan.
+        StorageError: the disk takes no more. All that was written before is whole.
+        CheckpointError: all checkpoints of a training are damaged.
+    """
+    methods = check(plan, profile)
+    if ranks.rank() == 0:
+        describe(folder, plan)
+
+    def one(task: Task) -> Trajectory:
+        done = read_result(folder, task)
+        # All ranks must have looked before one of them writes.
+        ranks.wait()
+        if done:
+            tell(done, listener)
+            return done
+        checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
+        trajectory = carry_out(plan, task, methods, profile, listener, checkpoints)
+        if ranks.rank() == 0:
+            write_result(folder, task, trajectory)
+        return trajectory
+
+    return Comparison(plan, profile, tuple(one(task) for task in tasks(plan)))
+
+
+def tell(trajectory: Trajectory, listener: Listener) -> None:
+    """Tell of a training that has ended, as it was told of when it ran."""
+    for run in trajectory.runs:
+        listener.run_started(run.method, run.seed)
+    for run in trajectory.runs:
+        for point in run.points:
+            listener.point(run.method, run.seed, point)
+    listener.trajectory_ended(trajectory)

@@ -1,0 +1,351 @@
+"""A comparison on disk: what is compared, under which profile, and what has come of it so far.
+
+    FOLDER/                      of one command, and named by what it asks for
+        reference.json           the profile
+        lock                     who works on it
+        30s/                     of one budget
+            comparison.json      what is asked for
+            records/             what is to be sent to MLflow
+            constant-seed-0/     of one training
+                step-*.pt        its latest checkpoints, until it has ended
+                result.json      what came of it, once it has
+        30s-trial-0/             of a trial of tuning, like a budget's
+        30s-trials.json          all that was tried
+
+Every file is replaced as a whole, so that a process can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from baselines.experiment.comparison import Comparison, Plan, Task, tasks
+from baselines.experiment.tuning import Trial
+from baselines.external import digest_of
+from baselines.methods.method import Settings, file_digests, file_names
+from baselines.training.checkpoint import Checkpoints, StorageError, write_atomically
+from baselines.training.results import Trajectory
+from baselines.workloads.base import Workload
+from timing import Budget, Policy, Profile, ProfileError
+from timing.calibration.software import this_software
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DESCRIPTION, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
+
+
+class FolderError(ValueError):
+    """A folder that holds no comparison, or a damaged one."""
+
+
+class Description(BaseModel):
+    """A plan as it is kept in a file; `id` alone says nothing of what is compared.
+
+    Attributes are those of `Plan` and `Workload`. Results depend on the versions of the software
+    and on the number of threads, so these belong to it.
+    """
+
+    # A trial that failed has an infinite value.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    id: str
+    workload: str
+    source: tuple[str, str | None] | None
+    metric: str
+    signature: dict[str, str | int]
+    data: dict[str, Any]
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    method_files_sha256: dict[str, str]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    budget_seconds: float
+    settings: Settings
+    tuned: dict[str, Settings]
+    evaluations: Annotated[int, Field(ge=1)]
+    policy: Policy
+    read_test: bool
+    trials: int
+    tried: tuple[Trial, ...]
+    threads: int
+    torch: str
+    lawa_opt: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> Description:
+        """The description of a plan, as this process would carry it out."""
+        software = this_software()
+        return cls(
+            id=uuid.uuid4().hex,
+            workload=plan.workload.name,
+            source=plan.workload.source,
+            metric=plan.workload.metric,
+            signature=plan.workload.signature,
+            data=plan.workload.data,
+            methods=plan.methods,
+            method_files_sha256=file_digests(plan.methods),
+            seeds=plan.seeds,
+            budget_seconds=plan.budget.seconds,
+            settings=plan.settings,
+            tuned=dict(plan.tuned),
+            evaluations=plan.evaluations,
+            policy=plan.policy,
+            read_test=plan.read_test,
+            trials=plan.trials,
+            tried=plan.tried,
+            threads=torch.get_num_threads(),
+            torch=software.torch,
+            lawa_opt=software.lawa_opt,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Description:
+        """What is asked for in a folder.
+
+        Raises:
+            FolderError: it has no description, or a damaged one.
+        """
+        path = folder / DESCRIPTION
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise FolderError(f"{folder} holds no comparison: {path}: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FolderError(f"{path} is damaged: {where}: {first['msg']}") from error
+
+    def plan(self, workload: Workload) -> Plan:
+        """The plan, with a workload that was loaded again."""
+        return Plan(
+            workload=workload,
+            methods=self.methods,
+            seeds=self.seeds,
+            budget=Budget(self.budget_seconds),
+            settings=self.settings,
+            evaluations=self.evaluations,
+            policy=self.policy,
+            tuned=self.tuned,
+            read_test=self.read_test,
+            trials=self.trials,
+            tried=self.tried,
+        )
+
+    @property
+    def files_sha256(self) -> dict[str, str]:
+        """The Python files that it names, with the digests of the texts it was begun with."""
+        own = {name: self.method_files_sha256.get(name, "") for name in file_names(self.methods)}
+        if self.source and self.source[0].endswith(".py"):
+            own[self.source[0]] = str(self.data.get("file_sha256", ""))
+        return own
+
+    @property
+    def what(self) -> str:
+        """All that tells one comparison from another, as JSON."""
+        return self.model_dump_json(exclude={"id"})
+
+
+def root_of(parent: Path, plans: Sequence[Plan], *more: str) -> Path:
+    """The folder of the command that asks for these plans, the same whenever it is given.
+
+    Args:
+        parent: of all comparisons.
+        plans: one a budget.
+        more: whatever else the results depend on, such as the digest of a given profile.
+    """
+    asked = [*(Description.of(plan).what for plan in plans), *more]
+    digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()
+    return parent / f"{plans[0].workload.name}-{digest[:12]}"
+
+
+def describe(folder: Path, plan: Plan) -> Description:
+    """Write down what a folder is for, or read it where that was done.
+
+    Raises:
+        FolderError: it is there for something else, or damaged.
+        StorageError: it cannot be written.
+    """
+    wanted = Description.of(plan)
+    if not (folder / DESCRIPTION).exists():
+        _make(folder)
+        write_atomically(folder / DESCRIPTION, wanted.model_dump_json(indent=2).encode())
+    found = Description.read(folder)
+    if found.what != wanted.what:
+        raise FolderError(f"{folder} holds another comparison than this one: use another folder")
+    return found
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def refuse_changed(files: Mapping[str, str]) -> None:
+    """Refuse files of the user's own that no longer have these texts, given by their SHA-256.
+
+    Raises:
+        FolderError: one has another, or is gone.
+    """
+    for name, digest in files.items():
+        if digest_of(Path(name), FolderError) != digest:
+            raise FolderError(
+                f"{name} has changed since the comparison began: put it back, or give the same "
+                "command again, which begins another comparison"
+            )
+
+
+def write_profile(root: Path, profile: Profile) -> None:
+    """Keep the profile of a command's comparisons."""
+    _make(root)
+    write_atomically(root / REFERENCE, profile.model_dump_json(indent=2).encode())
+
+
+def read_profile(root: Path) -> Profile | None:
+    """The profile they have been carried out under so far; None before.
+
+    Raises:
+        FolderError: it is damaged.
+    """
+    path = root / REFERENCE
+    try:
+        return Profile.read(path) if path.exists() else None
+    except ProfileError as error:
+        raise FolderError(
+            f"the profile of the comparisons in {root} is damaged: {error}. Put it back as it was, "
+            f"or remove {root} to start anew"
+        ) from error
+
+
+def budget_folder(root: Path, plan: Plan) -> Path:
+    """Where the trainings of a plan are kept."""
+    return root / f"{plan.budget.seconds:g}s"
+
+
+def task_folder(folder: Path, task: Task) -> Path:
+    """Where a training is kept."""
+    # The methods of a file of the user's own are called by its path.
+    first = re.sub(r"[^\w.-]", "_", task.methods[0])
+    return folder / f"{first}-seed-{task.seed}"
+
+
+def read_result(folder: Path, task: Task) -> Trajectory | None:
+    """What came of a training; None if it has not ended.
+
+    Raises:
+        FolderError: it is damaged.
+    """
+    path = task_folder(folder, task) / RESULT
+    if not path.exists():
+        return None
+    try:
+        trajectory = Trajectory.from_json(path.read_bytes())
+        found = [(run.method, run.seed) for run in trajectory.runs]
+        if found != [(method, task.seed) for method in task.methods]:
+            raise ValueError(f"it is of {found}")
+        return trajectory
+    except ValueError as error:
+        raise FolderError(
+            f"{path} is damaged ({error}): remove {path.parent} to train it again"
+        ) from error
+
+
+def write_result(folder: Path, task: Task, trajectory: Trajectory) -> None:
+    """Keep what came of a training, and remove its checkpoints.
+
+    Where it raised an error nothing is kept: the same command tries again, from the latest
+    checkpoint.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints are still there then.
+    """
+    if trajectory.error is None:
+        path = task_folder(folder, task)
+        write_atomically(path / RESULT, trajectory.to_json().encode())
+        Checkpoints(path).remove()
+
+
+def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
+    """Refuse a folder that has lost what was written there while the comparison ran.
+
+    Args:
+        folder: of the comparison.
+        id_: of its description.
+        comparison: as it has ended.
+
+    Raises:
+        FolderError: its description or a result is not there.
+    """
+    lost = [
+        task_folder(folder, task) / RESULT
+        for task, trajectory in zip(tasks(comparison.plan), comparison.trajectories, strict=True)
+        if trajectory.error is None and not (task_folder(folder, task) / RESULT).exists()
+    ]
+    with suppress(FolderError):
+        if Description.read(folder).id == id_ and not lost:
+            return
+    raise FolderError(
+        f"{folder} was removed in whole or in part while the comparison ran "
+        f"({lost[0] if lost else folder / DESCRIPTION} is gone): the same command trains again "
+        "what is missing there"
+    )
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """A comparison that has ended, without its workload's model and data.
+
+    Args:
+        folder: of a budget, or of a command of one budget.
+
+    Raises:
+        FolderError: there is none, it or its profile is damaged, or it has not ended.
+    """
+    if (folder / REFERENCE).exists():
+        inside = sorted(path.parent for path in folder.glob(f"*s/{DESCRIPTION}"))
+        if len(inside) != 1:
+            names = ", ".join(str(path) for path in inside) or "none"
+            raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
+        (folder,) = inside
+    description = Description.read(folder)
+    profile = read_profile(folder.parent)
+    if profile is None:
+        raise FolderError(f"{folder.parent} has no {REFERENCE}")
+    plan = description.plan(_without_data(description))
+    trajectories = []
+    for task in tasks(plan):
+        trajectory = read_result(folder, task)
+        if trajectory is None:
+            raise FolderError(
+                f"{folder} has not ended: seed {task.seed} of {', '.join(task.methods)} is missing"
+            )
+        trajectories.append(trajectory)
+    return Comparison(plan, profile, tuple(trajectories))
+
+
+def _without_data(description: Description) -> Workload:
+    def absent(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError(f"only the results of {description.workload} were read, not its data")
+
+    return Workload(
+        name=description.workload,
+        metric=description.metric,
+        make_model=absent,
+        make_optimizer=absent,
+        learning_rate=description.settings.learning_rate,
+        batches=absent,
+        loss=absent,
+        evaluate=absent,
+        evaluate_test=absent,
+        budget_seconds=description.budget_seconds,
+        signature=description.signature,
+        data=description.data,
+        source=description.source,
+    )

@@ -1,0 +1,274 @@
+"""Equal tuning: every method tries as many settings, and the validation part says which is best.
+
+The points are quasi-random, a Halton sequence as in AlgoPerf (arXiv 2306.07179), and the same for
+all methods, so that those of the constant rate follow one training a trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from scipy.stats import qmc
+
+from baselines.experiment.comparison import Comparison, Listener, Plan, compare
+from baselines.experiment.comparison import check as check_plan
+from baselines.methods.method import Range, Settings, find, title_of
+from baselines.training.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from timing import Profile
+
+RATE = "learning_rate"
+# The peak rate is tried up to so many times above and below what the user set.
+RATE_FACTOR = 10.0
+# Far from the seeds of comparisons, which count from 0.
+FIRST_SEED = 1_000_000
+
+
+class CutOffError(RuntimeError):
+    """A trial did not end, so that none can be said to be the best."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one trial of a method.
+
+    Attributes:
+        method: its name.
+        number: of the trial, from 0; the same number has the same peak rate for every method.
+        settings: that were tried.
+        value: the metric on the validation part at the end of the budget; infinite if it failed.
+        rst_seconds: charged to the method, as if it had trained alone.
+        trained_rst_seconds: of the training that was really done, evaluations not counted, in
+            equal parts for the methods that followed it; the sum over all trials is what tuning
+            took.
+    """
+
+    method: str
+    number: int
+    settings: Settings
+    value: float
+    rst_seconds: float
+    trained_rst_seconds: float
+
+
+def space_of(plan: Plan, method: str) -> dict[str, Range]:
+    """The settings that tuning varies for a method: the peak rate and the method's own."""
+    rate = plan.settings.learning_rate
+    around = Range(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True)
+    return {RATE: around, **find(method).space}
+
+
+def trials(plan: Plan, count: int) -> list[Plan]:
+    """A plan for each trial: one seed, not among the plan's, and settings for each method.
+
+    The first has the settings of the plan, so that tuning on this seed can only help. More trials
+    begin with those of fewer.
+
+    Raises:
+        ValueError: `count` is below 1, or a method's range is beyond what a setting can be.
+    """
+    if count < 1:
+        raise ValueError(f"tuning needs at least 1 trial of each method, not {count}")
+    seed = next(number for number in itertools.count(FIRST_SEED) if number not in plan.seeds)
+    spaces = {method: space_of(plan, method) for method in plan.methods}
+    for method, space in spaces.items():
+        for name, within in space.items():
+            _check_range(plan, method, name, within)
+    points = _points(count, max(map(len, spaces.values()), default=1))
+    return [
+        replace(
+            plan,
+            seeds=(seed,),
+            tuned={
+                method: _settings(plan, space, point) if number else plan.settings
+                for method, space in spaces.items()
+            },
+            trials=0,
+            tried=(),
+            read_test=False,
+        )
+        for number, point in enumerate(points)
+    ]
+
+
+def _check_range(plan: Plan, method: str, name: str, within: Range) -> None:
+    for end in (0.0, 1.0):
+        try:
+            _settings(plan, {name: within}, [end])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"method {method} cannot tune {name} from {within.low:g} to {within.high:g}: "
+                f"{error}; mend its space"
+            ) from error
+
+
+def _points(count: int, dimensions: int) -> list[list[float]]:
+    """Points of the unit cube.
+
+    The sequence begins with the corner, which is left out. Then the first coordinate goes 1/2, 1/4,
+    3/4, 1/8: as the logarithm of the rate it starts at the plan's own.
+    """
+    sequence = qmc.Halton(dimensions, scramble=False)
+    sequence.fast_forward(1)
+    points: list[list[float]] = sequence.random(count).tolist()
+    return points
+
+
+def _settings(plan: Plan, space: Mapping[str, Range], point: Sequence[float]) -> Settings:
+    # Not all methods use all dimensions.
+    chosen: dict[str, Any] = {
+        name: _value(space[name], unit) for name, unit in zip(space, point, strict=False)
+    }
+    return replace(plan.settings, **chosen)
+
+
+def _value(within: Range, unit: float) -> float:
+    """The value at this fraction of the way from the low to the high end.
+
+    Each whole number has an equal part of the way, or of its logarithm.
+    """
+    low, high = within.low, within.high + within.whole
+    if within.log:
+        value = math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
+    else:
+        value = low + unit * (high - low)
+    return min(math.floor(value), int(within.high)) if within.whole else value
+
+
+def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
+    """The plan with the best settings of each method, and all that was tried.
+
+    Best is the least validation metric at the end of the budget, and the earliest of equals; a run
+    that failed is worse than any other. Where all failed, that is the plan's own settings.
+    """
+    tried = tuple(
+        Trial(
+            method=run.method,
+            number=number,
+            settings=comparison.plan.settings_of(run.method),
+            value=run.final,
+            rst_seconds=run.rst_seconds,
+            trained_rst_seconds=trajectory.rst_seconds / len(trajectory.runs),
+        )
+        for number, comparison in enumerate(comparisons)
+        for trajectory in comparison.trajectories
+        for run in trajectory.runs
+    )
+    best = {
+        method: min(
+            (trial for trial in tried if trial.method == method), key=lambda trial: trial.value
+        )
+        for method in plan.methods
+    }
+    tuned = {method: trial.settings for method, trial in best.items()}
+    return replace(plan, tuned=tuned, tried=tried)
+
+
+def check(plan: Plan, profile: Profile) -> None:
+    """Refuse a plan whose trials cannot be run; raises as `trials` and `comparison.check` do."""
+    for trial in trials(plan, plan.trials):
+        check_plan(trial, profile)
+
+
+def tune(
+    plan: Plan,
+    profile: Profile,
+    listener: Listener,
+    carry_out: Callable[[Plan, Profile, Listener], Comparison] = compare,
+) -> Plan:
+    """Try `plan.trials` settings for each method under the full budget, and take the best.
+
+    The test part is not read. A trial that diverges is worse than any other. On one that was cut
+    off nothing is chosen: it may have been the best.
+
+    Args:
+        plan: what is to be compared with the settings found.
+        profile: of the reference machine.
+        listener: told of the trials' progress.
+        carry_out: runs one trial.
+
+    Returns:
+        The plan with `tuned` and `tried` set.
+
+    Raises:
+        ValueError: there is no trial, or some trial cannot be run, before any is.
+        CutOffError: a training raised an error or was killed; all others have been tried.
+    """
+    check(plan, profile)
+    done = [carry_out(trial, profile, listener) for trial in trials(plan, plan.trials)]
+    cut_off = [
+        f"trial {number} of {run.method}: {run.failure or 'its training was not kept'}"
+        for number, comparison in enumerate(done)
+        for run in comparison.cut_off
+    ]
+    if cut_off:
+        more = f" (and {len(cut_off) - 1} more)" if len(cut_off) > 1 else ""
+        raise CutOffError(f"tuning cannot choose, since a trial did not end: {cut_off[0]}{more}")
+    return winners(plan, done)
+
+
+def columns(plan: Plan) -> dict[str, list[Any]]:
+    """All that was tried by column, a line a method and trial; failures are "failed"."""
+    table: dict[str, list[Any]] = {}
+    for trial in plan.tried:
+        line = {
+            "method": trial.method,
+            "trial": trial.number,
+            **asdict(trial.settings),
+            "validation_metric": trial.value if math.isfinite(trial.value) else "failed",
+            "rst_seconds": trial.rst_seconds,
+            "trained_rst_seconds": trial.trained_rst_seconds,
+            "chosen": trial.settings == plan.settings_of(trial.method),
+        }
+        for key, value in line.items():
+            table.setdefault(key, []).append(value)
+    return table
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Write all that was tried as JSON, "columns" and "data", as MLflow reads tables.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    table = columns(plan)
+    rows = list(zip(*table.values(), strict=True))
+    document = json.dumps({"columns": list(table), "data": rows}, indent=1)
+    write_atomically(path, f"{document}\n".encode())
+
+
+def rows(plan: Plan) -> list[list[str]]:
+    """What tuning chose for each method and what it cost; the first row heads."""
+    head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
+    body = []
+    for method in plan.methods:
+        mine = [trial for trial in plan.tried if trial.method == method]
+        chosen = next(trial for trial in mine if trial.settings == plan.settings_of(method))
+        # Those that the trials varied, and not the method's space: this only reads results.
+        tried = [asdict(trial.settings) for trial in mine]
+        varied = [name for name in tried[0] if name == RATE or len({t[name] for t in tried}) > 1]
+        values = {name: getattr(chosen.settings, name) for name in varied}
+        settings = ", ".join(
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:.4g}"
+            for name, value in values.items()
+        )
+        trained = math.fsum(trial.trained_rst_seconds for trial in mine)
+        body.append(
+            [
+                title_of(method),
+                settings,
+                f"{len(mine)} trials",
+                f"{chosen.value:.4f}" if math.isfinite(chosen.value) else "all failed",
+                f"{plan.tuning_rst_seconds[method]:.2f} s",
+                f"{trained:.2f} s",
+            ]
+        )
+    return [head, *body]

@@ -1,0 +1,1 @@
+"""Say how each method trains and what is evaluated of it."""

@@ -1,0 +1,1 @@
+"""Record comparisons in MLflow."""

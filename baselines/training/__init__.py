@@ -1,0 +1,1 @@
+"""Train one model under its budget, and the methods that read it."""

@@ -1,0 +1,514 @@
+"""The training loop: one trajectory, and the methods that follow it under their budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from baselines.training import distributed as ranks
+from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.training.results import Point, Run, Trajectory, read_points
+from timing import Account, Budget, Stopwatch, tracebacks
+from timing.rst.schedules import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from baselines.methods.averagers import Averager
+    from baselines.methods.method import Method, Settings
+    from baselines.training.checkpoint import Checkpoints
+    from baselines.training.results import Weights
+    from baselines.workloads.base import Batch, Workload
+    from timing import Policy
+
+
+def training_step(
+    workload: Workload, model: nn.Module, optimizer: Optimizer, batch: Batch
+) -> Tensor:
+    """One optimizer step, as trained and as calibrated; returns the loss, detached."""
+    optimizer.zero_grad()
+    loss = workload.loss(model, batch)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+EVALUATION = {"evaluate": 1}
+
+# So many of each tensor tell live weights from an average, which differs from them in nearly all.
+NUMBERS_OF_EACH = 1000
+
+
+def step_of(averager: Averager) -> dict[str, int]:
+    """What every step with this averager runs."""
+    return {"load_data": 1, averager.train_step: 1}
+
+
+def dearest_step(averager: Averager) -> dict[str, int]:
+    """The most that a step with this averager can run."""
+    return {**step_of(averager), **averager.step_operations}
+
+
+def dearest_reading(averager: Averager) -> dict[str, int]:
+    """The most that an evaluation with this averager can run."""
+    return {**EVALUATION, **averager.read_operations}
+
+
+def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
+    """Refuse a budget that does not pay for one step and one evaluation.
+
+    Raises:
+        ValueError: it does not.
+        KeyError: an operation has no cost.
+    """
+    least = account.cost(dearest_step(averager)) * ranks.world()
+    least += account.cost(dearest_reading(averager))
+    if budget.seconds < least:
+        raise ValueError(
+            f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
+            f"({least:.3g} s): give more"
+        )
+
+
+class _Follower:
+    """A method on its way along a trajectory, with an account of its own."""
+
+    def __init__(
+        self, name: str, share: float, averager: Averager, account: Account, budget: Budget
+    ) -> None:
+        check_budget(averager, account, budget)
+        self.name = name
+        self.share = share
+        self.averager = averager
+        self.account = account
+        self.budget = budget
+        # Asked once: at every step it would take longer than to charge for the step.
+        self.world = ranks.world()
+        self.step_seconds = account.cost(dearest_step(averager)) * self.world
+        # In the account's own units, whole femtoseconds, since these are compared at every step.
+        self.step_cost = account.cost_femtoseconds(dearest_step(averager)) * self.world
+        self.reading_cost = account.cost_femtoseconds(dearest_reading(averager))
+        self.points: list[Point] = []
+        self.test = math.inf
+        self.ended = False
+        self.error: str | None = None
+        self.next_point = 1
+        self.loss_sum = torch.zeros(())
+        self.steps_since = 0
+
+    def step(self, loss: Tensor) -> None:
+        self.loss_sum = self.loss_sum + loss
+        self.steps_since += 1
+        self.account.charge("load_data", self.world)
+        self.account.charge(self.averager.train_step, self.world)
+        added = self.averager.after_step(self.budget.spent(self.account))
+        if added is not None:
+            self.account.charge(added, self.world)
+
+    @property
+    def can_pay(self) -> bool:
+        """Whether the budget has another step and the reading that ends the run."""
+        return self._left >= self.step_cost + self.reading_cost
+
+    @property
+    def _left(self) -> int:
+        return self.budget.femtoseconds - self.account.femtoseconds
+
+    def is_due(self, evaluations: int) -> bool:
+        """Whether a point of the grid was passed, and its reading can be paid."""
+        passed = math.floor(self.budget.spent(self.account) * evaluations)
+        if passed < self.next_point or self._left < self.step_cost + 2 * self.reading_cost:
+            return False
+        self.next_point = passed + 1
+        return True
+
+    def mean_loss(self) -> float:
+        """Mean training loss since the latest point."""
+        mean = float(self.loss_sum) / self.steps_since
+        self.loss_sum, self.steps_since = torch.zeros(()), 0
+        return mean
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong, if anything: an error, or with the latest point."""
+        if self.error or not self.points:
+            return self.error
+        latest = self.points[-1]
+        if math.isfinite(latest.value) and math.isfinite(latest.train_loss):
+            return None
+        return (
+            f"the training loss or the metric is no finite number at step {latest.step} "
+            f"(learning rate {latest.learning_rate:g}): lower the rate"
+        )
+
+    def run(self, seed: int) -> Run:
+        """What came of it."""
+        return Run(
+            method=self.name,
+            seed=seed,
+            points=tuple(self.points),
+            account=tuple(self.account.lines()),
+            totals=self.account.totals(),
+            step_seconds=self.step_seconds,
+            failure=self.failure,
+            test=self.test,
+            share=self.share,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is; the averager's own state with it."""
+        return {
+            "account": self.account.state_dict(),
+            "averager": self.averager.state_dict(),
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "test": self.test,
+            "ended": self.ended,
+            "next_point": self.next_point,
+            "loss_sum": self.loss_sum,
+            "steps_since": self.steps_since,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it is no state of this method.
+        """
+        _refuse_other(state, self.state_dict(), self.name)
+        self.account.load_state_dict(state["account"])
+        self.averager.load_state_dict(state["averager"])
+        self.points = read_points(state["points"])
+        self.test = state["test"]
+        self.ended = state["ended"]
+        self.next_point = state["next_point"]
+        self.loss_sum = state["loss_sum"]
+        self.steps_since = state["steps_since"]
+
+
+class _Training:
+    """A training on its way, and the methods that follow it: saved whole, and gone on with."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        methods: Mapping[str, Method],
+        seed: int,
+        budget: Budget,
+        costs: Mapping[str, float],
+        settings: Mapping[str, Settings],
+        policy: Policy,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.workload = workload
+        self.seed = seed
+        self.costs = costs
+        self.step = 0
+        self.model = workload.make_model().train()
+        (rate,) = {own.learning_rate for own in settings.values()}
+        self.optimizer = workload.make_optimizer(self.model, rate)
+        self.followers: list[_Follower] = []
+        for name, method in methods.items():
+            averager = method.averager(self.model, self.optimizer, workload, settings[name])
+            account = Account(costs, policy)
+            self.followers.append(_Follower(name, method.share, averager, account, budget))
+            self.optimizer = averager.optimizer
+        (factor,) = {method.schedule for method in methods.values()}
+        spent = self.followers[0].account
+        self.schedule = LambdaLR(self.optimizer, lambda _: factor(budget.spent(spent)))
+        self.network = ranks.replicated(self.model)
+        self.watch = Stopwatch(but_children=True)
+        # Of the processes before this one, where the training was cut off and went on.
+        self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
+        # What tells it from others, beside what each part sees for itself.
+        self.of = {
+            "workload": workload.name,
+            "seed": seed,
+            "budget_seconds": budget.seconds,
+            "settings": {name: dataclasses.asdict(each) for name, each in settings.items()},
+        }
+
+    @property
+    def active(self) -> list[_Follower]:
+        """Those whose budget has not ended."""
+        return [follower for follower in self.followers if not follower.ended]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "of": self.of,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "followers": {follower.name: follower.state_dict() for follower in self.followers},
+            "measured_seconds": self.measured_seconds,
+            "other_core_seconds": self.other_core_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; what raises may have been loaded in part.
+
+        Raises:
+            ValueError: it is of another training, reference profile, policy, model or method.
+        """
+        _refuse_other(state, self.state_dict(), "training")
+        if state["of"] != self.of:
+            raise ValueError(f"it is of another training: of {state['of']}, and this of {self.of}")
+        for follower in self.followers:
+            follower.load_state_dict(state["followers"][follower.name])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        self.seconds_before = state["measured_seconds"]
+        self.other_core_seconds_before = state["other_core_seconds"]
+
+    @property
+    def measured_seconds(self) -> float:
+        """Wall time of all but evaluations, in this process and those before it."""
+        return self.seconds_before + self.watch.wall_seconds
+
+    @property
+    def other_core_seconds(self) -> float:
+        """Processor time of other processes meanwhile."""
+        here = self.watch.other_cores * self.watch.wall_seconds
+        return self.other_core_seconds_before + here
+
+    def trajectory(self, error: str | None) -> Trajectory:
+        """What came of it."""
+        # The watch stood still for evaluations alone, so all other operations are in both times.
+        timed = Account(self.costs, "mlperf")
+        for operation in step_of(self.followers[0].averager):
+            timed.charge(operation, self.step * ranks.world())
+        for follower in self.followers:
+            shared = {*step_of(follower.averager), *EVALUATION}
+            for operation, times in follower.account.counts.items():
+                if operation not in shared:
+                    timed.charge(operation, times)
+        seconds = self.measured_seconds
+        return Trajectory(
+            runs=tuple(follower.run(self.seed) for follower in self.followers),
+            rst_seconds=timed.rst_seconds,
+            measured_seconds=seconds,
+            other_cores=self.other_core_seconds / seconds if seconds else 0.0,
+            error=error,
+        )
+
+
+def _refuse_other(saved: object, own: Mapping[str, Any], of: str) -> None:
+    """Refuse a saved state that lacks one of one's own entries, or has one of another kind.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        entries = ", ".join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(
+            f"the saved state of {of} has {entries or 'nothing'} where {', '.join(own)} are "
+            "expected"
+        )
+    for name, value in own.items():
+        if not isinstance(saved[name], type(value)):
+            raise ValueError(
+                f"{name} in the saved state of {of} is a {type(saved[name]).__name__} and not a "
+                f"{type(value).__name__}"
+            )
+
+
+def draw_from(seed: int, step: int, rank: int) -> None:
+    """Let what a step draws (dropout) depend on seed, step and rank alone, on every device.
+
+    A training that was cut off then goes on with the same draws. `torch.manual_seed` would do the
+    same, and take a hundred microseconds.
+    """
+    digest = sha256(b"%d,%d,%d" % (seed, step, rank)).digest()
+    number = int.from_bytes(digest[:7])
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+
+
+def train(
+    workload: Workload,
+    methods: Mapping[str, Method],
+    seed: int,
+    budget: Budget,
+    costs: Mapping[str, float],
+    settings: Settings,
+    evaluations: int,
+    on_point: Callable[[str, Point], None] = lambda *_: None,
+    policy: Policy = "algoperf",
+    *,
+    tuned: Mapping[str, Settings] = {},
+    checkpoints: Checkpoints | None = None,
+    read_test: bool = True,
+    on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
+) -> Trajectory:
+    """Train until no method's budget can pay for another step and the reading that ends its run.
+
+    Methods that only read a training, as an average of the constant rate does, can follow one
+    together: each has its own account and ends where its own budget does, just as if it had trained
+    alone. A step is charged with all that a method adds to it, and each reading of an average too,
+    for it changes the weights or the statistics of the reported model; evaluation itself and the
+    loading of data are counted, and charged by the policy `mlperf` alone. So the RST charged to a
+    method is at most the budget, and falls short of it by less than one step. The learning rate
+    follows the fraction of the budget spent before each step.
+
+    Under `torchrun` every rank calls this, and takes every `world`-th batch: an optimizer step then
+    is `world` training steps, and the account counts what all ranks have run. Rank 0 alone reads,
+    evaluates, keeps checkpoints and tells of points.
+
+    Args:
+        workload: model and data.
+        methods: those that follow this trajectory, by name. Several must share the constant rate:
+            any other depends on what each has spent.
+        seed: of initial weights and batches; the same for all methods of a pair.
+        budget: reference seconds of each method.
+        costs: reference seconds of each operation.
+        settings: peak rate, k and interval.
+        evaluations: over the budget, evenly spaced, the last at its end.
+        on_point: told of each method's evaluations, those before a checkpoint again at a resume.
+        policy: which operations are charged.
+        tuned: settings of single methods, in place of `settings`.
+        checkpoints: where the training is kept, and gone on from if it was cut off.
+        read_test: whether the test part is read at the end of each run. That is for the report, and
+            no policy charges it.
+        on_end: told of each method's model in the weights that it reports, and of training inputs.
+
+    Returns:
+        A run for each method. Where the loss or the metric is no finite number any more, it ends at
+        once, with `failure` set. Where the training raised, all end with the error as failure.
+
+    Raises:
+        ValueError: the budget is smaller than one step, or the methods cannot share a trajectory.
+        KeyError: an operation has no cost.
+        StorageError: a checkpoint cannot be written.
+        CheckpointError: there are checkpoints, and none is a whole one of this training.
+    """
+    own = {name: tuned.get(name, settings) for name in methods}
+    schedules = {method.schedule for method in methods.values()}
+    rates = {each.learning_rate for each in own.values()}
+    if len(methods) > 1 and (schedules != {constant} or len(rates) > 1):
+        raise ValueError(
+            f"{', '.join(methods)} cannot follow one trajectory: their rates differ, or depend on "
+            "what each has spent"
+        )
+    begin = partial(_Training, workload, methods, seed, budget, costs, own, policy)
+    training = checkpoints.resume(begin) if checkpoints else begin()
+    for follower in training.followers:
+        for point in follower.points:
+            on_point(follower.name, point)
+    error = None
+    try:
+        _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)
+    except (StorageError, CheckpointError):
+        raise
+    # A file of a user's own may call sys.exit(), too.
+    except (Exception, SystemExit) as raised:
+        if ranks.world() > 1:
+            # The other ranks wait for this one, until `torchrun` sees that it ended.
+            raise
+        error = tracebacks.in_one_line(raised)
+        if not tracebacks.place_of(raised):
+            error = f"{error}; {tracebacks.write_down(raised)}"
+        for follower in training.active:
+            follower.error = f"at step {training.step}: {error}"
+    return training.trajectory(error)
+
+
+def _run(
+    training: _Training,
+    evaluations: int,
+    on_point: Callable[[str, Point], None],
+    checkpoints: Checkpoints | None,
+    on_end: Callable[[str, nn.Module, Tensor], None],
+    *,
+    read_test: bool,
+) -> None:
+    """Train to the end of all budgets."""
+    workload, watch = training.workload, training.watch
+    rank, world = ranks.rank(), ranks.world()
+    first = rank == 0
+    device = next(training.model.parameters()).device
+
+    def evaluate(follower: _Follower, operations: Mapping[str, int], *, last: bool) -> None:
+        for operation, times in operations.items():
+            follower.account.charge(operation, times)
+        with _paused(watch):
+            live = _sample(training.model) if first else []
+        here = follower.averager.reading()[0] if first else nullcontext(training.model)
+        with here as reported, _paused(watch):
+            is_live = ranks.from_first(_sample(reported) == live if first else None, device)
+            value = ranks.from_first(workload.evaluate(reported) if first else None, device)
+            follower.account.charge("evaluate")
+            rate = float(training.schedule.get_last_lr()[0])
+            charged = follower.account.rst_seconds
+            weights: Weights = "live" if is_live else "averaged"
+            loss = follower.mean_loss()
+            point = Point(training.step, charged, value, loss, rate, weights)
+            follower.points.append(point)
+            if first:
+                on_point(follower.name, point)
+            follower.ended = last or follower.failure is not None
+            if follower.ended and follower.failure is None:
+                if read_test:
+                    test = workload.evaluate_test(reported) if first else None
+                    follower.test = ranks.from_first(test, device)
+                if first:
+                    on_end(follower.name, reported, batch[0])
+
+    # Those of the other ranks are passed over.
+    start = training.step * world + rank
+    batches = itertools.islice(workload.batches(training.seed, start), None, None, world)
+    with watch:
+        while active := training.active:
+            draw_from(training.seed, training.step, rank)
+            batch = next(batches)
+            loss = training_step(workload, training.network, training.optimizer, batch)
+            training.step += 1
+            if world > 1:
+                # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
+                loss = ranks.mean(loss)
+            for follower in active:
+                follower.step(loss)
+            training.schedule.step()
+            for follower in active:
+                if not follower.can_pay:
+                    # In full even if there is nothing to read, so that every run ends alike.
+                    evaluate(follower, follower.averager.read_operations, last=True)
+                elif follower.is_due(evaluations):
+                    evaluate(follower, follower.averager.reading()[1], last=False)
+            if checkpoints and first and checkpoints.due:
+                with _paused(watch):
+                    checkpoints.save(training.step, training.state_dict())
+
+
+def _sample(model: nn.Module) -> list[bytes]:
+    """Return the first numbers of each parameter as bytes, by which NaN equals itself."""
+    return [
+        parameter.detach().reshape(-1)[:NUMBERS_OF_EACH].cpu().view(torch.uint8).numpy().tobytes()
+        for parameter in model.parameters()
+    ]
+
+
+@contextmanager
+def _paused(watch: Stopwatch) -> Iterator[None]:
+    if torch.cuda.is_initialized():
+        # Steps that were launched and have not run yet are none of what the watch pauses for.
+        torch.cuda.synchronize()
+    watch.stop()
+    try:
+        yield
+    finally:
+        watch.start()

@@ -1,0 +1,1 @@
+"""Read text and images from files."""

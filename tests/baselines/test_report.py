@@ -1,0 +1,332 @@
+"""The report: what is paired with what, and every kind of verdict."""
+
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.analysis import plots, report
+from baselines.analysis.plots import metric_over_rst
+from baselines.cli import console as screen
+from baselines.experiment import tuning
+from baselines.experiment.comparison import Comparison, Plan
+from baselines.methods.method import METHODS, Settings
+from baselines.training.results import Point, Run, Trajectory
+from baselines.workloads import digits
+from tests.timing.test_profile import profile_of
+from timing import Budget
+
+WORKLOAD = digits.load()
+
+
+def run(
+    method: str,
+    seed: int,
+    values: list[float],
+    failure: str | None = None,
+    test: float | None = None,
+) -> Run:
+    """A run that measured these; on the test part a quarter more, if not said otherwise."""
+    points = tuple(Point(10 * i, float(i), v, v, 0.1) for i, v in enumerate(values, start=1))
+    totals = {"algoperf": 4.0 + seed, "ntng": 3.0, "mlperf": 5.0}
+    line = {"operation": "train_step", "times": 40, "seconds_each": 0.1, "seconds": 4.0}
+    account = ({**line, "charged": True},)
+    test = values[-1] + 0.25 if test is None else test
+    share = METHODS[method].share if method in METHODS else 1.0
+    test = math.inf if failure else test
+    return Run(method, seed, points, account, totals, 0.1, failure, test, share=share)
+
+
+def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
+    """Runs from what they measured: for each method, for each seed, the metric at 1, 2, ... s."""
+    seeds = tuple(range(len(next(iter(curves.values())))))
+    plan = Plan(WORKLOAD, tuple(curves), seeds, Budget(4.0), Settings(0.1, 5, "auto"), 4)
+    profile = profile_of([{"train_step": 0.1}], plan.signature)
+    runs = tuple(
+        run(method, seed, values)
+        for method, by_seed in curves.items()
+        for seed, values in enumerate(by_seed)
+    )
+    return Comparison(plan, profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+
+
+CURVES = {
+    "constant": [[4.0, 3.0, 2.5, 2.0], [4.1, 3.1, 2.6, 2.1], [4.0, 3.0, 2.6, 2.2]],
+    "decayed": [[4.0, 3.0, 1.9, 1.0], [4.1, 3.1, 2.0, 1.1], [4.0, 3.0, 2.1, 1.15]],
+    "lawa": [[3.0, 1.9, 1.7, 1.5], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]],
+}
+
+
+def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:
+    rows = {row.method: row for row in report.rows(comparison(CURVES))}
+    assert rows["constant"].rst_to_target == (4.0, 4.0, 4.0)
+    assert rows["decayed"].rst_to_target == (3.0, 3.0, 3.0)
+    assert rows["lawa"].rst_to_target == (2.0, 2.0, 2.0)
+    assert rows["lawa"].savings["constant"] == (0.5, 0.5, 0.5)
+    assert rows["lawa"].savings["decayed"] == pytest.approx((1 / 3,) * 3)
+    assert rows["constant"].savings["decayed"] == pytest.approx((-1 / 3,) * 3)
+    assert rows["lawa"].finals == (1.5, 1.6, 1.7)
+    assert rows["lawa"].tests == (1.75, 1.85, 1.95)
+    assert report.metric_cell(rows["lawa"].finals).startswith("1.6000 ± 0.24")
+    assert report.target_cell(rows["lawa"]) == "2.00 s [2.00 s, 2.00 s]"
+    assert report.saving_cell(rows["lawa"], "constant") == "50% ± 0%"
+    assert report.saving_cell(rows["constant"], "constant") == "·"
+
+
+def test_the_verdict_says_what_wins_and_what_loses() -> None:
+    against_constant, against_decayed = report.verdict(comparison(CURVES))
+    better = "On the test part LAWA of the constant rate ends BETTER than constant rate"
+    assert better in against_constant
+    assert "1.8500 against 2.3500 nats per image" in against_constant
+    assert "reached the target with 50% less RST" in against_constant
+    assert "LAWA of the constant rate ends WORSE than fully decayed rate" in against_decayed
+    # One step of the grid earlier: no more than what the grid can tell.
+    assert "No saving of RST to the target is shown" in against_decayed
+    assert "[-0%, +67%]" in against_decayed or "[+0%, +67%]" in against_decayed
+
+
+def test_the_end_is_judged_on_the_test_part_and_the_target_on_the_validation_part() -> None:
+    made = comparison(CURVES)
+    ends = {"constant": [1.0, 1.1, 1.0], "decayed": [1.0, 1.0, 1.0], "lawa": [1.5, 1.5, 1.6]}
+    trajectory = Trajectory(
+        tuple(dataclasses.replace(r, test=ends[r.method][r.seed]) for r in made.runs), 4.0, 4.1, 0.0
+    )
+    made = dataclasses.replace(made, trajectories=(trajectory,))
+    sentence = report.verdict(made)[0]
+    assert "On the test part LAWA of the constant rate ends WORSE than constant rate" in sentence
+    assert "reached the target with 50% less RST" in sentence
+    _, constant, _, lawa = report.ranking([made])
+    assert (constant[1], lawa[1]) == ("1.0333 ± 0.1434 (2)", "1.5333 ± 0.1434 (3)")
+    assert report.columns(made)["test_metric"] == [
+        *ends["constant"],
+        *ends["decayed"],
+        *ends["lawa"],
+    ]
+    assert report.columns(made)["final_metric"][:3] == [2.0, 2.1, 2.2]
+    assert "end of the budget is judged on the test part" in report.conditions(made)
+
+
+def test_where_the_test_part_was_not_read_the_validation_part_judges() -> None:
+    made = comparison(CURVES)
+    made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, read_test=False))
+    assert report.verdict(made)[0].startswith("On the validation part LAWA")
+    assert "1.6000 against 2.1000" in report.verdict(made)[0]
+    target = "RST to target (median, 75% interval)"
+    assert report.results(made)[0] == ["method", "final validation nats per image", target]
+    assert "test_metric" not in report.columns(made)
+    assert "test part" not in report.markdown(made)
+    assert report.ranking([made])[3][1] == "1.6000 ± 0.2484 (2)"
+
+
+def test_the_verdict_says_when_nothing_is_shown() -> None:
+    curves = {
+        "constant": [[3.0, 2.0], [3.0, 2.0], [3.0, 2.0]],
+        "lawa": [[2.5, 1.9], [1.9, 2.1], [3.0, 2.0]],
+    }
+    (sentence,) = report.verdict(comparison(curves))
+    assert "no difference shown at the end" in sentence
+    assert "No saving of RST to the target is shown" in sentence
+
+
+def test_a_later_arrival_is_said_to_cost_more() -> None:
+    curves = {
+        "constant": [[4.0, 3.0, 2.0, 2.0]] * 3,
+        "lawa": [[4.0, 3.0, 2.5, 1.9]] * 3,
+        "decayed": [[4.0, 1.0, 1.0, 1.0]] * 3,
+    }
+    against_constant, against_decayed = report.verdict(comparison(curves))
+    assert "No saving of RST to the target is shown" in against_constant
+    assert "with 100% MORE RST" in against_decayed
+
+
+def test_one_seed_bears_no_conclusion() -> None:
+    sentences = report.verdict(comparison({name: curve[:1] for name, curve in CURVES.items()}))
+    assert all(sentence.count("one seed bears no conclusion") == 2 for sentence in sentences)
+
+
+def test_a_miss_is_never_and_no_saving_is_claimed_of_it() -> None:
+    curves = {**CURVES, "lawa": [[3.0, 2.9, 2.8, 2.7], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]}
+    made = comparison(curves)
+    row = next(row for row in report.rows(made) if row.method == "lawa")
+    assert row.rst_to_target[0] == math.inf
+    assert report.target_cell(row) == "2.00 s [2.00 s, never] (1 of 3 missed)"
+    assert report.saving_cell(row, "constant") == "reached 2/3"
+    sentence = report.verdict(made)[0]
+    assert "Both reached the target with 2 of 3 seeds, so no saving is claimed" in sentence
+    table = report.columns(made)
+    at = table["method"].index("lawa")
+    assert table["rst_to_target_seconds"][at : at + 3] == ["never", 2.0, 2.0]
+
+
+def test_a_failed_run_is_shown_as_a_miss() -> None:
+    made = comparison(CURVES)
+    runs = tuple(
+        run("lawa", 1, [3.1, math.nan], "no finite number")
+        if (r.method, r.seed) == ("lawa", 1)
+        else r
+        for r in made.runs
+    )
+    made = Comparison(made.plan, made.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    row = next(row for row in report.rows(made) if row.method == "lawa")
+    assert report.metric_cell(row.finals).endswith("(1 of 3 failed)")
+    assert report.metric_cell(row.tests).endswith("(1 of 3 failed)")
+    assert row.rst_to_target[1] == math.inf
+    assert "a run failed" in report.verdict(made)[0]
+    assert "(1 of 3 failed)" in report.markdown(made)
+
+
+def killed(method: str, seed: int) -> Run:
+    """What is known of a run whose process was killed before it measured anything."""
+    return Run(method, seed, (), (), {}, 0.0, "it was killed", share=1.0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sets(st.tuples(st.sampled_from(sorted(CURVES)), st.integers(0, 2))))
+def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
+    gone: set[tuple[str, int]],
+) -> None:
+    made = comparison(CURVES)
+    runs = [
+        killed(r.method, r.seed) if (r.method, r.seed) in gone else r
+        for r in sorted(made.runs, key=lambda each: each.seed)
+    ]
+    made = Comparison(
+        made.plan,
+        profile_of([{"train_step": 0.1}, {"train_step": 0.11}], made.plan.signature),
+        tuple(Trajectory((r,), 4.0, 4.1, 0.0, r.failure) for r in runs),
+    )
+    note = report.markdown(made)
+    screen.show(made)
+    for figure in plots.figures(made).values():
+        figure.canvas.draw()
+    for row in report.totals(made)[1:]:
+        (method,) = (name for name in CURVES if METHODS[name].title == row[0])
+        missing = sum(method == name for name, _ in gone)
+        kept = [4.0 + seed for seed in range(3) if (method, seed) not in gone]
+        mean = f"{statistics.fmean(kept):.3f}" if kept else "no run ended"
+        mark = f" ({missing} of 3 failed)" if missing and kept else ""
+        assert row[1:] == [mean + mark, "3.000" if kept else mean, "5.000" if kept else mean]
+    lost = sum(name == "constant" for name, _ in gone)
+    assert (f"With {lost} of 3 seeds the constant rate failed" in note) == bool(lost)
+    failure = str(made.failure)
+    assert len(made.cut_off) == len(gone)
+    if len(gone) == len(made.runs):
+        assert failure.startswith("every run failed under 4 s: ")
+        assert "No run ended" in note
+    else:
+        assert "give a run's seconds to ±" in note
+        start = f"{len(gone)} of 9 runs under 4 s did not end (" if gone else "None"
+        assert failure.startswith(start)
+
+
+def test_without_the_constant_rate_there_is_no_target() -> None:
+    made = comparison({name: CURVES[name] for name in ("decayed", "lawa")})
+    assert {report.target_cell(row) for row in report.rows(made)} == {"never (3 of 3 missed)"}
+    assert "no saving is claimed" in report.verdict(made)[0]
+    assert "Without the constant rate there is no target" in report.conditions(made)
+
+
+def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> None:
+    # After 2 of 4 s LAWA is at 1.9, 2.0 and 2.1; what it comes to later must not count.
+    for annealed, word in (
+        ([[1.0, 1.2], [1.0, 1.3], [1.0, 1.45]], "WORSE than"),
+        ([[9.0, 2.9], [9.0, 3.0], [9.0, 3.2]], "BETTER than"),
+        ([[9.0, 1.9], [9.0, 2.1], [9.0, 2.0]], "not shown to differ from"),
+    ):
+        curves = {"lawa": CURVES["lawa"], "annealed-50": annealed}
+        (sentence,) = report.verdict(comparison(curves))
+        # The test part is read only at the end, so in the middle there is no other than validation.
+        at = "After 2 s, on the validation part, LAWA of the constant rate"
+        assert f"{at} is {word} a run fully decayed" in sentence
+        assert "2.0000 against" in sentence
+
+
+def test_totals_are_means_over_seeds() -> None:
+    head, constant, *_ = report.totals(comparison(CURVES))
+    assert head == ["method", "algoperf, s", "ntng, s", "mlperf, s"]
+    assert constant == ["constant rate", "5.000", "3.000", "5.000"]
+
+
+def test_the_ranking_moves_with_the_budget() -> None:
+    worse = {**CURVES, "lawa": [[9.0], [9.0], [math.nan]]}
+    failed = comparison(worse)
+    runs = tuple(
+        run("lawa", 2, [math.nan], "diverged") if r.final != r.final else r for r in failed.runs
+    )
+    failed = Comparison(failed.plan, failed.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    head, constant, decayed, lawa = report.ranking([comparison(CURVES), failed])
+    assert head == ["method", "4 s", "4 s"]
+    assert [cell.rpartition(" ")[2] for cell in constant[1:]] == ["(3)", "(2)"]
+    assert [cell.rpartition(" ")[2] for cell in decayed[1:]] == ["(1)", "(1)"]
+    assert [cell.rpartition(" ")[2] for cell in lawa[1:]] == ["(2)", "(-)"]
+    assert "(1 of 3 failed)" in lawa[2]
+
+
+def test_without_a_pair_nothing_is_claimed() -> None:
+    assert report.verdict(comparison({"constant": CURVES["constant"]})) == [
+        "No two methods of a claim were compared, so nothing is claimed."
+    ]
+
+
+def test_the_markdown_names_seeds_budget_and_uncertainty() -> None:
+    note = report.markdown(comparison(CURVES))
+    assert "| method | final test nats per image | final validation nats per image |" in note
+    cells = "| 1.8500 ± 0.2484 | 1.6000 ± 0.2484 | 2.00 s [2.00 s, 2.00 s] |"
+    assert f"| LAWA of the constant rate {cells}" in note
+    assert "| LAWA of the constant rate | 50% ± 0% |" in note
+    assert "4 s of RST, 3 seeds" in note
+    assert "95% t-intervals over them" in note
+    assert "covers the true one 75% of the time" in note
+    assert "known to 1 s" in note
+    assert "Peak rate 0.1 for all, untuned; k=5, every=auto." in note
+
+
+def test_a_tuned_comparison_says_what_was_chosen_and_what_it_cost() -> None:
+    made = comparison(CURVES)
+    trials = tuning.trials(dataclasses.replace(made.plan, trials=2), 2)
+    tried = [
+        Comparison(
+            plan,
+            made.profile,
+            (Trajectory(tuple(run(m, 9, [3.0, end]) for m in CURVES), 8.0, 8.1, 0.0),),
+        )
+        for plan, end in zip(trials, (2.0, 1.0), strict=True)
+    ]
+    plan = tuning.winners(dataclasses.replace(made.plan, trials=2), tried)
+    note = report.markdown(dataclasses.replace(made, plan=plan))
+    chosen = trials[1].settings_of("lawa")
+    assert f"learning_rate={chosen.learning_rate:.4g}, every={chosen.every}" in note
+    # Two trials of three methods; a run of two points was charged 2 s.
+    assert "2 trial(s) a method" in note
+    assert "12 s of RST that are charged to no run" in note
+    assert "untuned" not in note
+    given = dataclasses.replace(made.plan, tuned={"lawa": Settings(0.4, 5, 7)})
+    said = report.conditions(dataclasses.replace(made, plan=given))
+    assert "Settings of their own: peak rate 0.1 for constant, 0.1 for decayed, 0.4" in said
+
+
+def test_a_method_of_the_users_own_is_held_against_every_baseline(tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from baselines.methods.method import METHODS\n\ndef method():\n    return METHODS['ema']\n"
+    )
+    made = comparison({"constant": CURVES["constant"], str(file): CURVES["lawa"]})
+    (sentence,) = report.verdict(made)
+    assert "On the test part mine ends BETTER than constant rate" in sentence
+    assert "with 50% less RST" in sentence
+
+
+def test_the_plot_has_a_line_a_method() -> None:
+    figure = metric_over_rst(comparison(CURVES))
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == {"constant rate", "fully decayed rate", "LAWA of the constant rate"}
+    drawn = lines["LAWA of the constant rate"]
+    assert list(drawn.get_xdata()) == [1, 2, 3, 4]
+    assert list(drawn.get_ydata()) == pytest.approx(np.mean(CURVES["lawa"], axis=0))
+    styles = {(line.get_color(), str(line.get_linestyle())) for line in axes.get_lines()}
+    assert len({style for _, style in styles}) == 3

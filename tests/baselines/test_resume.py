@@ -1,0 +1,456 @@
+"""A comparison that is cut off anywhere goes on, and ends with the table of an undisturbed one."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baselines.experiment.comparison import Comparison, Plan, Silent, compare
+from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.resume import resume
+from baselines.experiment.store import (
+    FolderError,
+    budget_folder,
+    read_comparison,
+    root_of,
+    write_profile,
+)
+from baselines.methods.method import METHODS
+from baselines.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    StorageError,
+    write_atomically,
+)
+from baselines.training.loop import train
+from baselines.training.results import Trajectory
+from baselines.workloads.base import Workload
+from tests.baselines.test_training import COSTS, SETTINGS, WORKLOAD
+from tests.support.kept_comparison import PROFILE, plan_of, results
+from timing import Budget
+
+ROOT = Path(__file__).parent.parent.parent
+ONE = plan_of(budget=0.3, seeds=1, methods=("constant", "lawa"))
+SMALL = plan_of(budget=0.5, seeds=2, methods=("constant", "lawa", "decayed"))
+
+
+class CutOff(BaseException):
+    """What a test ends a training with."""
+
+
+def cut_off(workload: Workload, step: int, how: type[BaseException] = CutOff) -> Workload:
+    """The workload, whose loss raises at this call, counted over all trainings."""
+    calls = count(1)
+
+    def loss(model, batch):
+        if next(calls) == step:
+            raise how("cut off here")
+        return workload.loss(model, batch)
+
+    return dataclasses.replace(workload, loss=loss)
+
+
+def with_dropout() -> Workload:
+    """Digits, with a model that draws random numbers as it trains."""
+
+    def make_model():
+        model = WORKLOAD.make_model()
+        return torch.nn.Sequential(torch.nn.Dropout(0.1), model)
+
+    return dataclasses.replace(WORKLOAD, make_model=make_model)
+
+
+def trained(workload: Workload, method: str, folder: Path | None) -> Trajectory:
+    costs = {**COSTS, "schedule_free_step": 0.011}
+    return train(
+        *(workload, {method: METHODS[method]}, 3, Budget(0.6), costs, SETTINGS, 4),
+        checkpoints=Checkpoints(folder, seconds=0.0) if folder else None,
+    )
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_a_training_cut_off_anywhere_ends_as_an_undisturbed_one(
+    tmp_path_factory, method, steps, drops
+) -> None:
+    folder = tmp_path_factory.mktemp("training")
+    workload = with_dropout() if drops else WORKLOAD
+    for step in steps:
+        try:
+            trained(cut_off(workload, step), method, folder)
+        except CutOff:
+            continue
+        break
+    assert trained(workload, method, folder).runs == trained(workload, method, None).runs
+
+
+def test_draws_differ_from_step_to_step_and_from_seed_to_seed() -> None:
+    drawn = []
+
+    def loss(model, batch):
+        drawn.append(float(torch.rand(())))
+        return WORKLOAD.loss(model, batch)
+
+    for seed in (0, 1):
+        train(
+            *(dataclasses.replace(WORKLOAD, loss=loss), {"constant": METHODS["constant"]}),
+            *(seed, Budget(0.2), COSTS, SETTINGS, 1),
+        )
+    assert len(set(drawn)) == len(drawn) > 20
+
+
+def carried_out(plan: Plan, folder: Path, listener=None, **options) -> Comparison:
+    return resume(plan, PROFILE, listener or Silent(), folder, checkpoint_seconds=0.0, **options)
+
+
+def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> None:
+    told = []
+
+    class Listens(Silent):
+        def run_started(self, method, seed):
+            told.append((method, seed))
+
+        def point(self, method, seed, point):
+            told.append((method, seed, point))
+
+        def trajectory_ended(self, trajectory):
+            told.append(trajectory)
+
+    undisturbed = carried_out(SMALL, tmp_path, Listens())
+    first, told[:] = list(told), []
+    forbidden = dataclasses.replace(SMALL.workload, batches=lambda *_: pytest.fail("trained"))
+    again = carried_out(dataclasses.replace(SMALL, workload=forbidden), tmp_path, Listens())
+    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE, Silent()))
+    # Methods that followed one training are told of one after another, and not in turns.
+    assert sorted(map(repr, told)) == sorted(map(repr, first))
+
+
+def test_no_checkpoint_is_left_behind_a_result(tmp_path: Path) -> None:
+    carried_out(SMALL, tmp_path)
+    assert not list(tmp_path.rglob("*.pt"))
+    assert len(list(tmp_path.rglob("result.json"))) == 4
+
+
+def cut(plan: Plan, folder: Path, step: int, how: type[BaseException] = CutOff) -> Comparison:
+    workload = cut_off(plan.workload, step, how)
+    return carried_out(dataclasses.replace(plan, workload=workload), folder)
+
+
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_named_and_passed_over(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(CutOff):
+        cut(SMALL, tmp_path, 30)
+    _, newest = sorted(tmp_path.rglob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    said: list[str] = []
+    done = carried_out(SMALL, tmp_path, warn=said.append)
+    assert results(done) == results(compare(SMALL, PROFILE, Silent()))
+    assert len(said) == 1
+    assert f"checkpoint {newest} cannot be read" in said[0]
+
+
+def test_one_flipped_bit_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(CutOff):
+        cut(SMALL, tmp_path, 30)
+    newest = sorted(tmp_path.rglob("*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    said: list[str] = []
+    carried_out(SMALL, tmp_path, warn=said.append)
+    assert "its digest is another" in said[0]
+
+
+def write_checkpoint(path: Path, state: object) -> None:
+    """With a right digest, whatever it holds."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = buffer.getvalue()
+    path.write_bytes(body + hashlib.sha256(body).digest())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(io.BytesIO(path.read_bytes()[:-32]), weights_only=True)
+
+
+class Evil:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture(scope="module")
+def cut_off_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that was cut off in its only training."""
+    folder = tmp_path_factory.mktemp("cut-off") / "0.3s"
+    with pytest.raises(CutOff):
+        cut(ONE, folder, 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed_one() -> str:
+    return results(compare(ONE, PROFILE, Silent()))
+
+
+def assert_passed_over(folder: Path, newest: Path, undisturbed: str) -> str:
+    said: list[str] = []
+    assert results(resume(ONE, PROFILE, Silent(), folder, warn=said.append)) == undisturbed
+    (line,) = said
+    assert line.startswith(f"checkpoint {newest} cannot be read (")
+    assert "\n" not in line
+    # torch's advice would have the file run what it likes.
+    assert "weights_only" not in line
+    return line
+
+
+@pytest.mark.parametrize("content", ["a list", "nothing", "other", "code", "older", "of seed 1"])
+def test_a_checkpoint_of_other_content_is_told_and_passed_over(
+    content: str, cut_off_once: Path, undisturbed_one: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(cut_off_once, tmp_path / "0.3s"))
+    _, newest = sorted(folder.rglob("*.pt"))
+    state = read_checkpoint(newest)
+    older = {key: value for key, value in state.items() if key != "of"}
+    of_seed_1 = {**state, "of": {**state["of"], "seed": 1}}
+    others, said = {
+        "a list": ([state], "it holds a list in place of a training's state"),
+        "nothing": ({}, "the saved state of training has nothing where of, step, model"),
+        "other": ({"w": torch.ones(3)}, "the saved state of training has w where of, step, model"),
+        "code": ({**state, "step": Evil(tmp_path / "PWNED")}, "to read that can run code"),
+        "older": (older, "the saved state of training has step, model, "),
+        "of seed 1": (of_seed_1, "it is of another training"),
+    }[content]
+    write_checkpoint(newest, others)
+    assert said in assert_passed_over(folder, newest, undisturbed_one)
+    assert not (tmp_path / "PWNED").exists()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_state_that_lacks_something_is_told_and_passed_over(
+    data: st.DataObject, cut_off_once: Path, undisturbed_one: str, tmp_path_factory
+) -> None:
+    folder = Path(shutil.copytree(cut_off_once, tmp_path_factory.mktemp("copy") / "0.3s"))
+    _, newest = sorted(folder.rglob("*.pt"))
+    state = read_checkpoint(newest)
+    at = data.draw(
+        st.sampled_from(
+            [state, state["of"], state["followers"], *state["followers"].values()]
+            + [follower["account"] for follower in state["followers"].values()]
+            + [point for follower in state["followers"].values() for point in follower["points"]]
+        )
+    )
+    key = data.draw(st.sampled_from(sorted(at)))
+    if data.draw(st.booleans()):
+        del at[key]
+    else:
+        at[key] = [None, torch.ones(2, dtype=torch.complex64)]
+    write_checkpoint(newest, state)
+    assert_passed_over(folder, newest, undisturbed_one)
+
+
+def test_with_no_checkpoint_to_read_nothing_starts_from_zero(tmp_path: Path) -> None:
+    with pytest.raises(CutOff):
+        cut(SMALL, tmp_path, 30)
+    for path in tmp_path.rglob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"remove that folder to start .* again"):
+        carried_out(SMALL, tmp_path, warn=lambda _: None)
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    carried_out(SMALL, tmp_path)
+    path = tmp_path / "decayed-seed-1" / "result.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(FolderError, match=r"decayed-seed-1/result.json is damaged"):
+        carried_out(SMALL, tmp_path)
+
+
+def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    done = cut(SMALL, tmp_path, 30, RuntimeError)
+    failed = [run for run in done.runs if run.failure]
+    assert {(run.method, run.seed) for run in failed} == {("constant", 0), ("lawa", 0)}
+    assert all(
+        re.fullmatch(r"at step 29: \S*test_resume\.py, line \d+: RuntimeError: cut off here", said)
+        for said in (str(run.failure) for run in failed)
+    )
+    assert all(run.test == float("inf") for run in failed)
+    # It is tried again, from its latest checkpoint.
+    calls = count()
+    workload = dataclasses.replace(
+        SMALL.workload, loss=lambda m, b: next(calls) * 0 + SMALL.workload.loss(m, b)
+    )
+    again = carried_out(dataclasses.replace(SMALL, workload=workload), tmp_path)
+    assert results(again) == results(compare(SMALL, PROFILE, Silent()))
+    assert next(calls) < 30
+
+
+def test_a_loss_that_is_no_number_stands(tmp_path: Path) -> None:
+    plan = dataclasses.replace(
+        SMALL, settings=dataclasses.replace(SMALL.settings, learning_rate=1e9)
+    )
+    first = carried_out(plan, tmp_path)
+    assert all("lower the rate" in str(run.failure) for run in first.runs)
+    forbidden = dataclasses.replace(plan.workload, batches=lambda *_: pytest.fail("trained"))
+    again = carried_out(dataclasses.replace(plan, workload=forbidden), tmp_path)
+    assert [run.failure for run in again.runs] == [run.failure for run in first.runs]
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
+    carried_out(SMALL, tmp_path)
+    other = dataclasses.replace(SMALL, seeds=(0, 1, 2))
+    with pytest.raises(FolderError, match="holds another comparison"):
+        carried_out(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": (0,)},
+        {"budget": Budget(0.6)},
+        {"policy": "mlperf"},
+        {"settings": dataclasses.replace(SMALL.settings, k=4)},
+        {"workload": dataclasses.replace(WORKLOAD, data={"sha256": "0" * 64})},
+    ],
+)
+def test_another_comparison_has_another_folder(tmp_path: Path, change) -> None:
+    folder = root_of(tmp_path, [SMALL])
+    assert folder == root_of(tmp_path, [plan_of(0.5, 2, SMALL.methods)])
+    assert folder != root_of(tmp_path, [dataclasses.replace(SMALL, **change)])
+    assert folder != root_of(tmp_path, [SMALL], "the digest of a profile")
+
+
+def test_a_comparison_is_read_back_without_its_data(tmp_path: Path) -> None:
+    write_profile(tmp_path, PROFILE)
+    folder = budget_folder(tmp_path, SMALL)
+    done = carried_out(SMALL, folder)
+    for path in (folder, tmp_path):
+        back = read_comparison(path)
+        assert results(back) == results(done)
+        assert back.profile == PROFILE
+        assert back.plan.signature == SMALL.signature
+    (folder / "decayed-seed-1" / "result.json").unlink()
+    with pytest.raises(FolderError, match="has not ended: seed 1 of decayed"):
+        read_comparison(folder)
+    (folder / "comparison.json").write_text("{")
+    with pytest.raises(FolderError, match=r"comparison.json is damaged"):
+        read_comparison(folder)
+    with pytest.raises(FolderError, match="holds no comparison"):
+        read_comparison(tmp_path / "nowhere")
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.kept_comparison", str(folder), *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> str:
+    return results(compare(plan_of(), PROFILE, Silent()))
+
+
+def test_killed_again_and_again_it_ends_with_the_very_table(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    """benchmarks/faults.py does the same 20 times to the command itself."""
+    moments = random.Random(0)
+    kills = 0
+    while kills < 4:
+        process = start(tmp_path)
+        # Importing torch is no part of the comparison.
+        assert process.stderr
+        process.stderr.readline()
+        time.sleep(moments.uniform(0, 1.2))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    out, said = start(tmp_path).communicate()
+    assert kills
+    assert out.strip() == undisturbed, said
+
+
+def test_a_full_disk_stops_it_with_one_line_and_it_goes_on_with_room(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    with pytest.raises(CutOff):
+        resume(
+            dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 150)),
+            *(PROFILE, Silent(), tmp_path / "2.5s"),
+            checkpoint_seconds=0.0,
+        )
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("step-*.pt")}
+    full = start(tmp_path, "20000")
+    said = full.communicate()[1].splitlines()[-1]
+    assert full.returncode
+    assert said.startswith("baselines.training.checkpoint.StorageError: ")
+    assert "File too large" in said
+    assert "give the same command, which goes on from there" in said
+    assert kept
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert not list(tmp_path.rglob("*.partial"))
+    assert start(tmp_path).communicate()[0].strip() == undisturbed
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+    path.with_name("file.partial").mkdir()
+    with pytest.raises(StorageError, match="could not be written: Is a directory"):
+        write_atomically(path, b"after")
+    assert path.read_bytes() == b"before"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LockedError, match=r"file/lock cannot be written: File exists"):
+        Lock(tmp_path / "file").__enter__()
+
+
+def test_a_second_process_is_told_who_has_the_comparison(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    assert first.stderr
+    first.stderr.readline()
+    with pytest.raises(LockedError, match=rf"{tmp_path} is in use by process {first.pid} on "):
+        Lock(tmp_path).__enter__()
+    second = start(tmp_path)
+    assert f"in use by process {first.pid}" in second.communicate()[1]
+    assert second.returncode
+    first.kill()
+    first.communicate()
+    with Lock(tmp_path, wait_seconds=5):
+        pass

@@ -1,0 +1,220 @@
+"""What a folder names is not run: reading runs nothing, a training what the command line names."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from baselines.__main__ import app
+from baselines.analysis import plots, report
+from baselines.cli import console as screen
+from baselines.experiment import tuning
+from baselines.experiment.comparison import Comparison, Plan, Silent, compare
+from baselines.experiment.executor import Processes, side_by_side, work
+from baselines.experiment.resume import resume
+from baselines.experiment.store import (
+    Description,
+    FolderError,
+    budget_folder,
+    describe,
+    read_comparison,
+    write_profile,
+)
+from baselines.methods.method import Settings, find
+from baselines.workloads import load
+from tests.baselines.test_report import CURVES, comparison
+from tests.baselines.test_score import kept
+from tests.support.kept_comparison import PROFILE, plan_of, results
+
+PLACES = ("method", "workload", "tuning")
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A file that leaves another one where it is run."""
+    path = tmp_path / "evil.py"
+    path.write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'PWNED')!r}).touch()\n"
+        "from baselines.methods.method import METHODS\n"
+        "from baselines.workloads.digits import load\n"
+        "def method():\n    return METHODS['decayed']\n"
+    )
+    return path
+
+
+def with_evil(place: str, evil: Path) -> Comparison:
+    """A comparison that names the file there."""
+    name = str(evil)
+    made = comparison({name if m == "decayed" else m: curve for m, curve in CURVES.items()})
+    plan, digest = made.plan, hashlib.sha256(evil.read_bytes()).hexdigest()
+    if place == "workload":
+        data = {**plan.workload.data, "file": evil.name, "file_sha256": digest}
+        own = dataclasses.replace(plan.workload, source=(name, name), data=data)
+        plan = dataclasses.replace(plan, workload=own)
+    elif place == "tuning":
+        trials = [
+            tuning.Trial(method, number, Settings(0.1, 5, number + 1), 1.0 + number, 4.0, 4.0)
+            for number in range(2)
+            for method in plan.methods
+        ]
+        tuned = {trial.method: trial.settings for trial in trials if not trial.number}
+        plan = dataclasses.replace(plan, trials=2, tuned=tuned, tried=tuple(trials))
+    return dataclasses.replace(made, plan=plan)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) -> None:
+    root = kept(with_evil(place, evil), tmp_path / "sent-by-somebody")
+    arguments = ["score", str(root), "--plot", str(tmp_path / "profile.png")]
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "│ evil " in done.output
+    found = read_comparison(root)
+    assert "| evil |" in report.markdown(found)
+    assert str(evil) in report.columns(found)["method"]
+    assert report.ranking([found])[2][0] == "evil"
+    assert plots.figures(found).keys() >= {"final-metric", "account"}
+    screen.show(found)
+    if place == "tuning":
+        assert [row[:2] for row in tuning.rows(found.plan)][2] == [
+            "evil",
+            "learning_rate=0.1, every=1",
+        ]
+    assert not (tmp_path / "PWNED").exists()
+    # It would have been seen.
+    find(str(evil))
+    assert (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("place", ["method", "workload"])
+@pytest.mark.parametrize("named", ["not", "with another text"])
+def test_a_training_runs_no_file_that_its_command_line_does_not_name(
+    place: str, named: str, evil: Path, tmp_path: Path
+) -> None:
+    root = kept(with_evil(place, evil), tmp_path / "root")
+    files = {} if named == "not" else {str(evil): hashlib.sha256(b"what I had seen").hexdigest()}
+    with pytest.raises(FolderError, match=r"names the file .*evil.py.*: nothing of it is run"):
+        work(str(root / "4s"), 0, files)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_digest_that_the_folder_leaves_out_allows_nothing(evil: Path, tmp_path: Path) -> None:
+    root = kept(with_evil("method", evil), tmp_path / "root")
+    path = root / "4s" / "comparison.json"
+    description = Description.read(path.parent)
+    bare = description.model_copy(update={"method_files_sha256": {}})
+    path.write_text(bare.model_dump_json())
+    with pytest.raises(FolderError, match="nothing of it is run"):
+        work(str(path.parent), 0, {})
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
+    evil: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from baselines.methods.method import METHODS\ndef method(): return METHODS['ema']\n"
+    )
+    plan = plan_of(0.5, 1, (str(mine),))
+    find(str(mine))
+    write_profile(tmp_path, PROFILE)
+    said: dict[str, str | None] = {}
+
+    class Changes(Silent):
+        def run_started(self, method, seed):
+            mine.write_text(evil.read_text())
+
+        def trajectory_ended(self, trajectory):
+            said.update({run.method: run.failure for run in trajectory.runs})
+
+    with Processes() as engine:
+        side_by_side(plan, PROFILE, Changes(), budget_folder(tmp_path, plan), engine, 1)
+    assert f"{mine} has changed since the comparison began" in str(said[str(mine)])
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Path) -> None:
+    text = "from baselines.methods.method import METHODS\ndef method(): return METHODS['ema']\n"
+    mine = tmp_path / "mine.py"
+    mine.write_text(text)
+    plan = plan_of(0.5, 2, (str(mine),))
+    undisturbed = results(compare(plan, PROFILE, Silent()))
+
+    class Changes(Silent):
+        def run_started(self, method, seed):
+            mine.write_text(evil.read_text())
+
+    assert results(resume(plan, PROFILE, Changes(), tmp_path / "0.5s")) == undisturbed
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Path) -> None:
+    """This one does so itself, as it trains."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import pathlib\n"
+        "from baselines.methods.averagers import Live\n"
+        "from baselines.methods.method import Method\n"
+        "from timing.rst.schedules import linear\n"
+        f"file = pathlib.Path({str(mine)!r})\n"
+        "class Own(Live):\n"
+        "    def after_step(self, spent):\n"
+        "        file.write_text(file.read_text() + '#')\n"
+        "def method():\n"
+        "    return Method('own', linear, lambda model, optimizer, *_: Own(model, optimizer))\n"
+    )
+    PROFILE.write(tmp_path / "reference.json")
+    options = "--workload digits --k 3 --seeds 1 --methods mine.py --budget 0.2s,0.3s"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "baselines", "compare", *options.split()),
+            *("--reference", "reference.json"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "digits, 0.2 s of RST each" in done.stdout
+    assert "0.3 s of RST" not in done.stdout
+    assert not list(tmp_path.glob("lawa-runs/*/0.3s"))
+    assert done.stderr.startswith("error: mine.py has changed since the comparison began")
+    assert done.stderr.count("\n") == 1
+
+
+def test_going_on_reads_no_more_of_a_folder_than_that_it_is_of_this_command(
+    evil: Path, tmp_path: Path
+) -> None:
+    plan = plan_of(0.5, 1, ("constant", "decayed"))
+    kept(with_evil("method", evil), tmp_path / "root")
+    folder = budget_folder(tmp_path / "root", plan)
+    (tmp_path / "root" / "4s").rename(folder)
+    with pytest.raises(FolderError, match="holds another comparison"):
+        resume(plan, PROFILE, Silent(), folder)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    method = tmp_path / "mine.py"
+    method.write_text(
+        "from baselines.methods.method import METHODS\ndef method(): return METHODS['decayed']\n"
+    )
+    workload = tmp_path / "images.py"
+    workload.write_text("from baselines.workloads.digits import load\n")
+    plan: Plan = plan_of(0.5, 1, ("constant", str(method)))
+    plan = dataclasses.replace(plan, workload=load(str(workload)))
+    assert describe(tmp_path / "x", plan).files_sha256.keys() == {str(method), str(workload)}
+    write_profile(tmp_path, PROFILE)
+    with Processes() as engine:
+        done = side_by_side(plan, PROFILE, Silent(), budget_folder(tmp_path, plan), engine, 2)
+    assert results(done) == results(compare(plan, PROFILE, Silent()))
+    torch.set_num_threads(threads)

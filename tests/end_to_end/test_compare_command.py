@@ -1,0 +1,301 @@
+"""`python -m baselines compare`, run for real and read back through MLflow's own client."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from baselines.experiment.calibration import calibratable
+from baselines.methods.method import DEFAULT, METHODS
+from timing import Profile, calibrate, commandline, this_machine, this_software
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+mlflow = pytest.importorskip("mlflow")
+
+QUICK = ("compare", "--workload", "digits", "--seeds", "2", "--budget", "0.6s")
+
+
+def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "baselines", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> subprocess.CompletedProcess[str]:
+    done = command(folder, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def kept_in(done: subprocess.CompletedProcess[str]) -> str:
+    """Where a comparison was kept, as the command prints it."""
+    found = re.search(r"^Kept in (\S+): the same command goes on", done.stdout, re.MULTILINE)
+    assert found
+    return found.group(1)
+
+
+def runs_of(folder: Path) -> tuple[mlflow.MlflowClient, list, list]:
+    """The client of the folder's store, its comparisons, oldest first, and all their children."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("lawa-opt")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return client, parents, [run for run in found if run not in parents]
+
+
+def test_what_is_printed(folder: Path, first: subprocess.CompletedProcess[str]) -> None:
+    out = first.stdout
+    assert "Reference profile:" in out
+    assert (folder / kept_in(first) / "reference.json").exists()
+    assert "NVML" in out or "NVIDIA" in out
+    for method in DEFAULT:
+        assert METHODS[method].title in out
+    assert "RST by policy, means over seeds" in out
+    assert "5 processes give a run's seconds to ±" in " ".join(out.split())
+    assert "RST to target" in out
+    assert "LAWA of the constant rate" in out
+    assert "2 paired seeds" in " ".join(out.split())
+    *_, how, page, _, address = out.strip().splitlines()
+    ui = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs"
+    assert re.search(rf" {ui}/[0-9a-f]{{32}}\?workflowType=machine_learning$", page)
+    assert re.search(rf"^{ui}\?\S+&viewStateShareKey=[0-9a-f]+$", address)
+    assert re.search(
+        r"-m mlflow ui --backend-store-uri sqlite:\S+mlflow\.db --host 127\.0\.0\.1", how
+    )
+
+
+def test_one_parent_and_a_child_for_each_method_and_seed(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    client, (parent, *_), children = runs_of(folder)
+    mine = [r for r in children if r.data.tags["mlflow.parentRunId"] == parent.info.run_id]
+    assert {(r.data.params["method"], int(r.data.params["seed"])) for r in mine} == {
+        (method, seed) for method in DEFAULT for seed in (0, 1)
+    }
+    assert {r.info.status for r in [parent, *mine]} == {"FINISHED"}
+    for child in mine:
+        values = client.get_metric_history(child.info.run_id, "validation/metric")
+        seconds = client.get_metric_history(child.info.run_id, "rst_seconds")
+        assert [m.step for m in values] == [m.step for m in seconds]
+        assert len(values) > 10
+        assert child.data.metrics["final/metric"] == values[-1].value
+        budget = float(child.data.params["budget_seconds"])
+        assert 0.9 * budget < seconds[-1].value <= budget
+        account = json.loads(mlflow.artifacts.load_text(f"{child.info.artifact_uri}/account.json"))
+        charged = sum(line["seconds"] for line in account["lines"] if line["charged"])
+        assert charged == pytest.approx(seconds[-1].value)
+
+
+def test_the_parent_has_table_verdict_plot_and_reference(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    client, (parent, *_), children = runs_of(folder)
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    plots = {"metric-over-rst.png", "final-metric.png", "time-to-target.png", "account.png"}
+    assert names == {"reference-profile.json", "report.md", "results.json", *plots}
+    note = parent.data.tags["mlflow.note.content"]
+    assert "| LAWA of the decayed rate |" in note
+    assert "paired seeds" in note
+    table = json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/results.json"))
+    finals = {(method, seed): final for method, seed, final, *_ in table["data"]}
+    for child in children:
+        if child.data.tags["mlflow.parentRunId"] == parent.info.run_id:
+            key = child.data.params["method"], int(child.data.params["seed"])
+            assert finals[key] == child.data.metrics["final/metric"]
+    reference = json.loads(
+        mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/reference-profile.json")
+    )
+    assert reference == json.loads((folder / kept_in(first) / "reference.json").read_text())
+    assert len(parent.data.params["data/sha256"]) == 64
+    # Two each, forward and backward; the images themselves need no gradient.
+    begin, middle, linear = 64 * 9 * 16, 16 * 9 * 16 * 32, 512 * 10
+    assert reference["workload"]["flops_per_step"] == 64 * 2 * (2 * begin + 3 * (middle + linear))
+    assert reference["process_count"] == 5
+
+
+def test_the_same_reference_gives_the_same_digits(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    again = command(folder, *QUICK, "--reference", f"{kept_in(first)}/reference.json")
+    assert again.returncode == 0, again.stderr
+    client, parents, children = runs_of(folder)
+
+    def told(parent) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        return {
+            (run.data.params["method"], f"{run.data.params['seed']} {metric}"): [
+                (m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)
+            ]
+            for run in children
+            if run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+            for metric in ("validation/metric", "train/loss", "rst_seconds")
+        }
+
+    assert len(parents) == 2
+    assert told(parents[0]) == told(parents[1])
+
+
+def test_the_same_command_does_nothing_again(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    before = len(runs_of(folder)[1])
+    again = command(folder, *QUICK)
+    assert again.returncode == 0, again.stderr
+    assert "calibrating" not in again.stdout
+    table = "RST each"
+    assert again.stdout[again.stdout.index(table) :] == first.stdout[first.stdout.index(table) :]
+    assert len(runs_of(folder)[1]) == before
+
+
+def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
+    """A profile of one process, this one: it is quick, and good enough to train under."""
+    measured = calibratable(workload, data, k)
+    every = {name: operation.every for name, operation in measured.operations.items()}
+    calibration = calibrate(measured.operations, 0.1, float("inf"))
+    path = folder / "measured-here.json"
+    signature = dict(measured.workload)
+    Profile.of(this_machine(), this_software(), signature, every, [calibration]).write(path)
+    return str(path)
+
+
+def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
+    options = (
+        "--budget 1s,2s --seeds 1 --methods constant,lawa,annealed-50 --k 3 --every 5 --lr 0.003 "
+        "--policy mlperf"
+    )
+    done = command(
+        folder,
+        *("compare", "--workload", "text", "--data", str(wikitext), *options.split()),
+        *("--reference", measured_here(folder, "text", str(wikitext), k=3)),
+        MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'other.db'}",
+        MLFLOW_EXPERIMENT_NAME="elsewhere",
+    )
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'other.db'}")
+    experiment = client.get_experiment_by_name("elsewhere")
+    found = client.search_runs([experiment.experiment_id])
+    by_budget = [run for run in found if run.data.params.get("method") == "lawa"]
+    assert {run.data.params["budget_seconds"] for run in by_budget} == {"1.0", "2.0"}
+    assert "by budget" in done.stdout
+    lawa = by_budget[0]
+    assert lawa.data.params["every"] == "5"
+    assert lawa.data.params["k"] == "3"
+    assert lawa.data.params["learning_rate"] == "0.003"
+    account = json.loads(mlflow.artifacts.load_text(f"{lawa.info.artifact_uri}/account.json"))
+    counts = {line["operation"]: line["times"] for line in account["lines"]}
+    assert counts["collect"] == counts["train_step"] // 5
+    assert all(line["charged"] for line in account["lines"])
+    assert lawa.data.params["policy"] == "mlperf"
+    assert len(found) == 2 * 4
+    spent = {
+        run.data.params["budget_seconds"]: run.data.metrics["work/rst_seconds"]
+        for run in found
+        if run.data.params.get("method") == "annealed-50"
+    }
+    assert 0 < spent["1.0"] <= 0.5 < spent["2.0"] <= 1.0
+
+
+WRONG = {
+    "--workload cifar": "--workload: 'cifar' is none of pydocs, digits, text",
+    "--workload nowhere.py": "--workload: nowhere.py: No such file or directory",
+    "--workload text": "--workload: workload text needs --data PATH",
+    "--workload digits --data x.txt": "--workload: workload digits takes no --data PATH",
+    "--workload text --data missing.txt": "--workload: missing.txt: No such file or directory",
+    "--budget soon": "--budget: 'soon' is no length of time such as 90s",
+    "--budget 0": "--budget: '0' is no length of time",
+    "--seeds 0": "--seeds must be at least 1: 0",
+    "--seeds many": "valid integer",
+    "--methods lawa,adam": "--methods: 'adam' is none of constant, decayed",
+    "--methods lawa,lawa": "--methods names a method twice",
+    "--k 0": "--k must be at least 1: 0",
+    "--every 0": "--every must be a number of steps from 1, or auto: '0'",
+    "--every manual": "--every must be a number of steps from 1, or auto: 'manual'",
+    "--lr -1": "--lr must be a positive number: -1",
+    "--lr nan": "--lr must be a positive number: nan",
+    "--policy free": "--policy: 'free' is none of algoperf, ntng, mlperf",
+    "--budget 1s,soon": "--budget: 'soon' is no length of time",
+    "--jobs 0": "--jobs must be at least 1: 0",
+    "--trials -1": "--trials must be at least 0: -1",
+    "--cluster-option a=1": "--cluster-option is for --cluster",
+    "--cluster local --cluster-option a": "--cluster-option must be NAME=VALUE: 'a'",
+    "--cluster pigeons": "--cluster: submitit refuses cluster 'pigeons'",
+    "--threads 0": "--threads must be at least 1: 0",
+    "--reference nowhere.json": "--reference: nowhere.json: No such file or directory",
+    "--nonsense": "No such option",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_a_wrong_value_is_one_clear_line_before_any_training(
+    options: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from baselines.__main__ import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["baselines", "compare", *options.split()])
+    with pytest.raises(SystemExit) as stop:
+        commandline.run(app)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert WRONG[options] in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_of_another_workload_is_refused_before_training(
+    folder: Path, first: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    reference = str(folder / kept_in(first) / "reference.json")
+    for options, message in (
+        (("--workload", "digits", "--k", "7"), "measured with k=5 and this run has k=7"),
+        (("--workload", "digits", "--budget", "0.000001s"), "does not pay for one step"),
+    ):
+        done = command(tmp_path, "compare", *options, "--reference", reference)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_is_marked_and_the_others_go_on(folder: Path, first) -> None:
+    done = command(
+        folder,
+        *(*QUICK, "--reference", f"{kept_in(first)}/reference.json", "--lr", "1e30"),
+        *("--methods", "constant,lawa"),
+        MLFLOW_EXPERIMENT_NAME="diverges",
+    )
+    assert done.returncode == 1
+    assert done.stdout.count(": the training loss or the metric is no finite number") == 4
+    assert done.stderr.count("\n") == 1
+    assert "error: every run failed under 0.6 s: constant, seed 0: the training" in done.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("diverges").experiment_id])
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert {run.info.status for run in found} == {"FAILED"}
+    assert all("lower the rate" in run.data.tags["failure"] for run in children)
+    assert len(children) == 4
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])
+def test_help(arguments: list[str], tmp_path: Path) -> None:
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 0
+    assert "budget" in done.stdout

@@ -1,0 +1,64 @@
+"""The API reference builds without a warning, and names what the packages give away."""
+
+import html
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import lawa_opt
+import timing
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_public_name_is_in_it(site: Path) -> None:
+    # Four lines of text, and then a compressed line for each name.
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    named = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    for package in (lawa_opt, timing):
+        public = {f"{package.__name__}.{name}" for name in package.__all__}
+        assert public
+        assert public <= named
+    assert "baselines.methods.method.Method" in named
+
+
+def test_the_readme_is_its_first_page(site: Path) -> None:
+    index = (site / "index.html").read_text()
+    assert "Reference system time" in index
+    assert 'src="images/saved-view.png"' in index
+    assert (site / "images" / "saved-view.png").exists()
+    assert 'href="contributing/"' in index
+
+
+def test_every_claim_is_there_with_its_figure_and_what_was_found(site: Path) -> None:
+    page = html.unescape((site / "claims" / "index.html").read_text())
+    results = sorted((ROOT / "docs" / "claims").glob("*.json"))
+    assert len(results) == 2 * len(list((ROOT / "examples" / "claims").glob("[!r]*.py")))
+    for result in results:
+        found = json.loads(result.read_text())
+        assert len(found["seeds"]) >= 5
+        assert (site / "claims" / f"{result.stem}.png").exists()
+        assert f'src="{result.stem}.png"' in page
+        for finding in found["findings"]:
+            assert f"{finding['verdict'].capitalize()}</strong>: {finding['claim']}" in page

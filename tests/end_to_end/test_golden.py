@@ -1,0 +1,30 @@
+"""What is counted and charged stays what it was, to the last digit, whatever moves in the code."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import golden_runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.slow
+
+
+def changes(name: str, found: Any) -> list[str]:
+    golden = json.loads((golden_runs.GOLDEN / f"{name}.json").read_text())
+    return list(golden_runs.differences(golden, golden_runs.exact(found)))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_comparison_counts_and_charges_what_it_did(jobs: int, tmp_path: Path) -> None:
+    assert not changes("comparison", golden_runs.comparison(tmp_path, jobs))
+
+
+def test_an_ablation_counts_and_charges_what_it_did() -> None:
+    assert not changes("ablation", golden_runs.ablation())

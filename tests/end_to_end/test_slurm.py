@@ -1,0 +1,114 @@
+"""A comparison on a real SLURM of one node, one job of which is cancelled."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from baselines.experiment.store import read_comparison
+from tests.support.kept_comparison import PROFILE, results
+from tests.support.one_node_slurm import missing, one_node
+
+pytest.importorskip("mlflow")
+pytest.importorskip("submitit", reason="needs the extra: pip install 'lawa-opt[cluster]'")
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
+COMPARE = (
+    "compare --workload digits --k 3 --lr 0.05 --seeds 1 --methods waits.py,decayed --budget 8s "
+    "--jobs 2 --cluster slurm --reference ../reference.json"
+)
+
+# In mid training it waits until it is let go on, so that it is cancelled while it runs, however
+# fast the machine.
+WAITS = """
+import time
+from pathlib import Path
+from baselines.methods.averagers import Live
+from baselines.methods.method import Method
+from timing.rst.schedules import constant
+
+class Waits(Live):
+    def after_step(self, spent):
+        while spent > 0.5 and not Path("go").exists():
+            time.sleep(0.1)
+
+def method():
+    return Method("Waits", constant, lambda model, optimizer, *_: Waits(model, optimizer))
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        with one_node(folder) as environment:
+            yield {**environment, "COLUMNS": "200"}
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "waits.py").write_text(WAITS)
+    return subprocess.Popen(
+        [sys.executable, "-m", "baselines", *COMPARE.split()],
+        cwd=folder,
+        env={**environment, "MLFLOW_EXPERIMENT_NAME": folder.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def table(out: str) -> str:
+    return out[out.index("of RST each") :].split("To review")[0]
+
+
+def test_a_cancelled_job_is_marked_and_gone_on_with(
+    tmp_path: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PROFILE.write(tmp_path / "reference.json")
+    slurm = {**slurm, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    (whole / "go").touch()
+    # Side by side, and one after another in SLURM's queue.
+    with start(cut, slurm) as cancelled, start(whole, slurm) as other:
+        try:
+            while not list(cut.glob("lawa-runs/*/8s/waits.py-seed-0/lock")):
+                assert cancelled.poll() is None, cancelled.communicate()
+                time.sleep(0.05)
+            # The first that was submitted is the one that waits.
+            submitted = cut.glob("lawa-runs/*/cluster/*/*_submitted.pkl")
+            job = min(int(path.name.partition("_")[0]) for path in submitted)
+            subprocess.run(["scancel", str(job)], env=slurm, check=True)
+            out, err = cancelled.communicate()
+            undisturbed, whole_err = other.communicate()
+        finally:
+            cancelled.kill()
+            other.kill()
+    assert cancelled.returncode == 1, out
+    assert err == (
+        "error: 1 of 2 runs under 8 s did not end (waits.py, seed 0); the same command goes on "
+        "with what did not end\n"
+    )
+    assert re.search(rf"waits.py, seed 0: FAILED .*: its job {job} left no result \(state", out)
+    assert re.search(r"│ waits +│ no run ended", out), out
+    assert (other.returncode, whole_err) == (0, "")
+
+    (cut / "go").touch()
+    with start(cut, slurm) as again:
+        out, err = again.communicate()
+    assert (again.returncode, err) == (0, "")
+    assert table(out) == table(undisturbed)
+    done = [
+        read_comparison(root)
+        for folder in (whole, cut)
+        for root in (folder / "lawa-runs").iterdir()
+    ]
+    assert results(done[0]) == results(done[1])

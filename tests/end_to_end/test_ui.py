@@ -1,0 +1,112 @@
+"""What a reviewer sees: a real Chromium opens MLflow's own UI on a real comparison."""
+
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from baselines.methods.method import METHODS
+from tests.end_to_end.test_compare_command import command, measured_here
+from tests.support.tracking_server import free_port, server
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the dev extra")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium or chrome on the path: apt-get install chromium"
+)
+# The UI loads its parts one after the other, and a busy machine takes its time.
+TIMEOUT_MILLISECONDS = 60_000
+
+NAMES = ("constant", "decayed", "lawa")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The lines that a real comparison ends with."""
+    folder, port = tmp_path_factory.mktemp("ui"), free_port()
+    reference = measured_here(folder, "digits", None, k=5)
+    options = f"--workload digits --seeds 2 --budget 1s --methods {','.join(NAMES)}"
+    uri = f"http://127.0.0.1:{port}"
+    with server(folder, port):
+        done = command(
+            folder,
+            *("compare", *options.split(), "--reference", reference),
+            MLFLOW_TRACKING_URI=uri,
+        )
+        assert done.returncode == 0, done.stderr
+        yield done.stdout.strip().splitlines()
+
+
+@pytest.fixture
+def page(printed: list[str]) -> Iterator["sync_api.Page"]:
+    with sync_api.sync_playwright() as playwright:
+        # Without a sandbox, which a container's root user cannot have; it opens our own pages only.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(TIMEOUT_MILLISECONDS)
+        # MLflow opens its assistant beside a first visit.
+        page.add_init_script(
+            "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
+            "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
+        )
+        yield page
+        browser.close()
+
+
+def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(printed, page) -> None:
+    page.goto(printed[-1])
+    for method in NAMES:
+        page.get_by_text(f"Group: {method}", exact=True).wait_for()
+    # The first chart is the comparison itself: the metric of each method, over RST.
+    chart = page.locator(".js-plotly-plot").first
+    chart.locator("path.js-line").first.wait_for(state="attached")
+    chart.get_by_text("rst_seconds").wait_for()
+    lines = chart.locator("path.js-line")
+    drawn = {lines.nth(i).get_attribute("d") for i in range(lines.count())}
+    assert len(drawn) >= len(NAMES)
+    # A line has a place for each point, and is no dot.
+    assert all(len(re.findall("[ML]", path or "")) + (path or "").count("C") > 1 for path in drawn)
+    headings = page.get_by_text(re.compile(r"^(validation|train|final|work)$"))
+    assert [headings.nth(i).inner_text() for i in range(2)] == ["validation", "train"]
+    assert page.get_by_text("lawa, seed 0", exact=True).count() == 1
+
+
+def opened(printed, page) -> str:
+    """The page of the comparison, and its address without what is asked of it."""
+    (address,) = (line.rpartition(" ")[2] for line in printed if line.startswith("Table, verdict"))
+    page.goto(address)
+    return address.partition("?")[0]
+
+
+def test_the_comparison_has_its_table_verdict_and_plots(printed, page) -> None:
+    opened(printed, page)
+    page.get_by_text("Show more").first.click()
+    table = page.locator("table", has_text="RST to target").first
+    for method in NAMES:
+        cell = table.get_by_text(METHODS[method].title, exact=True)
+        cell.first.wait_for()
+    claim = re.compile("LAWA of the constant rate .*constant rate.* over 2 paired seeds")
+    page.get_by_text(claim).first.wait_for()
+    for name in ("metric-over-rst", "final-metric", "time-to-target", "account"):
+        image = page.locator(f"img[src*='{name}.png']")
+        image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.naturalWidth > 100", arg=image.element_handle())
+
+
+def test_a_run_has_its_model_and_what_matters_first(printed, page) -> None:
+    opened(printed, page)
+    page.get_by_text(re.compile("^lawa, seed 0")).first.click()
+    page.get_by_text("averaged lawa 0").first.wait_for()
+    shown = page.get_by_text(
+        re.compile("^(method|seed|budget_seconds|learning_rate|k|every|workload|policy)$")
+    )
+    names = [shown.nth(i).inner_text() for i in range(shown.count())]
+    assert names[:4] == ["method", "seed", "budget_seconds", "learning_rate"]
+
+
+def test_the_system_is_shown(printed, page) -> None:
+    address = opened(printed, page)
+    page.get_by_text("Show more").first.wait_for()
+    page.goto(f"{address}/system-metrics?workflowType=machine_learning")
+    page.get_by_text("cpu_utilization_percentage", exact=True).first.wait_for()

@@ -1,0 +1,90 @@
+"""One small comparison and one ablation of digits, whose figures are kept beside this file.
+
+    python tests/support/golden_runs.py FOLDER     # makes them anew, with the code that is imported
+
+Steps, operations and reference seconds are the same on any machine; metrics only on one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GOLDEN = Path(__file__).with_name("golden")
+PROFILE = GOLDEN / "profile.json"
+MEASURED_HERE = {"value", "train_loss", "test", "measured_seconds", "other_cores"}
+
+
+def comparison(folder: Path, jobs: int) -> list[dict[str, Any]]:
+    """Return what the command leaves of each training, in the order of their folders' names."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "baselines", "compare", "--workload", "digits"),
+            *("--budget", "1s", "--seeds", "2", "--reference", PROFILE, "--jobs", str(jobs)),
+        ],
+        cwd=folder,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""},
+        check=True,
+        capture_output=True,
+    )
+    results = sorted(folder.glob("lawa-runs/*/1s/*/result.json"))
+    return [json.loads(path.read_text()) for path in results]
+
+
+def ablation() -> list[dict[str, Any]]:
+    """Return what an ablation finds, a training a seed."""
+    try:
+        from baselines.experiment.ablation import Cell, ablate
+        from baselines.experiment.comparison import Plan
+        from baselines.methods.method import Settings
+    # Where they were at the commit that benchmarks/golden.py runs beside this code.
+    except ImportError:
+        from baselines.ablation import Cell, ablate  # type: ignore[no-redef]
+        from baselines.comparison import Plan  # type: ignore[no-redef]
+
+        from baselines.methods import Settings  # type: ignore[no-redef]
+    from baselines.workloads import load
+    from timing import Budget, Profile
+
+    plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
+    cells = [Cell(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
+    found = ablate(plan, Profile.read(PROFILE), cells)
+    return [json.loads(json.dumps(asdict(trajectory))) for trajectory in found.trajectories]
+
+
+def exact(tree: Any) -> Any:
+    """Return the part that is the same on any machine."""
+    if isinstance(tree, dict):
+        return {key: exact(value) for key, value in tree.items() if key not in MEASURED_HERE}
+    return [exact(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Yield what has changed of what there was; what is told besides by now is no change."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in old.items():
+            yield from differences(value, new.get(key), f"{where}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, f"{where}[{index}]")
+    elif old != new:
+        yield f"{where}: {old!r:.80} became {new!r:.80}"
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True)
+    found = {"comparison": comparison(folder, 1), "ablation": ablation()}
+    for name, trainings in found.items():
+        (folder / f"{name}.json").write_text(json.dumps(trainings) + "\n")

@@ -1,0 +1,54 @@
+"""A small comparison in a folder, that a test can start as a process and end in many ways.
+
+`python kept_comparison.py FOLDER` carries it out, and prints its results as JSON.
+"""
+
+import json
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from baselines.experiment.comparison import Comparison, Plan, Silent
+from baselines.experiment.lock import Lock
+from baselines.experiment.resume import resume
+from baselines.methods.method import Settings
+from baselines.workloads import load
+from tests.baselines.test_training import COSTS
+from tests.timing.test_profile import profile_of
+from timing import Budget
+
+METHODS = ("constant", "ema", "swa", "lawa", "decayed", "lawa-decayed")
+
+
+def plan_of(budget: float = 2.5, seeds: int = 2, methods: tuple[str, ...] = METHODS) -> Plan:
+    settings = Settings(learning_rate=0.05, k=3, every="auto")
+    return Plan(load("digits"), methods, tuple(range(seeds)), Budget(budget), settings, 5)
+
+
+PROFILE = profile_of([COSTS], plan_of().signature)
+
+
+def results(comparison: Comparison) -> str:
+    """All that a table is made of, to the last digit."""
+    return json.dumps([asdict(run) for run in comparison.runs], indent=1)
+
+
+class Prints(Silent):
+    def run_started(self, method, seed):
+        print("started", method, seed, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    if len(sys.argv) > 2:
+        # As on a disk that is full: writing fails beyond so many bytes of a file.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    with Lock(folder):
+        done = resume(plan_of(), PROFILE, Prints(), folder / "2.5s", checkpoint_seconds=0.05)
+    print(results(done))

@@ -1,0 +1,56 @@
+"""A training that several ranks carry out together: `torchrun ranks_worker.py FOLDER [STEP]`.
+
+With a step, the processes are killed after it, as by a machine that goes down.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from baselines.methods.method import METHODS, Settings
+from baselines.training import distributed as ranks
+from baselines.training.checkpoint import Checkpoints
+from baselines.training.loop import train
+from tests.baselines.test_training import COSTS, WORKLOAD
+from timing import Budget
+
+FOLLOWING = ("constant", "ema", "swa", "lawa")
+SETTINGS = Settings(learning_rate=0.02, k=3, every=2)
+# Without BatchNorm, whose statistics are of each rank's own batch.
+WITHOUT_BATCHNORM = dataclasses.replace(
+    WORKLOAD,
+    make_model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
+    statistics_batches=(),
+)
+
+
+def follow(workload, budget_seconds, costs=COSTS, **options):
+    methods = {name: METHODS[name] for name in FOLLOWING}
+    return train(workload, methods, 3, Budget(budget_seconds), costs, SETTINGS, 4, **options)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    workload = WITHOUT_BATCHNORM
+    if len(sys.argv) > 2:
+        calls = count()
+
+        def loss(model, batch):
+            if next(calls) == int(sys.argv[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return WITHOUT_BATCHNORM.loss(model, batch)
+
+        workload = dataclasses.replace(WITHOUT_BATCHNORM, loss=loss)
+    with ranks.joined():
+        trajectory = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
+        rank = ranks.rank()
+        (folder / f"rank-{rank}.json").write_text(trajectory.to_json())
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{rank}.txt").write_text("".join(threads))

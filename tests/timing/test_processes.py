@@ -1,0 +1,362 @@
+"""Calibration in fresh processes: real ones, and what is done with what they report."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.waiting import wait_for
+from tests.timing.test_profile import MACHINE, SOFTWARE, WORKLOAD, process
+from timing import Calibration, CalibrationError, calibrate_in_processes
+from timing.calibration import processes as module
+from timing.calibration.worker import Order, Result, load
+
+SETUP = '''
+"""A workload that says which processes measured it."""
+
+import os
+import sys
+import time
+
+import torch
+
+from timing import Calibratable, Operation
+
+
+def sleeps(log, batch=8):
+    def step():
+        time.sleep(0.002)
+
+    with open(log, "a") as file:
+        print(os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], file=file)
+    operations = {"train_step": Operation(step), "collect": Operation(step, every=5)}
+    return Calibratable({"workload": "sleeps", "batch": batch}, operations)
+
+
+def broken():
+    print("this much is known", file=sys.stderr)
+    raise RuntimeError("there is no such data set")
+
+
+def leaves():
+    sys.exit(0)
+
+
+def odd():
+    raise BaseException("no Exception")
+
+
+def crashes():
+    os.abort()
+
+
+def immense():
+    return Calibratable({"flops": 10**400}, {"sleep": Operation(lambda: time.sleep(600))})
+
+
+def other():
+    return 3
+
+
+def vague():
+    return Calibratable({"shape": (8, 8)}, {})
+
+
+def hangs():
+    time.sleep(600)
+
+
+def waits(log):
+    with open(log, "w") as file:
+        print(os.getpid(), file=file)
+    time.sleep(600)
+'''
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Path:
+    path = tmp_path / "setup_of_sleeps.py"
+    path.write_text(SETUP)
+    return path
+
+
+def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    told: list[tuple[float, str]] = []
+    profile = calibrate_in_processes(
+        f"{setup}:sleeps",
+        {"log": str(log), "batch": 32},
+        processes=2,
+        seconds=0.4,
+        precision=1e9,
+        threads=1,
+        force=True,
+        on_progress=lambda done, said: told.append((done, said)),
+    )
+    lines = [line.split() for line in log.read_text().splitlines()]
+    ids = {int(line[0]) for line in lines}
+    # Beside other work some are disturbed, and others run in their place.
+    assert len(ids) == len(lines) == 2 + profile.discarded
+    assert os.getpid() not in ids
+    assert {(threads, omp) for _, threads, omp in lines} == {("1", "1")}
+    assert profile.process_count == 2
+    assert profile.workload == {"workload": "sleeps", "batch": 32}
+    assert profile.every == {"train_step": 1, "collect": 5}
+    assert profile.mixed_loop == {"train_step": 5, "collect": 1}
+    assert profile.software.torch_threads == 1
+    assert profile.software.omp_num_threads == "1"
+    # A sleep never ends early, so this lower bound holds on any machine.
+    assert min(profile.seconds.values()) >= 0.002
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (1.0, f"done, {profile.discarded} discarded")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            "broken",
+            r"failed \(exit code 1\): \S*of_sleeps\.py, line 25: RuntimeError: there is no such",
+        ),
+        ("other", r"TypeError: .*:other must return a timing\.Calibratable, not int"),
+        ("vague", r"TypeError: .*:vague has shape=\(8, 8\): a signature holds text and numbers"),
+        ("missing", r"ValueError: .* has no function 'missing'"),
+        ("leaves", r"of_sleeps\.py, line 29: it ends the process \(sys\.exit\): raise an error"),
+        ("odd", r"of_sleeps\.py, line 33: BaseException: no Exception"),
+        ("crashes", r"failed \(ended by SIGABRT\): it said nothing"),
+        ("immense", r"ValueError: flops must be a number of up to 1e\+30"),
+    ],
+)
+def test_a_process_that_fails_is_quoted(setup: Path, function: str, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message) as error:
+        calibrate_in_processes(f"{setup}:{function}")
+    assert error.value.stderr == "this much is known\n" * (function == "broken")
+
+
+def test_a_process_that_hangs_is_ended(setup: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"was not done after 0\.5 s and was ended"):
+        calibrate_in_processes(f"{setup}:hangs", limit_seconds=0.5)
+
+
+def test_a_process_ends_with_the_one_that_calibrates(setup: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    target, arguments = f"{setup}:waits", {"log": str(log)}
+    program = f"import timing; timing.calibrate_in_processes({target!r}, {arguments!r})"
+    starter = subprocess.Popen([sys.executable, "-c", program])
+    wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
+    child = psutil.Process(int(log.read_text()))
+    starter.kill()
+    starter.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing", "'nothing' is neither MODULE:FUNCTION nor"),
+        (":f", "':f' is neither"),
+        ("..:f", "'..:f' is neither"),
+        ("a b:f", "'a b:f' is neither"),
+        ("no_such_package.module:f", "there is no module no_such_package.module"),
+        ("nowhere.py:f", r"there is no file nowhere\.py"),
+        ("json:nothing", "json has no function 'nothing'"),
+    ],
+)
+def test_a_target_that_is_none(target: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(target)
+    if target != "json:nothing":
+        # What can be seen from outside starts no process.
+        monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("it started"))
+        with pytest.raises(ValueError, match=message):
+            calibrate_in_processes(target)
+
+
+def test_a_file_does_not_hide_behind_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "json.py"
+    path.write_text("def loads(): ...")
+    with pytest.raises(ValueError, match="has the name of a module that is in use"):
+        load(f"{path}:loads")
+
+
+def test_wrong_arguments_are_refused_before_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_run", lambda *_: pytest.fail("it started"))
+    with pytest.raises(ValueError, match="4 processes are too few: the uncertainty lies between"):
+        calibrate_in_processes("a:b", processes=4)
+    with pytest.raises(ValueError, match="1 processes are too few"):
+        calibrate_in_processes("a:b", processes=1, force=True)
+    for name in ("seconds", "precision", "threads", "limit_seconds"):
+        for wrong in (0, float("nan")):
+            with pytest.raises(ValueError, match=f"{name} must be above zero: {wrong}"):
+                calibrate_in_processes("a:b", **{name: wrong})
+    for name in ("seconds", "threads", "limit_seconds"):
+        for wrong in (float("inf"), 1e308):
+            with pytest.raises(ValueError, match=f"{name} must be at most "):
+                calibrate_in_processes("a:b", **{name: wrong})
+    with pytest.raises(ValueError, match="processes must be at most 1000: 999999999999"):
+        calibrate_in_processes("a:b", processes=999_999_999_999)
+
+
+STEADY = {"train_step": 0.01}
+LOUD = process(STEADY, reasons=("other processes kept 1.0 cores busy",))
+OPEN = process(STEADY, closure=0.2)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> list[Order]:
+    """Processes that report what they are told to."""
+    orders: list[Order] = []
+
+    def run(order: Order, _: float) -> Result:
+        orders.append(order)
+        return Result(
+            machine=MACHINE,
+            software=SOFTWARE,
+            workload=WORKLOAD,
+            every={"train_step": 1},
+            calibration=next(rows),
+        )
+
+    monkeypatch.setattr(module, "_run", run)
+    return orders
+
+
+def test_five_quiet_processes_make_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = scripted(monkeypatch, iter([process(STEADY)] * 9))
+    profile = calibrate_in_processes("a:b", seconds=100.0)
+    assert (len(orders), profile.process_count, profile.discarded) == (5, 5, 0)
+    # Half of the time is left for starting and for the closure loops.
+    assert {order.seconds for order in orders} == {10.0}
+
+
+def test_three_disturbed_processes_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = process(STEADY)
+    scripted(monkeypatch, iter([quiet, LOUD, quiet, OPEN, LOUD, quiet, quiet, quiet]))
+    profile = calibrate_in_processes("a:b")
+    assert profile.processes == (quiet,) * 5
+    assert profile.discarded == 3
+
+
+def test_a_fourth_is_refused_and_kept_only_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [LOUD, OPEN, LOUD, process(STEADY), OPEN, LOUD, *[process(STEADY)] * 2]
+    scripted(monkeypatch, iter(rows))
+    with pytest.raises(
+        CalibrationError, match=r"4 processes were disturbed, the latest: its closure is \+20\.0%"
+    ):
+        calibrate_in_processes("a:b")
+    scripted(monkeypatch, iter(rows))
+    profile = calibrate_in_processes("a:b", force=True)
+    assert profile.processes == tuple(rows[3:])
+    assert profile.discarded == 3
+    assert profile.flags() == (
+        "process 2: its closure is +20.0%",
+        "process 3: other processes kept 1.0 cores busy",
+    )
+
+
+def uneven() -> Iterator[Calibration]:
+    """Ten percent up and down."""
+    while True:
+        yield process({"train_step": 0.011})
+        yield process({"train_step": 0.009})
+
+
+def test_more_processes_until_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, uneven())
+    profile = calibrate_in_processes("a:b", precision=0.05, seconds=600)
+    assert profile.process_count > 10
+    scripted(monkeypatch, uneven())
+    wider = calibrate_in_processes("a:b", precision=0.1, seconds=600)
+    assert 5 < wider.process_count < profile.process_count
+
+
+def test_no_more_once_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, uneven())
+    profile = calibrate_in_processes("a:b", precision=0.05, seconds=1e-9)
+    assert profile.process_count == 5
+    (flag,) = profile.flags()
+    assert "the RST of the mixed loop is known to ±13" in flag
+
+
+def at_pace(pace_seconds: float) -> Calibration:
+    return process(STEADY).model_copy(update={"pace_seconds": pace_seconds})
+
+
+def test_a_processor_found_faster_later_discards_the_slowed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, free = at_pace(1.9), at_pace(1.0)
+    said: list[str] = []
+    orders = scripted(monkeypatch, iter([shared, shared, at_pace(1.05), *[free] * 4]))
+    profile = calibrate_in_processes("a:b", on_progress=lambda _, what: said.append(what))
+    assert profile.processes == (at_pace(1.05), *[free] * 4)
+    assert profile.discarded == 2
+    assert profile.flags() == ()
+    assert [order.known_pace for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
+    assert sum("the processor took 1.81 times as long" in what for what in said) == 2
+
+
+def test_a_slowed_processor_is_refused_or_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*[at_pace(1.9)] * 4, *[at_pace(1.0)] * 4]
+    scripted(monkeypatch, iter(rows))
+    with pytest.raises(CalibrationError, match=r"4 processes were .* took 1\.90 times as long"):
+        calibrate_in_processes("a:b")
+    scripted(monkeypatch, iter(rows))
+    profile = calibrate_in_processes("a:b", force=True)
+    assert (profile.process_count, profile.discarded) == (5, 3)
+    (flag,) = profile.flags()
+    assert flag.startswith("process 1: the processor took 1.90 times as long as in the fastest")
+
+
+def test_enough_quiet_ones_are_not_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [process({"train_step": 0.01 + i / 1e3}) for i in range(5)]
+    scripted(monkeypatch, iter([*rows, LOUD, LOUD, LOUD, LOUD]))
+    profile = calibrate_in_processes("a:b", precision=0.001)
+    assert profile.processes == tuple(rows)
+    assert profile.discarded == 3
+
+
+def test_processes_that_measure_something_else_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter = iter(range(9))
+
+    def run(*_: object) -> Result:
+        workload = {**WORKLOAD, "batch": next(counter)}
+        return Result(
+            machine=MACHINE,
+            software=SOFTWARE,
+            workload=workload,
+            every={"train_step": 1},
+            calibration=process(STEADY),
+        )
+
+    monkeypatch.setattr(module, "_run", run)
+    with pytest.raises(CalibrationError, match=r"workload is .*'batch': 0.* and .*'batch': 1"):
+        calibrate_in_processes("a:b")
+
+
+def test_a_machine_that_is_given_memory_meanwhile_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = iter(range(2**30, 2**31, 2**20))
+
+    def run(*_: object) -> Result:
+        return Result(
+            machine=MACHINE.model_copy(update={"memory_bytes": next(sizes)}),
+            software=SOFTWARE,
+            workload=WORKLOAD,
+            every={"train_step": 1},
+            calibration=process(STEADY),
+        )
+
+    monkeypatch.setattr(module, "_run", run)
+    assert calibrate_in_processes("a:b").machine.memory_bytes == 2**30

@@ -1,0 +1,266 @@
+"""Reference profiles: read back as written, and refused or flagged where they are wrong."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timing import (
+    Calibration,
+    Cost,
+    Profile,
+    ProfileError,
+    check_series,
+    this_machine,
+    this_software,
+)
+from timing.calibration.disturbance import Noise
+
+WORKLOAD = {"workload": "digits", "batch": 64, "k": 5}
+MACHINE, SOFTWARE = this_machine(), this_software()
+
+
+def process(
+    seconds: Mapping[str, float], closure: float = 0.0, reasons: tuple[str, ...] = ()
+) -> Calibration:
+    noise = Noise(
+        window_seconds=30.0,
+        other_cores=0.03,
+        throttled_seconds=None,
+        gpu_processes=None,
+        spread_ratio=None,
+        reasons=reasons,
+        gaps=(),
+    )
+    costs = {
+        name: Cost(median_seconds=median, spread_seconds=median / 10, samples=100)
+        for name, median in seconds.items()
+    }
+    return Calibration(costs=costs, closure=closure, noise=noise)
+
+
+def profile_of(
+    rows: Sequence[Mapping[str, float] | Calibration],
+    workload: Mapping[str, Any] = WORKLOAD,
+    every: Mapping[str, int] | None = None,
+) -> Profile:
+    """A profile from what each process measured."""
+    processes = [row if isinstance(row, Calibration) else process(row) for row in rows]
+    every = every or dict.fromkeys(processes[0].costs, 1)
+    return Profile.of(MACHINE, SOFTWARE, dict(workload), every, processes)
+
+
+ROWS = [
+    {"train_step": 0.01, "evaluate": 0.2},
+    {"train_step": 0.0102, "evaluate": 0.202},
+    {"train_step": 0.0099, "evaluate": 0.199},
+    {"train_step": 0.0101, "evaluate": 0.2},
+    {"train_step": 0.01, "evaluate": 0.201},
+]
+
+
+def profile() -> Profile:
+    return profile_of(ROWS)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "reference.json"
+    written = profile()
+    written.write(path)
+    assert Profile.read(path) == written
+    document = json.loads(path.read_text())
+    assert document["version"] == 2
+    assert document["software"]["torch"] == SOFTWARE.torch
+    assert [row["costs"]["train_step"]["median_seconds"] for row in document["processes"]] == [
+        row["train_step"] for row in ROWS
+    ]
+
+
+def test_the_profile_states_the_medians_of_its_processes() -> None:
+    made = profile_of([process({"a": value}, value / 100) for value in (5.0, 1.0, 2.0, 3.0)])
+    assert made.costs["a"] == Cost(median_seconds=2.5, spread_seconds=0.25, samples=400)
+    assert made.closure == 0.025
+    assert made.process_count == 4
+
+
+def test_charged_is_the_median_whatever_the_closure() -> None:
+    rows = [{"step": 0.010, "collect": 0.002}, {"step": 0.014, "collect": 0.001}]
+    rows.append({"step": 0.011, "collect": 0.004})
+    closures = (-0.04, 0.01, -0.03)
+    made = profile_of([process(row, closure) for row, closure in zip(rows, closures, strict=True)])
+    assert made.seconds == {"step": 0.011, "collect": 0.002}
+    assert [process.seconds for process in made.processes] == rows
+    assert made.closure == -0.03
+
+
+Change = Callable[[dict[str, Any]], object]
+
+WRONG: list[tuple[Change, str]] = [
+    (lambda d: d.update(version=3), r"version: 3.*newer lawa-opt"),
+    (lambda d: d.update(version=1), r"version 1, .* calibrate again"),
+    (lambda d: d.update(version="2"), r"version: '2'"),
+    (lambda d: d.pop("version"), r"no reference profile of version 2"),
+    (lambda d: d["costs"]["train_step"].update(median_seconds=-1), "greater than 0"),
+    (lambda d: d["costs"]["train_step"].update(median_seconds=0), "greater than 0"),
+    (lambda d: d["processes"][2]["costs"]["train_step"].update(median_seconds=0), "greater than 0"),
+    (lambda d: d["processes"][2]["costs"]["evaluate"].update(spread_seconds=-1), "or equal to 0"),
+    (lambda d: d["costs"]["train_step"].pop("spread_seconds"), r"train_step\.spread_seconds"),
+    (lambda d: d.update(closure="much"), "closure"),
+    (lambda d: d.update(surprise=1), "surprise"),
+    (lambda d: d["software"].pop("torch"), r"software\.torch"),
+    (
+        lambda d: d["costs"]["train_step"].update(median_seconds=0.001),
+        r"train_step\.median_seconds is 0\.001 and its processes give 0\.01: edited by hand, or a "
+        "digit is missing",
+    ),
+    (lambda d: d["costs"]["train_step"].update(samples=50), r"train_step\.samples is 50"),
+    (lambda d: d["costs"]["evaluate"].update(spread_seconds=0.1), r"evaluate\.spread_seconds is"),
+    (lambda d: d.update(closure=0.01), r"closure is 0\.01 and its processes give 0\.0"),
+    (lambda d: d["processes"].pop(), "process_count is 5 and there are 4 processes"),
+    (
+        lambda d: d["processes"][1]["costs"].pop("evaluate"),
+        r"process 2 do not have the same operations \(in one alone: evaluate\)",
+    ),
+    (lambda d: d["costs"].pop("evaluate"), r"in one alone: evaluate"),
+    (lambda d: d["every"].pop("evaluate"), "every must give each operation a number"),
+    (lambda d: d["every"].update(evaluate=0), "every must give each operation a number"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_document_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    path = tmp_path / "reference.json"
+    profile().write(path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ProfileError, match=message):
+        Profile.read(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_costs_that_are_no_number_are_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "reference.json"
+    profile().write(path)
+    path.write_text(path.read_text().replace("0.01,", f"{number},", 1))
+    with pytest.raises(ProfileError, match="median_seconds"):
+        Profile.read(path)
+
+
+def test_no_json_and_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "reference.json"
+    with pytest.raises(ProfileError, match="No such file"):
+        Profile.read(path)
+    path.write_text("{")
+    with pytest.raises(ProfileError, match="is not JSON"):
+        Profile.read(path)
+    path.write_text("[]")
+    with pytest.raises(ProfileError, match="no reference profile"):
+        Profile.read(path)
+
+
+def test_another_workload_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"batch=64 and this run has batch=32"):
+        profile().require({"workload": "digits", "batch": 32, "k": 5}, {"train_step"})
+    with pytest.raises(ProfileError, match=r"k=5 and this run has k=None"):
+        profile().require({"workload": "digits", "batch": 64}, {"train_step"})
+
+
+def test_a_missing_operation_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"no cost for collect, swap .*never free"):
+        profile().require(profile().workload, {"train_step", "swap", "collect"})
+    profile().require(profile().workload, {"train_step"})
+
+
+def test_flops_are_a_cross_check_where_both_sides_have_them() -> None:
+    bare = profile()
+    counted = bare.model_copy(update={"workload": {**bare.workload, "flops_per_step": 100}})
+    counted.require(bare.workload, set())
+    bare.require(counted.workload, set())
+    with pytest.raises(ProfileError, match=r"flops_per_step=100 and this run has .*=101"):
+        counted.require({**bare.workload, "flops_per_step": 101}, set())
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reference.json"
+    old = profile()
+    old.write(path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        profile_of(ROWS[:3]).write(path)
+    assert Profile.read(path) == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sound_profile_has_no_flags() -> None:
+    assert profile().flags() == ()
+
+
+def test_what_is_odd_is_flagged() -> None:
+    (few,) = profile_of(ROWS[:3] + ROWS[:1]).flags()
+    assert "4 process(es): at least 5" in few
+    (alone,) = profile_of(ROWS[:1]).flags()
+    assert "1 process(es)" in alone
+    noisy = process(ROWS[0], reasons=("other processes kept 1.0 cores busy",))
+    assert profile_of([*ROWS, noisy]).flags() == ("process 6: other processes kept 1.0 cores busy",)
+    (open_loop,) = profile_of([*ROWS, process(ROWS[0], closure=-0.06)]).flags()
+    assert open_loop == "process 6: its closure is -6.0%"
+    slow = {"train_step": 0.01, "evaluate": 0.9}
+    wide, large = profile_of([*ROWS, slow]).flags()
+    assert "RST of the mixed loop is known to ±" in wide
+    assert large.startswith("evaluate: 4.5 times as long in one process as in another")
+
+
+# Seconds of a training step of BERT with 1 to 16 layers on an RTX 3090, as No Train No Gain
+# published them (bert/rst/saved_rsts.py).
+PUBLISHED = [0.02521, 0.03837, 0.05177, 0.06508, 0.07847, 0.09188, 0.01052, 0.1186]
+PUBLISHED += [0.1319, 0.1454, 0.1589, 0.1722, 0.1857, 0.1988, 0.212, 0.2253]
+
+
+def series(costs: Mapping[int, float]) -> list[Profile]:
+    return [
+        profile_of([{"train_step": cost}], {**WORKLOAD, "layers": layers, "flops_per_step": layers})
+        for layers, cost in costs.items()
+    ]
+
+
+def test_the_published_slip_of_a_digit_is_found() -> None:
+    costs = dict(enumerate(PUBLISHED, start=1))
+    (flag,) = check_series(series(costs), "layers")
+    assert flag.startswith("train_step at layers=7 costs 0.01052 s where its neighbours predict ")
+    predicted = float(flag.partition("predict ")[2].partition(" s")[0])
+    share = math.log(7 / 6) / math.log(8 / 6)
+    assert predicted == pytest.approx(0.09188 ** (1 - share) * 0.1186**share, rel=1e-3)
+    # The same from its two neighbours alone, and in whatever order the profiles are given.
+    three = series({layers: costs[layers] for layers in (8, 6, 7)})
+    assert check_series(three, "layers") == (flag,)
+    assert check_series(series({**costs, 7: 0.1052}), "layers") == ()
+    # Two slips are two flags, and the sound costs between them none.
+    flags = check_series(series({**costs, 9: 1.319}), "layers")
+    assert [flag.split()[2] for flag in flags] == ["layers=7", "layers=9"]
+
+
+def test_a_series_is_of_one_number() -> None:
+    profiles = series({1: 0.1, 2: 0.2, 3: 0.3})
+    with pytest.raises(ProfileError, match="needs three profiles or more, not 2"):
+        check_series(profiles[:2], "layers")
+    with pytest.raises(ProfileError, match="have the same layers"):
+        check_series([*profiles, profiles[0]], "layers")
+    with pytest.raises(ProfileError, match="width=None is no positive number"):
+        check_series(profiles, "width")
+    with pytest.raises(ProfileError, match="workload='digits' is no positive number"):
+        check_series(profiles, "workload")
+    other = profile_of([{"train_step": 1.0}], {**WORKLOAD, "layers": 4, "batch": 32})
+    with pytest.raises(ProfileError, match="must not differ in batch too"):
+        check_series([*profiles, other], "layers")

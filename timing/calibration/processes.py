@@ -1,0 +1,239 @@
+"""Calibrate in several fresh processes: the uncertainty of a cost lies between them."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timing.calibration.profile import Profile
+from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
+from timing.calibration.worker import Order, Result, check_target
+from timing.statistics import rst_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+SECONDS = 120.0
+RETRIES = 3
+LIMIT_SECONDS = 3600.0
+# Above these nobody waits for an end, or torch ends the process.
+MOST_SECONDS = 1e9
+MOST_PROCESSES = 1000
+MOST_THREADS = 1024
+
+CHILD = "from timing.calibration.worker import main; main()"
+
+
+class CalibrationError(RuntimeError):
+    """A calibration that gave no profile; `stderr` is what the process that failed said before."""
+
+    def __init__(self, message: str, stderr: str = "") -> None:
+        super().__init__(message)
+        self.stderr = stderr
+
+
+def calibrate_in_processes(
+    target: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    processes: int = LEAST_PROCESSES,
+    seconds: float = SECONDS,
+    precision: float = PRECISION,
+    threads: int = 1,
+    force: bool = False,
+    limit_seconds: float = LIMIT_SECONDS,
+    on_progress: Callable[[float, str], None] = lambda *_: None,
+) -> Profile:
+    """Measure a profile on this machine, each row of it in a fresh process.
+
+    Each process imports the target, calls it, and runs `timing.calibrate` on what it returns. There
+    are at least `processes` of them, and more until the interval of the mixed loop's RST is narrow
+    enough or the time is used up; half of it is set aside for starting them and for their closure
+    loops. A process that was disturbed, ran on a processor slower than another process found it, or
+    whose costs do not add up to a loop's time, is discarded and another one is run in its place,
+    three times in all.
+
+    To stop once an interval is narrow favours those that are narrow by chance: in a simulation with
+    0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
+
+    Args:
+        target: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; the function returns a `Calibratable`.
+        arguments: what the function is called with; values that JSON can hold.
+        processes: the fewest, 5 or more unless forced.
+        seconds: for all processes together; the fewest are run even if they take longer.
+        precision: half width of the 95% interval of the mixed loop's RST, as a share of it.
+        threads: of torch and OpenMP.
+        force: keep disturbed processes once the three are used up, with what disturbed them.
+        limit_seconds: after which a process is taken to hang, and is ended.
+        on_progress: told the fraction done, from 0 to 1, and what has just happened.
+
+    Raises:
+        ValueError: an argument makes no sense.
+        CalibrationError: a process failed or hung, or the machine was too busy and it is not
+            forced.
+    """
+    _check_processes(processes, force)
+    for name, value, most in (
+        ("seconds", seconds, MOST_SECONDS),
+        ("precision", precision, math.inf),
+        ("threads", threads, MOST_THREADS),
+        ("limit_seconds", limit_seconds, MOST_SECONDS),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name} must be above zero: {value}")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:g}: {value:g}")
+    order = Order(
+        target=target,
+        arguments=dict(arguments or {}),
+        seconds=seconds / (2 * processes),
+        threads=threads,
+    )
+    end = time.monotonic() + seconds
+    kept: list[Result] = []
+    discarded = 0
+    known_pace: float | None = None
+    while True:
+        kept.append(_run(order.model_copy(update={"known_pace": known_pace}), limit_seconds))
+        _check_alike(kept[0], kept[-1])
+        known_pace = _fastest(known_pace, kept[-1].calibration.pace_seconds)
+        busy = ""
+        # All of them, for a later one may have found the processor faster.
+        for result in list(kept):
+            faults = "; ".join(result.calibration.faults(known_pace))
+            if not faults or (force and discarded == RETRIES):
+                continue
+            kept.remove(result)
+            if discarded < RETRIES:
+                discarded += 1
+                on_progress(_done(kept, processes), f"discarded a process: {faults}")
+            else:
+                busy = faults
+        if busy:
+            if len(kept) >= processes:
+                break
+            raise CalibrationError(
+                f"{discarded + 1} processes were disturbed, the latest: {busy}; leave the "
+                "machine alone and calibrate again, or force it, and the profile will say so"
+            )
+        if not kept:
+            continue
+        profile = _profile(kept, discarded)
+        on_progress(_done(kept, processes), _said_of(profile))
+        if len(kept) < processes:
+            continue
+        width = rst_interval(profile.mixed_loop, profile, "mlperf").half_width
+        if width <= precision or time.monotonic() >= end:
+            break
+    on_progress(1.0, f"done, {discarded} discarded")
+    return _profile(kept, discarded)
+
+
+def _fastest(one: float | None, other: float | None) -> float | None:
+    return min((pace for pace in (one, other) if pace is not None), default=None)
+
+
+def _check_processes(processes: int, force: bool) -> None:
+    if processes < 2 or (processes < LEAST_PROCESSES and not force):
+        raise ValueError(
+            f"{processes} processes are too few: the uncertainty lies between them, give "
+            f"{LEAST_PROCESSES} or more (at least 2 if forced)"
+        )
+    if processes > MOST_PROCESSES:
+        raise ValueError(f"processes must be at most {MOST_PROCESSES}: {processes}")
+
+
+def _run(order: Order, limit_seconds: float) -> Result:
+    check_target(order.target)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(order.threads),
+        # The child finds its modules where this process does.
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+    }
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+        order_path, result_path = Path(folder, "order.json"), Path(folder, "result.json")
+        order_path.write_bytes(order.model_dump_json().encode())
+        command = [sys.executable, "-c", CHILD, str(order_path), str(result_path)]
+        # Nothing is written: it ends with this process, however that ends, and the child then too.
+        reading, writing = os.pipe()
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=reading,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=limit_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = error.stderr or b""
+            raise CalibrationError(
+                f"a process that calibrates {order.target} was not done after "
+                f"{limit_seconds:g} s and was ended: give a higher limit, or see why it hangs",
+                said.decode(errors="replace") if isinstance(said, bytes) else said,
+            ) from error
+        finally:
+            os.close(reading)
+            os.close(writing)
+        if done.returncode != 0:
+            before, _, last = done.stderr.rstrip().rpartition("\n")
+            raise CalibrationError(
+                f"a process that calibrates {order.target} failed ({_ending(done.returncode)}): "
+                f"{last or 'it said nothing'}",
+                before and f"{before}\n",
+            )
+        return Result.model_validate_json(result_path.read_bytes())
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exit code {status}"
+    return f"ended by {signal.Signals(-status).name}"
+
+
+def _check_alike(first: Result, later: Result) -> None:
+    # A virtual machine may be given more memory while it runs, which makes it no other.
+    if later.machine.memory_bytes != first.machine.memory_bytes:
+        memory = {"memory_bytes": first.machine.memory_bytes}
+        later = later.model_copy(update={"machine": later.machine.model_copy(update=memory)})
+    for what in ("machine", "software", "workload", "every"):
+        if getattr(first, what) != getattr(later, what):
+            raise CalibrationError(
+                f"the processes do not measure the same: {what} is {getattr(first, what)} in the "
+                f"first and {getattr(later, what)} in a later one"
+            )
+
+
+def _profile(results: list[Result], discarded: int) -> Profile:
+    first = results[0]
+    return Profile.of(
+        first.machine,
+        first.software,
+        first.workload,
+        first.every,
+        [result.calibration for result in results],
+        discarded,
+    )
+
+
+def _done(kept: list[Result], processes: int) -> float:
+    return min(1.0, len(kept) / (processes + 1))
+
+
+def _said_of(profile: Profile) -> str:
+    loop = rst_interval(profile.mixed_loop, profile, "mlperf")
+    known = "" if profile.process_count < 2 else f" ±{loop.half_width:.1%}"
+    return (
+        f"{profile.process_count} process(es): {loop.estimate:.4g} s a mixed loop{known}, closure "
+        f"{profile.closure:+.1%}"
+    )

@@ -1,0 +1,45 @@
+"""What looks wrong in a profile that is otherwise whole: nothing here is refused, all is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from timing.statistics import rst_interval
+
+if TYPE_CHECKING:
+    from timing.calibration.profile import Profile
+
+# A slipped digit is a factor of ten; what a machine does to an operation by chance is less than 3.
+ORDER_OF_MAGNITUDE = 3.0
+LEAST_PROCESSES = 5
+# Of the RST of the mixed loop, either side.
+PRECISION = 0.02
+
+
+def flags(profile: Profile) -> tuple[str, ...]:
+    """What a careful reader should know, in words; see `Profile.flags`."""
+    found = []
+    count = profile.process_count
+    if count < LEAST_PROCESSES:
+        found.append(
+            f"{count} process(es): at least {LEAST_PROCESSES} are needed for an interval to trust"
+        )
+    if count > 1:
+        half_width = rst_interval(profile.mixed_loop, profile, "mlperf").half_width
+        if half_width > PRECISION:
+            found.append(
+                f"the RST of the mixed loop is known to ±{half_width:.1%} only: give the "
+                "calibration more time, or a quieter machine"
+            )
+    paces = [process.pace_seconds for process in profile.processes if process.pace_seconds]
+    known_pace = min(paces, default=None)
+    for number, process in enumerate(profile.processes, start=1):
+        found += [f"process {number}: {fault}" for fault in process.faults(known_pace)]
+    for operation in profile.costs:
+        medians = [process.costs[operation].median_seconds for process in profile.processes]
+        if max(medians) > ORDER_OF_MAGNITUDE * min(medians):
+            found.append(
+                f"{operation}: {max(medians) / min(medians):.1f} times as long in one process as "
+                f"in another ({min(medians):.3g} to {max(medians):.3g} s)"
+            )
+    return tuple(found)

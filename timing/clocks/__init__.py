@@ -1,0 +1,1 @@
+"""Time the phases of a training as it runs."""

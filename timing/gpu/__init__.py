@@ -1,0 +1,1 @@
+"""Read GPUs through NVML: time active, energy, throttling."""

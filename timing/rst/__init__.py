@@ -1,0 +1,1 @@
+"""Count computation in reference system time (RST): costs, budgets, policies and schedules."""

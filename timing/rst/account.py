@@ -1,0 +1,186 @@
+"""The account of a run: how often each operation ran, and what that costs on the reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from timing.rst.policy import POLICIES, Policy, uncharged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEMTOSECONDS = 10**15
+
+
+def to_femtoseconds(seconds: float) -> int:
+    """Whole femtoseconds, rounded; the sum of a billion is then exact in any order.
+
+    Raises:
+        ValueError: it is no finite number, or below half a femtosecond.
+    """
+    if not math.isfinite(seconds) or (rounded := round(Fraction(seconds) * FEMTOSECONDS)) < 1:
+        raise ValueError(f"not a positive, finite number of seconds: {seconds!r}")
+    return rounded
+
+
+class Account:
+    """Reference system time: RST = sum over operations of n_op * c_op, in seconds.
+
+    Counts are whole numbers and costs from a profile become whole femtoseconds, so the same
+    operations give the same RST to the last digit, in whatever order, on whatever machine and under
+    whatever load, also when a run is resumed.
+
+    Args:
+        costs: of each operation in reference seconds.
+        policy: which operations are charged; all are counted and shown.
+
+    Raises:
+        ValueError: a cost is not a positive, finite number, or there is no such policy.
+    """
+
+    def __init__(self, costs: Mapping[str, float], policy: Policy = "algoperf") -> None:
+        self._uncharged = uncharged(policy)
+        self.policy: Policy = policy
+        self._costs = {name: _cost(name, seconds) for name, seconds in costs.items()}
+        self._prices = {
+            name: 0 if name in self._uncharged else cost for name, cost in self._costs.items()
+        }
+        self._counts = dict.fromkeys(self._costs, 0)
+        self.femtoseconds = 0
+
+    def charge(self, operation: str, times: int = 1) -> None:
+        """Count an operation that ran.
+
+        Raises:
+            KeyError: it has no cost; it is never free.
+            ValueError: `times` is not a whole number from 0.
+        """
+        if times != 1 and not (isinstance(times, int) and times >= 0):
+            raise ValueError(f"{operation!r} cannot run {times!r} times: give a whole number")
+        try:
+            self.femtoseconds += self._prices[operation] * times
+        except KeyError:
+            raise self._unknown(operation) from None
+        self._counts[operation] += times
+
+    def _unknown(self, operation: str) -> KeyError:
+        return KeyError(
+            f"{operation!r} has no cost on the reference machine (known: "
+            f"{', '.join(sorted(self._costs))})"
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each operation ran, those that did not left out; a copy."""
+        return {operation: times for operation, times in self._counts.items() if times}
+
+    def cost_femtoseconds(self, operations: Mapping[str, int]) -> int:
+        """What operations would be charged, exactly; charges nothing.
+
+        Raises:
+            KeyError: one has no cost.
+        """
+        prices = self._prices
+        total = 0
+        for operation in operations:
+            try:
+                total += prices[operation] * operations[operation]
+            except KeyError:
+                raise self._unknown(operation) from None
+        return total
+
+    def cost(self, operations: Mapping[str, int]) -> float:
+        """Reference seconds of operations, the uncharged ones left out; charges nothing.
+
+        Raises:
+            KeyError: one has no cost.
+        """
+        return self.cost_femtoseconds(operations) / FEMTOSECONDS
+
+    @property
+    def rst_seconds(self) -> float:
+        """Reference seconds charged so far."""
+        return self.femtoseconds / FEMTOSECONDS
+
+    def totals(self) -> dict[Policy, float]:
+        """Reference seconds that each policy would have charged for what ran."""
+        return {
+            policy: sum(
+                self._costs[operation] * times
+                for operation, times in self._counts.items()
+                if operation not in uncharged(policy)
+            )
+            / FEMTOSECONDS
+            for policy in POLICIES
+        }
+
+    def lines(self) -> list[dict[str, str | int | float | bool]]:
+        """The account as a table: a line an operation."""
+        return [
+            {
+                "operation": operation,
+                "times": times,
+                "seconds_each": self._costs[operation] / FEMTOSECONDS,
+                "seconds": self._costs[operation] * times / FEMTOSECONDS,
+                "charged": operation not in self._uncharged,
+            }
+            for operation, times in sorted(self.counts.items())
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, and the identity of what they were charged by; plain values, fit for JSON."""
+        return {
+            "counts": self.counts,
+            "costs_sha256": self._costs_sha256(),
+            "policy": self.policy,
+            "uncharged": sorted(self._uncharged),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved account stopped, to the last digit.
+
+        Raises:
+            ValueError: it was saved under other costs or another policy, or its counts are not
+                whole numbers of known operations. Nothing is changed then.
+        """
+        expected = self.state_dict()
+        if state.keys() != expected.keys():
+            raise ValueError(
+                f"no saved account: it has {', '.join(map(str, state)) or 'nothing'} where "
+                f"{', '.join(expected)} are expected"
+            )
+        for key in ("policy", "uncharged"):
+            if state[key] != expected[key]:
+                raise ValueError(
+                    f"the saved account was charged with {key} {state[key]!r}, this one has "
+                    f"{expected[key]!r}: resume with the policy that the run began with"
+                )
+        if state["costs_sha256"] != expected["costs_sha256"]:
+            raise ValueError(
+                "the saved account was charged by other costs than this one's: resume with the "
+                "reference profile that the run began with"
+            )
+        resumed = dict(state["counts"])
+        for operation, times in resumed.items():
+            if operation not in self._prices or not isinstance(times, int) or times < 0:
+                raise ValueError(
+                    f"the saved account is damaged: {operation!r} ran {times!r} times in it"
+                )
+        self.femtoseconds = self.cost_femtoseconds(resumed)
+        self._counts = {name: resumed.get(name, 0) for name in self._costs}
+
+    def _costs_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self._costs, sort_keys=True).encode()).hexdigest()
+
+
+def _cost(operation: str, seconds: float) -> int:
+    try:
+        return to_femtoseconds(seconds)
+    except ValueError as error:
+        raise ValueError(f"the cost of {operation!r} is {error}; an operation is never free") from (
+            error
+        )
