@@ -6,7 +6,7 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from matplotlib import rcParams
@@ -28,17 +28,14 @@ from baselines.cli.options import (
 )
 from baselines.experiment import ablation
 from baselines.experiment.ablation import Cell, ablate, methods_of, plan_of
+from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.store import FolderError, read_comparison, root_of
 from baselines.methods.method import DEFAULT, METHODS
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed as ranks
 from baselines.training.checkpoint import CheckpointError, StorageError
-from timing import ProfileError, commandline
-
-if TYPE_CHECKING:
-    from baselines.experiment.comparison import Plan
-    from timing import Profile
+from timing import Profile, ProfileError, commandline
 
 app = typer.Typer(add_completion=False)
 

@@ -8,18 +8,16 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from timing.calibration.pace import is_slowed, own_pace, pace_seconds
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 # What is shorter is repeated within a round, to be well above the clocks' grain.
 SHORTEST_SECONDS = 0.02

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lawa_opt.files import (
     TORCH_SUFFIXES,
     Checkpoint,
     CheckpointError,
+    Piece,
     find_files,
     refuse_changed,
     refuse_names,
@@ -25,11 +27,6 @@ from lawa_opt.files import (
     write_safetensors,
 )
 from lawa_opt.order import by_number
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from lawa_opt.files import Piece
 
 # torch runs an operation on so few elements on the calling thread, and they stay in its cache.
 TILE_ELEMENTS = 1 << 15

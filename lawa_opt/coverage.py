@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lawa_opt.buffers import saved_buffers
+from lawa_opt.buffers import Buffers, saved_buffers
 from lawa_opt.messages import few, warn
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    from lawa_opt.buffers import Buffers
 
 # Weights that nobody trains have been written to a few times all the same, to initialise and to
 # load them.

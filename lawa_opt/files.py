@@ -11,20 +11,19 @@ import stat
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lawa_opt.plain import PLAIN
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
-    Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # In a folder, the first two go before all others, as the frameworks have it.

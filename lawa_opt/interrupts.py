@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from types import CodeType, FrameType
+from types import CodeType, FrameType
+from typing import Any
 
 # Those whose handlers commonly raise: KeyboardInterrupt, time limits, the end of a cluster's job.
 SIGNALS = [

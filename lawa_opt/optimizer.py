@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # By name: under torch.compile, dynamo compiles every function that names torch itself, and to keep
 # `step()` from it by a decorator would take as long as all the rest of it.
 from torch.cuda import is_current_stream_capturing, is_initialized
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
@@ -42,13 +44,6 @@ from lawa_opt.step_hooks import (
 )
 from lawa_opt.swap import Swap, Swaps, forget_derived
 from lawa_opt.window import Ring, Window
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
-
-    from torch import nn
-    from torch.distributed.device_mesh import DeviceMesh
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Label = tuple[str, ...]  # the word before a number and the unit after it
 
-    Label = tuple[str, ...]  # the word before a number and the unit after it
 
 NUMBER = re.compile(r"([^\W\d_]*)[\W_]*(\d+(?:\.\d+)*)(?=([^\W\d_]*))")
 TIMES = {"step", "steps", "epoch", "epochs", "iter", "iters", "iteration", "iterations"}

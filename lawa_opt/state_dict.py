@@ -6,14 +6,16 @@ torch.distributed.checkpoint keeps nothing else of an optimizer, so nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.dlpack import from_dlpack
 
 from lawa_opt.distributed import local, part_of
+from lawa_opt.interval import Interval
 from lawa_opt.state_check import (
     PREFIX,
     check_numbering,
@@ -21,16 +23,8 @@ from lawa_opt.state_check import (
     next_slot,
     sharding_of,
 )
-from lawa_opt.swap import live_values
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from lawa_opt.interval import Interval
-    from lawa_opt.swap import Swap
-    from lawa_opt.window import Ring, Window
+from lawa_opt.swap import Swap, live_values
+from lawa_opt.window import Ring, Window
 
 
 def window_state(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from lawa_opt.buffers import Buffers
 from lawa_opt.distributed import local, reshard_fsdp_modules
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lawa_opt.buffers import Buffers
-    from lawa_opt.window import Ring
+from lawa_opt.window import Ring
 
 
 def version_of(tensor: Tensor) -> tuple[int, ...]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lawa_opt.distributed import can_split, gather, local, part_of
 from lawa_opt.mean import BLOCKS, bags_of, in_bags, mean_writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch.distributed.device_mesh import DeviceMesh
 
 # A mean is made a tile at a time, so that what lies between snapshots and mean stays in the cache:
 # a reading moves k + 1 times the tensors' bytes through memory. A smaller tile pays in calls, a

@@ -6,8 +6,9 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -26,9 +27,6 @@ from timing.commandline import CommandError
 from timing.gpu.meter import probe_gpus
 from timing.series import check_series
 from timing.statistics import operation_ratio, rst_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 app = typer.Typer(add_completion=False)
 console = commandline.console()

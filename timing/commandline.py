@@ -13,17 +13,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from timing.tracebacks import in_one_line, is_lack_of_memory, message_of, place_of, write_down
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 OUR_FAULT = os.EX_SOFTWARE
 INTERRUPTED = 128 + signal.SIGINT

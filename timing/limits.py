@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _THIS_PROCESS = Path("/proc/self")
 _PROCESSORS = Path("/sys/devices/system/cpu")

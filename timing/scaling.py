@@ -8,15 +8,11 @@ same operation of the same workload, or not at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from timing.calibration.profile import Profile
 from timing.statistics import Interval, operation_ratio
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from timing.calibration.profile import Profile
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from timing.calibration.profile import ProfileError
+from timing.calibration.profile import Profile, ProfileError
 from timing.calibration.warnings import ORDER_OF_MAGNITUDE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from timing.calibration.profile import Profile
 
 
 def check_series(profiles: Sequence[Profile], key: str) -> tuple[str, ...]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines.experiment.ablation import SHARES, means, title
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
-
-    from baselines.experiment.ablation import Cell
-    from baselines.experiment.comparison import Comparison
+from baselines.experiment.ablation import SHARES, Cell, means, title
+from baselines.experiment.comparison import Comparison
 
 
 def heat_map(comparison: Comparison, cells: Sequence[Cell]) -> Figure:

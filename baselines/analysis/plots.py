@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from baselines.analysis import report
 from baselines.analysis.intervals import CONFIDENCE, estimate, median, median_coverage
-from baselines.analysis.score import LONGEST, profile
+from baselines.analysis.score import LONGEST, Score, profile
+from baselines.experiment.comparison import Comparison
 from baselines.methods.method import title_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from matplotlib.axes import Axes
-
-    from baselines.analysis.score import Score
-    from baselines.experiment.comparison import Comparison
 
 
 class Style(NamedTuple):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from baselines.analysis.intervals import CONFIDENCE, Estimate, estimate, median, median_coverage
 from baselines.experiment import tuning
+from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.method import METHODS, title_of
 from timing import POLICIES, rst_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from baselines.experiment.comparison import Comparison, Plan
 
 NO_RUN = "no run ended"
 TARGET_METHOD = "constant"

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from baselines.analysis import report
 from baselines.analysis.intervals import median
+from baselines.experiment.comparison import Comparison
 from baselines.methods.method import title_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from baselines.experiment.comparison import Comparison
 
 LONGEST = 4.0
 

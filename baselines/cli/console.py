@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor, nn
 
 from baselines.analysis import report
-from baselines.experiment.comparison import Silent
+from baselines.experiment.comparison import Comparison, Plan, Silent
+from baselines.tracking.tracker import Tracker
+from baselines.training.results import Point, Trajectory
 from timing import commandline
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-    from torch import Tensor, nn
-
-    from baselines.experiment.comparison import Comparison, Plan
-    from baselines.tracking.tracker import Tracker
-    from baselines.training.results import Point, Trajectory
 
 console = commandline.console()
 

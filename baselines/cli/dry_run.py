@@ -8,32 +8,25 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from baselines.experiment.comparison import trajectories_of
+from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import find
 from baselines.training.loop import training_step
 from baselines.workloads.base import WorkloadError
 from baselines.workloads.check import faults
-from timing import limits
+from timing import Profile, limits
 from timing.calibration.measure import CLOSURE_STEPS, WARM_UP_STEPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.tracebacks import is_lack_of_memory, message_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from torch.optim import Optimizer
-
-    from baselines.experiment.comparison import Plan
-    from timing import Profile
 
 LEAST_TIMED_STEPS = 3
 

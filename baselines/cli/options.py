@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
@@ -13,11 +13,9 @@ from baselines.experiment.comparison import Plan
 from baselines.methods.method import MethodError, Settings, find
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
+from lawa_opt.interval import Every
 from timing import POLICIES, Budget, Profile, ProfileError, parse_seconds
 from timing.calibration.processes import MOST_THREADS
-
-if TYPE_CHECKING:
-    from lawa_opt.interval import Every
 
 WorkloadOption = Annotated[
     str,

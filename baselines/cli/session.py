@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from baselines.cli.console import Screen, TuningBar, console, progress_bar, say, show, table_of
 from baselines.experiment import tuning
 from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Silent, check
-from baselines.experiment.executor import Cluster, Processes, side_by_side
+from baselines.experiment.comparison import Comparison, Listener, Plan, Silent, check
+from baselines.experiment.executor import Cluster, Engine, Processes, side_by_side
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     REFERENCE,
@@ -28,19 +30,10 @@ from baselines.experiment.store import (
 from baselines.methods.method import MethodError, file_digests
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed as ranks
-from timing import CalibrationError, commandline
+from timing import CalibrationError, Profile, commandline
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from baselines.experiment.comparison import Comparison, Listener, Plan
-    from baselines.experiment.executor import Engine
-    from timing import Profile
-
-    # Carries out a plan, kept in a folder.
-    Train = Callable[[Plan, Profile, Listener, Path], Comparison]
+# Carries out a plan, kept in a folder.
+Train = Callable[[Plan, Profile, Listener, Path], Comparison]
 
 
 def engine(

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.analysis.report import conditions
-from baselines.experiment.comparison import Comparison, Plan
-from baselines.methods.averagers import Live, check_keys
-from baselines.methods.method import Method, find
+from baselines.experiment.comparison import Comparison, Listener, Plan
+from baselines.methods.averagers import Averager, Live, check_keys
+from baselines.methods.method import Method, Settings, find
 from baselines.training.loop import check_budget, dearest_reading, dearest_step, train
+from baselines.training.results import Point
+from baselines.workloads.base import Workload
 from lawa_opt import LAWA
-from timing import Account
+from lawa_opt.interval import Every
+from timing import Account, Profile
 from timing.rst.schedules import constant
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from baselines.experiment.comparison import Listener
-    from baselines.methods.averagers import Averager
-    from baselines.methods.method import Settings
-    from baselines.training.results import Point
-    from baselines.workloads.base import Workload
-    from lawa_opt.interval import Every
-    from timing import Profile
 
 LIVE = "constant"
 # Of the budget, at which the windows are compared.

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import DEFAULT, MethodError, Settings, find
 from baselines.training.loop import dearest_reading, dearest_step, draw_from, training_step
 from baselines.workloads import load
+from baselines.workloads.base import Batch, Workload
 from timing import Budget, Calibratable, Operation, Profile, calibrate_in_processes, count_flops
 from timing.calibration.profile import FLOPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.rst.schedules import constant
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from baselines.workloads.base import Batch, Workload
 
 # Timing takes a twentieth of the time that training will, within these seconds; loading the
 # workload in each process, and the loop that checks the costs, come on top.

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from baselines.methods.method import METHODS, Settings, find
+from torch import Tensor, nn
+
+from baselines.methods.method import METHODS, Method, Settings, find
+from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import check_budget, dearest_reading, dearest_step, train
+from baselines.training.results import Point, Run, Trajectory
+from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 from timing.rst.schedules import constant
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
-
-    from baselines.experiment.tuning import Trial
-    from baselines.methods.method import Method
-    from baselines.training.checkpoint import Checkpoints
-    from baselines.training.results import Point, Run, Trajectory
-    from baselines.workloads.base import Workload
 
 EVALUATIONS = 30
 # So many of the runs that did not end are named in a line.
 _NAMED = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one trial of a method.
+
+    Attributes:
+        method: its name.
+        number: of the trial, from 0; the same number has the same peak rate for every method.
+        settings: that were tried.
+        value: the metric on the validation part at the end of the budget; infinite if it failed.
+        rst_seconds: charged to the method, as if it had trained alone.
+        trained_rst_seconds: of the training that was really done, evaluations not counted, in
+            equal parts for the methods that followed it; the sum over all trials is what tuning
+            took.
+    """
+
+    method: str
+    number: int
+    settings: Settings
+    value: float
+    rst_seconds: float
+    trained_rst_seconds: float
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from baselines.experiment.comparison import Comparison, Silent, Task, carry_out, check, tasks
+from baselines.experiment.comparison import (
+    Comparison,
+    Listener,
+    Plan,
+    Silent,
+    Task,
+    carry_out,
+    check,
+    tasks,
+)
 from baselines.experiment.lock import Lock
 from baselines.experiment.resume import tell
 from baselines.experiment.store import (
@@ -44,7 +56,7 @@ from baselines.experiment.store import (
     task_folder,
     write_result,
 )
-from baselines.methods.method import find
+from baselines.methods.method import Method, find
 from baselines.training.checkpoint import (
     SECONDS_BETWEEN,
     Checkpoints,
@@ -53,21 +65,16 @@ from baselines.training.checkpoint import (
 )
 from baselines.training.results import Point, Run, Trajectory
 from baselines.workloads import load
+from timing import Profile
 from timing.calibration.worker import end_with_the_starter
 
+# An extra: the cluster's.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
-
     import submitit
-    from torch import Tensor, nn
 
-    from baselines.experiment.comparison import Listener, Plan
-    from baselines.methods.method import Method
-    from timing import Profile
+# What carries out a task: `work`.
+Work = Callable[[str, int, Mapping[str, str]], None]
 
-    # What carries out a task: `work`.
-    Work = Callable[[str, int, Mapping[str, str]], None]
 
 POINTS = "points.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.5

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
-from baselines.experiment.comparison import Comparison, carry_out, check, tasks
+from baselines.experiment.comparison import (
+    Comparison,
+    Listener,
+    Plan,
+    Task,
+    carry_out,
+    check,
+    tasks,
+)
 from baselines.experiment.store import describe, read_result, task_folder, write_result
 from baselines.training import distributed as ranks
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from baselines.experiment.comparison import Listener, Plan, Task
-    from baselines.training.results import Trajectory
-    from timing import Profile
+from baselines.training.results import Trajectory
+from timing import Profile
 
 
 def resume(

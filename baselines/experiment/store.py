@@ -20,15 +20,15 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baselines.experiment.comparison import Comparison, Plan, Task, tasks
-from baselines.experiment.tuning import Trial
+from baselines.experiment.comparison import Comparison, Plan, Task, Trial, tasks
 from baselines.external import digest_of
 from baselines.methods.method import Settings, file_digests, file_names
 from baselines.training.checkpoint import Checkpoints, StorageError, write_atomically
@@ -37,14 +37,15 @@ from baselines.workloads.base import Workload
 from timing import Budget, Policy, Profile, ProfileError
 from timing.calibration.software import this_software
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 DESCRIPTION, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
 
 
 class FolderError(ValueError):
     """A folder that holds no comparison, or a damaged one."""
+
+
+# What torch.manual_seed takes.
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
 class Description(BaseModel):
@@ -65,7 +66,7 @@ class Description(BaseModel):
     data: dict[str, Any]
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     method_files_sha256: dict[str, str]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     budget_seconds: float
     settings: Settings
     tuned: dict[str, Settings]

@@ -9,21 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from scipy.stats import qmc
 
-from baselines.experiment.comparison import Comparison, Listener, Plan, compare
+from baselines.experiment.comparison import Comparison, Listener, Plan, Trial, compare
 from baselines.experiment.comparison import check as check_plan
 from baselines.methods.method import Range, Settings, find, title_of
 from baselines.training.checkpoint import write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from timing import Profile
+from timing import Profile
 
 RATE = "learning_rate"
 # The peak rate is tried up to so many times above and below what the user set.
@@ -34,29 +31,6 @@ FIRST_SEED = 1_000_000
 
 class CutOffError(RuntimeError):
     """A trial did not end, so that none can be said to be the best."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What came of one trial of a method.
-
-    Attributes:
-        method: its name.
-        number: of the trial, from 0; the same number has the same peak rate for every method.
-        settings: that were tried.
-        value: the metric on the validation part at the end of the budget; infinite if it failed.
-        rst_seconds: charged to the method, as if it had trained alone.
-        trained_rst_seconds: of the training that was really done, evaluations not counted, in
-            equal parts for the methods that followed it; the sum over all trials is what tuning
-            took.
-    """
-
-    method: str
-    number: int
-    settings: Settings
-    value: float
-    rst_seconds: float
-    trained_rst_seconds: float
 
 
 def space_of(plan: Plan, method: str) -> dict[str, Range]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
 
 from baselines.external import digest_of, function_of, in_one_line
 from baselines.methods.averagers import (
@@ -21,7 +24,8 @@ from baselines.methods.averagers import (
     fixed_decay,
     growing_half_life,
 )
-from lawa_opt.interval import Every  # noqa: TC001, since pydantic looks types up at run time
+from baselines.workloads.base import Workload
+from lawa_opt.interval import Every
 from timing.rst.schedules import (
     constant,
     cosine,
@@ -30,14 +34,6 @@ from timing.rst.schedules import (
     warm_up,
     warm_up_stable_decay,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from baselines.workloads.base import Workload
 
 
 class MethodError(ValueError):

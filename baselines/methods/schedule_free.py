@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFree, ScheduleFreeWrapper, SGDScheduleFree
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from baselines.methods.averagers import READINGS_APART, Live, has_batchnorm, recompute_statistics
 from timing import Operation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    from torch import Tensor, nn
 
 
 class ScheduleFree(Live):

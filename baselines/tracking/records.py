@@ -11,14 +11,12 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from timing.secrets import hide
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FILE = "records.jsonl"
 _SENT = "sent.json"

@@ -28,7 +28,7 @@ import urllib.request
 import uuid
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 # A comparison reports to nobody that it runs; MLflow would, unless told before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -37,6 +37,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 # It prints the address of each run that ends, and with it the password, if there is one.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+from collections.abc import Iterable, Iterator, Mapping
 
 import mlflow
 import psutil
@@ -49,6 +51,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NOTE,
 )
+from torch import Tensor, nn
 
 from baselines.tracking import saved_view
 from baselines.tracking.records import (
@@ -65,11 +68,6 @@ from baselines.tracking.records import (
 )
 from baselines.tracking.store_address import placed, sqlite_file, take_password_out
 from timing.secrets import hide
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from torch import Tensor, nn
 
 # The making of a new store fills the log otherwise.
 logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -13,27 +13,23 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from baselines.analysis import plots, report
 from baselines.experiment import tuning
-from baselines.methods.method import find
+from baselines.experiment.comparison import Comparison, Plan
+from baselines.methods.method import Method, Settings, find
 from baselines.tracking import saved_view
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count
 from baselines.tracking.store_address import placed
+from baselines.training.results import Point, Trajectory
+from timing import Profile
 from timing.secrets import hide
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from matplotlib.figure import Figure
-    from torch import Tensor, nn
-
-    from baselines.experiment.comparison import Comparison, Plan
-    from baselines.methods.method import Method, Settings
-    from baselines.training.results import Point, Trajectory
-    from timing import Profile
 
 # Of a tag in MLflow, where the note is kept, and some to spare for the addresses of the images.
 NOTE_CHARACTERS = 7000

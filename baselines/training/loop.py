@@ -5,32 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from baselines.methods.averagers import Averager
+from baselines.methods.method import Method, Settings
 from baselines.training import distributed as ranks
-from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.results import Point, Run, Trajectory, read_points
-from timing import Account, Budget, Stopwatch, tracebacks
+from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
+from baselines.training.results import Point, Run, Trajectory, Weights, read_points
+from baselines.workloads.base import Batch, Workload
+from timing import Account, Budget, Policy, Stopwatch, tracebacks
 from timing.rst.schedules import constant
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-
-    from baselines.methods.averagers import Averager
-    from baselines.methods.method import Method, Settings
-    from baselines.training.checkpoint import Checkpoints
-    from baselines.training.results import Weights
-    from baselines.workloads.base import Batch, Workload
-    from timing import Policy
 
 
 def training_step(

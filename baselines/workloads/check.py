@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from baselines.workloads.base import Workload
+from baselines.workloads.base import Workload
 
 
 def faults(workload: Workload) -> list[str]:

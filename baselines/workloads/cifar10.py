@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,6 @@ from baselines.workloads.base import (
     generator,
 )
 from baselines.workloads.data import images
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 BATCH, EVALUATION_BATCH, STATISTICS_BATCHES = 128, 500, 16
 BLOCKS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 from sklearn.datasets import load_digits
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.workloads.base import Batch, Workload, evaluating
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BATCH, CHANNELS, STATISTICS_BATCHES = 64, 16, 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,12 +12,8 @@ from torch import nn
 from baselines.workloads import text
 from baselines.workloads.base import Workload, WorkloadError, default_device
 from baselines.workloads.data import corpus, tokens
+from baselines.workloads.data.corpus import Corpus
 from baselines.workloads.text import Size
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from baselines.workloads.data.corpus import Corpus
 
 BATCH = 16
 # Small and medium as in GPT-2; mini trains on a CPU.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,7 @@ from baselines.workloads.base import (
     generator,
 )
 from baselines.workloads.data import images
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from baselines.workloads.data.images import ImageFolder
+from baselines.workloads.data.images import ImageFolder
 
 BATCH, STATISTICS_BATCHES = 256, 8
 # The last of every fifty training images of a class is for validation: ImageNet's own validation

@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from baselines.external import digest_of, function_of, in_one_line
 from baselines.workloads.base import Workload, WorkloadError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # A name is that of a file beside this one, and after a "-" the size that its `load` is given.
 NAMES = {

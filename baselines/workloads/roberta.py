@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,7 @@ from baselines.workloads.base import (
     generator,
 )
 from baselines.workloads.data import corpus, tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from baselines.workloads.data.corpus import Corpus
+from baselines.workloads.data.corpus import Corpus
 
 MASKED_SHARE = 0.15
 EVALUATION_SEQUENCES = 512

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,7 @@ from torch.nn import functional as F
 
 from baselines.workloads.base import Batch, Workload, evaluating
 from baselines.workloads.data import corpus
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from baselines.workloads.data.corpus import Corpus
+from baselines.workloads.data.corpus import Corpus
 
 BATCH = 8
 EVALUATION_SEQUENCES = 256

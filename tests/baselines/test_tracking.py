@@ -23,8 +23,7 @@ import torch
 from mlflow.entities import Run as MlflowRun
 
 from baselines.analysis import report
-from baselines.experiment.comparison import Comparison
-from baselines.experiment.tuning import Trial
+from baselines.experiment.comparison import Comparison, Trial
 from baselines.tracking import sender as tracking
 from baselines.tracking.records import (
     COMPARISON_TAG,

@@ -14,7 +14,7 @@ from baselines.__main__ import app
 from baselines.analysis import plots, report
 from baselines.cli import console as screen
 from baselines.experiment import tuning
-from baselines.experiment.comparison import Comparison, Plan, Silent, compare
+from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
 from baselines.experiment.executor import Processes, side_by_side, work
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
@@ -58,7 +58,7 @@ def with_evil(place: str, evil: Path) -> Comparison:
         plan = dataclasses.replace(plan, workload=own)
     elif place == "tuning":
         trials = [
-            tuning.Trial(method, number, Settings(0.1, 5, number + 1), 1.0 + number, 4.0, 4.0)
+            Trial(method, number, Settings(0.1, 5, number + 1), 1.0 + number, 4.0, 4.0)
             for number in range(2)
             for method in plan.methods
         ]

@@ -9,9 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,6 @@ from lawa_opt.__main__ import main as lawa_opt_command
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
 from timing.gpu import meter as gpu
 from timing.gpu.nvml import visible_devices
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

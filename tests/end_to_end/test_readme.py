@@ -7,14 +7,11 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from typer.core import TyperCommand
 from typer.main import get_group
-
-if TYPE_CHECKING:
-    from typer.core import TyperCommand
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,6 @@ from tests.support.small_training import (
     small_model,
     train,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def through_a_file(state_dict: Any) -> Any:

@@ -11,12 +11,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any
 
 GOLDEN = Path(__file__).with_name("golden")
 PROFILE = GOLDEN / "profile.json"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from timing.calibration.flops import count_flops
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 sizes = st.integers(1, 7)
 few = settings(max_examples=10, deadline=None)

@@ -13,16 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from timing.clocks import step_timer as steps
 from timing.clocks.step_timer import StepTimer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 class Stream:

@@ -6,15 +6,12 @@ import contextlib
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from timing import Stopwatch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # What the kernel's counters may be late by: a hundredth of a second on each core.
 GRAIN_SECONDS = 0.02 * (psutil.cpu_count() or 1)

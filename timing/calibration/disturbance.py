@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from timing.clocks.stopwatch import Stopwatch
-from timing.gpu.nvml import visible_devices
-
-if TYPE_CHECKING:
-    from timing.gpu.nvml import Device
+from timing.gpu.nvml import Device, visible_devices
 
 # A quiet machine shows 0.05, a competitor that keeps a core busy 1.0.
 LARGEST_OTHER_CORES = 0.25

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
 from timing.calibration.disturbance import LARGEST_SLOWED_SHARE, NoiseWatch
 from timing.calibration.pace import is_slowed, own_pace, pace_seconds
 from timing.calibration.profile import Calibration, Cost
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 _T = TypeVar("_T")
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 # Some 0.2 ms: little beside a training step, and long enough to tell a tenth.
 ADDITIONS = 5000

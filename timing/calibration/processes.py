@@ -9,16 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timing.calibration.profile import Profile
 from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
 from timing.calibration.worker import Order, Result, check_target
 from timing.statistics import rst_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 SECONDS = 120.0
 RETRIES = 3

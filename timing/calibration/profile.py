@@ -7,8 +7,10 @@ import math
 import os
 import reprlib
 import statistics
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -25,10 +27,6 @@ from timing.calibration.pace import is_slowed
 from timing.calibration.software import Software
 from timing.calibration.warnings import flags
 from timing.rst.account import FEMTOSECONDS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 # Above this, single timings are too far from what a real loop takes to be scaled to it.
 LARGEST_CLOSURE = 0.05

@@ -15,14 +15,12 @@ import statistics
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from contextlib import AbstractContextManager
 
 WARM_UP_PASSES = 10
 # A pass of these comes once in many steps: there is nothing to spare for warming up.

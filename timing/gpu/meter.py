@@ -17,15 +17,12 @@ import threading
 import time
 from dataclasses import dataclass
 from os import getpid
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from timing.calibration.disturbance import throttled_between
-from timing.gpu.nvml import THROTTLE_FIELDS, visible_devices
-
-if TYPE_CHECKING:
-    from timing.gpu.nvml import Device, ProcessShare
+from timing.gpu.nvml import THROTTLE_FIELDS, Device, ProcessShare, visible_devices
 
 SHORTEST_WINDOW_SECONDS = 20.0
 DEFAULT_POLL_SECONDS = 2.0

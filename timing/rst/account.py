@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timing.rst.policy import POLICIES, Policy, uncharged
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FEMTOSECONDS = 10**15
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from timing.rst.account import FEMTOSECONDS, to_femtoseconds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from timing.rst.account import Account
+from timing.rst.account import FEMTOSECONDS, Account, to_femtoseconds
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ yours adds, is charged under every policy: a name nobody thought of is never fre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 Policy = Literal["algoperf", "ntng", "mlperf"]
 """The name of a policy."""

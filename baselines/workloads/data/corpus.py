@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 from baselines.workloads.base import WorkloadError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CHUNK_BYTES = 1024
 SHORTEST_BYTES = 20 * CHUNK_BYTES

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines.workloads.base import WorkloadError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 # As RoBERTa's; GPT-2's is the same pieces without the first five.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
