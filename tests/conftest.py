@@ -6,10 +6,16 @@ from pathlib import Path
 import pynvml
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.support.fake_nvml import FakeNvml, build
 
 torch.set_num_threads(1)
+
+# The same cases each time: what passed here passes there. `--hypothesis-profile=default` looks for
+# others.
+settings.register_profile("same cases", derandomize=True)
+settings.load_profile("same cases")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -106,6 +106,8 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
         hierarchy = {"cgroup": controller, "cgroup2": ""}.get(kind[0])
         if hierarchy not in own or (hierarchy and hierarchy not in kind[-1].split(",")):
             continue
+        if len(place) < 5:
+            continue
         root, mount = place[3:5]
         top, inside = Path(mount), Path(own[hierarchy])
         # In a container that does not see the groups above its own, that is the top.

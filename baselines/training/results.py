@@ -144,9 +144,13 @@ def read_points(saved: object) -> list[Point]:
         ValueError: they are none.
     """
     try:
-        return _POINTS.validate_python(saved)
+        points = _POINTS.validate_python(saved)
     except ValidationError as error:
         raise ValueError(f"no points: {error.errors()[0]['msg']}") from error
+    # A field with a default would be filled in without a word.
+    if [asdict(point) for point in points] != saved:
+        raise ValueError("no points: one lacks a field")
+    return points
 
 
 def _is_whole(run: Run) -> bool:

@@ -193,7 +193,7 @@ def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
     with monkeypatch.context() as without:
         # In the process that would send, and in this one.
         without.setenv("PYTHONPATH", str(tmp_path))
-        without.setitem(sys.modules, "baselines.tracking", None)
+        without.setitem(sys.modules, "baselines.tracking.sender", None)
         with Tracker(made.plan, made.profile, folder=tmp_path / "records") as tracker:
             tracker.run_started("lawa", 0)
             tracker.point("lawa", 0, POINTS[0])

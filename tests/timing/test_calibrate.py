@@ -18,7 +18,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paced(monkeypatch: pytest.MonkeyPatch, pace: Callable[[], float]) -> None:
-    monkeypatch.setattr("timing.calibration.pace_seconds", pace)
+    monkeypatch.setattr("timing.calibration.measure.pace_seconds", pace)
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:

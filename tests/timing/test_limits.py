@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from timing import this_machine
@@ -124,6 +124,7 @@ TEXTS = st.lists(st.sampled_from(TOKENS), max_size=40).map("".join)
 
 
 @given(TEXTS, TEXTS)
+@example("cgroup", "cgroup - cgroup2")
 def test_whatever_the_kernel_says_the_machine_s_own_is_the_most(
     tmp_path_factory: pytest.TempPathFactory, cgroup: str, mountinfo: str
 ) -> None:
