@@ -24,10 +24,11 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
-from lawa_opt.distributed import local
 from lawa_opt.interrupts import HeldSignals
 from lawa_opt.interval import Every, Interval
 from lawa_opt.messages import few, warn
+from lawa_opt.ring import Ring
+from lawa_opt.sharding import local
 from lawa_opt.state_check import check_entries
 from lawa_opt.state_dict import (
     attach,
@@ -43,7 +44,7 @@ from lawa_opt.step_hooks import (
     step_without_global_hooks,
 )
 from lawa_opt.swap import Swap, Swaps, forget_derived
-from lawa_opt.window import Ring, Window
+from lawa_opt.window import Window
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -206,7 +207,7 @@ class LAWA(Optimizer):
     @property
     def held(self) -> int:
         """Snapshots in the window, from 0 to k."""
-        return self.window.held
+        return self.window.num_snapshots
 
     def __repr__(self) -> str:
         interval = self.interval
@@ -616,7 +617,7 @@ class LAWA(Optimizer):
         Raises:
             RuntimeError: averaged weights are in the model and it is in parts.
         """
-        if self.swaps and any(self.window.in_parts(tensor) for tensor in self._tensors()):
+        if self.swaps and any(self.window.is_sharded(tensor) for tensor in self._tensors()):
             raise RuntimeError(
                 "state_dict() of a model or window in parts while averaged weights are in the "
                 "model: its checkpoint could not give the live weights back, so call train(), or "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lawa_opt.distributed import local, split_dim
+from lawa_opt.sharding import local, split_dim
 from lawa_opt.window import Window
 
 PREFIX = "lawa_"

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.dlpack import from_dlpack
 
-from lawa_opt.distributed import local, part_of
 from lawa_opt.interval import Interval
+from lawa_opt.ring import Ring
+from lawa_opt.sharding import local, part_of
 from lawa_opt.state_check import (
     PREFIX,
     check_numbering,
@@ -24,7 +25,7 @@ from lawa_opt.state_check import (
     sharding_of,
 )
 from lawa_opt.swap import Swap, live_values
-from lawa_opt.window import Ring, Window
+from lawa_opt.window import Window
 
 
 def window_state(
@@ -39,8 +40,8 @@ def window_state(
     """
     entries: dict[int, dict[str, Any]] = {}
     for ring in window.rings:
-        ring.settle()
-        held = ring.order()
+        ring.storage.synchronize()
+        held = ring.newest_slots()
         unused = [index for index in range(ring.k) if index not in held]
         for place, tensor in enumerate(ring.tensors):
             snapshots = {
@@ -50,9 +51,9 @@ def window_state(
             entries[id(tensor)] = {
                 **snapshots,
                 f"{PREFIX}k": ring.k,
-                f"{PREFIX}held": ring.held,
+                f"{PREFIX}held": ring.num_snapshots,
                 # The mean adds up slot by slot, and so depends on them in its last bit.
-                f"{PREFIX}next": ring.next,
+                f"{PREFIX}next": ring.write_index,
                 f"{PREFIX}step": interval.step,
                 f"{PREFIX}newest": interval.newest,
                 f"{PREFIX}enabled": int(interval.enabled),
@@ -186,9 +187,9 @@ def _as_sharded(slot: Tensor, tensor: Tensor, mesh: DeviceMesh | None) -> Tensor
     from torch.distributed.tensor import DTensor
 
     # torch cannot pickle a DTensor whose part is not at the start of its storage, as a slot is.
-    own = from_dlpack(slot)
+    shard = from_dlpack(slot)
     return DTensor.from_local(
-        own, *sharding, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        shard, *sharding, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
 
 
@@ -203,10 +204,10 @@ def restored_rings(window: Window, saved: Sequence[tuple[Tensor, Mapping[str, An
             alike.setdefault(position, []).append(tensor)
     for (held, following), tensors in alike.items():
         for ring in made.allocate(tensors):
-            ring.held, ring.next = held, following
-            for i, slot in enumerate(ring.order()):
+            ring.num_snapshots, ring.write_index = held, following
+            for i, slot in enumerate(ring.newest_slots()):
                 snapshots = [
-                    _own_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
+                    _local_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
                 ]
                 torch._foreach_copy_(ring.slots[slot], snapshots)
     return made.rings
@@ -227,11 +228,11 @@ def local_copies(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Te
     """Return copies of saved values in the places, dtypes and shards of the tensors they are of."""
     copies = [torch.empty_like(local(tensor)) for tensor in tensors]
     pairs = zip(values, tensors, strict=True)
-    torch._foreach_copy_(copies, [_own_value(value, tensor) for value, tensor in pairs])
+    torch._foreach_copy_(copies, [_local_value(value, tensor) for value, tensor in pairs])
     return copies
 
 
-def _own_value(snapshot: Tensor, tensor: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
+def _local_value(snapshot: Tensor, tensor: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
     """Return this rank's part of a saved snapshot, which is whole or that part."""
     if hasattr(snapshot, "to_local"):
         return local(snapshot)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from lawa_opt.buffers import Buffers
-from lawa_opt.distributed import local, reshard_fsdp_modules
-from lawa_opt.window import Ring
+from lawa_opt.ring import Ring
+from lawa_opt.sharding import local, reshard_fsdp_modules
 
 
 def version_of(tensor: Tensor) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def beside_a_step_rows(millions, device, window, rounds, seconds):
                     torch._foreach_mul_(parameters, 1.0)
                 if collects:
                     opt.collect()
-            ring.settle()
+            ring.storage.synchronize()
 
         return steps
 

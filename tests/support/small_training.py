@@ -93,8 +93,8 @@ def everything(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     parts = {
         "weights": model.state_dict(),
         "base": optimizer.base.state_dict(),
-        "flats": [ring.flats for ring in optimizer.window.rings],
-        "positions": [(ring.held, ring.next) for ring in optimizer.window.rings],
+        "rows": [ring.storage.rows for ring in optimizer.window.rings],
+        "positions": [(ring.num_snapshots, ring.write_index) for ring in optimizer.window.rings],
         "interval": vars(optimizer.interval),
         "swaps": [swap.live for swap in optimizer.swaps],
     }

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-# Tensors are made whole in lots of this many elements, so that what is on its way between ranks
+# Tensors are made whole in buckets of this many elements, so that what is on its way between ranks
 # stays small beside the weights.
 GATHERED_ELEMENTS = 1 << 24
 
@@ -19,12 +19,12 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lives in this process: a DTensor's shard, else the tensor."""
+    """Return the part of a tensor that is in this process: a DTensor's shard, else the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def can_split(tensor: Tensor) -> bool:
-    """Whether ranks that all have this tensor may each hold a part of its snapshots.
+def can_shard(tensor: Tensor) -> bool:
+    """Return whether ranks that all have this tensor may each hold a part of its snapshots.
 
     A scalar has no parts, a DTensor is in parts already, and buffers may differ between ranks.
     """
@@ -33,12 +33,12 @@ def can_split(tensor: Tensor) -> bool:
 
 
 def split_dim(tensor: Tensor) -> int:
-    """The dimension a tensor is divided along: its longest, so that parts differ least."""
+    """Return the dimension a tensor is divided along: its longest, so that parts differ least."""
     return max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
 
 
 def part_of(tensor: Tensor, ranks: int, rank: int) -> Tensor:
-    """A view of what `rank` of so many `ranks` holds of a tensor, as DTensor's Shard divides it."""
+    """Return a view of what `rank` of `ranks` holds of a tensor, as DTensor's Shard divides."""
     dim = split_dim(tensor)
     whole = tensor.shape[dim]
     most = -(-whole // ranks)
@@ -55,35 +55,35 @@ def gather(parts: Sequence[Tensor], wholes: Sequence[Tensor], mesh: DeviceMesh) 
         mesh: of one dimension.
     """
     ranks = mesh.size()
-    for lot in _lots(wholes):
-        # Every rank makes room for the longest parts, which are rank 0's, so that all send alike.
-        rooms = [part_of(wholes[index], ranks, 0).numel() for index in lot]
-        own = [parts[index] for index in lot]
-        sent = own[0].new_zeros(sum(rooms))
-        torch._foreach_copy_(_views(sent, rooms, own), own)
+    for bucket in _buckets(wholes):
+        # Every part is padded to the longest, which are rank 0's, so that all ranks send alike.
+        sizes = [part_of(wholes[index], ranks, 0).numel() for index in bucket]
+        own = [parts[index] for index in bucket]
+        sent = own[0].new_zeros(sum(sizes))
+        torch._foreach_copy_(_views(sent, sizes, own), own)
         received = sent.new_empty(ranks * sent.numel())
         _all_gather(received, sent, group=mesh.get_group())
         for rank, flat in enumerate(received.chunk(ranks)):
-            targets = [part_of(wholes[index], ranks, rank) for index in lot]
-            torch._foreach_copy_(targets, _views(flat, rooms, targets))
+            targets = [part_of(wholes[index], ranks, rank) for index in bucket]
+            torch._foreach_copy_(targets, _views(flat, sizes, targets))
 
 
-def _lots(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    lot: list[int] = []
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    bucket: list[int] = []
     elements = 0
     for index, tensor in enumerate(tensors):
-        if lot and elements + tensor.numel() > GATHERED_ELEMENTS:
-            yield lot
-            lot, elements = [], 0
-        lot.append(index)
+        if bucket and elements + tensor.numel() > GATHERED_ELEMENTS:
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(index)
         elements += tensor.numel()
-    if lot:
-        yield lot
+    if bucket:
+        yield bucket
 
 
-def _views(flat: Tensor, rooms: list[int], like: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(flat.split(rooms), like, strict=True)
-    return [room[: tensor.numel()].view(tensor.shape) for room, tensor in pairs]
+def _views(flat: Tensor, sizes: list[int], like: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(flat.split(sizes), like, strict=True)
+    return [padded[: tensor.numel()].view(tensor.shape) for padded, tensor in pairs]
 
 
 def reshard_fsdp_modules(parameters: Iterable[Tensor]) -> None:
