@@ -43,7 +43,7 @@ import baselines.experiment.calibration
 import baselines.training.loop
 from baselines.methods.method import Settings, find
 from baselines.training.loop import _Follower
-from timing import Account, Budget, CalibrationError, calibrate_in_processes
+from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
 from timing.calibration.pace import is_slowed, own_pace, pace_seconds
 
@@ -246,7 +246,7 @@ def row_of(workload_name, options, notes):
         files = sorted(Path(folder).iterdir(), key=lambda file: file.stat().st_mtime)
         turns = [map(json.loads, file.read_text().splitlines()) for file in files]
     runs = [list(chain.from_iterable(of_run)) for of_run in turns]
-    notes += [f"Profile of {workload_name}: {flag}" for flag in profile.flags()]
+    notes += [f"Profile of {workload_name}: {warning}" for warning in profile_warnings(profile)]
     pace = min(process.pace_seconds for process in profile.processes)
     differences, over_all = [], []
     for number, steps in enumerate(runs, 1):

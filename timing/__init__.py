@@ -11,6 +11,8 @@ from timing.calibration.measure import Calibratable, Operation, calibrate
 from timing.calibration.processes import CalibrationError, calibrate_in_processes
 from timing.calibration.profile import Calibration, Cost, Profile, ProfileError
 from timing.calibration.software import Software, this_software
+from timing.calibration.uncertainty import rst_interval
+from timing.calibration.warnings import profile_warnings
 from timing.clocks.step_timer import Phase, StepTimer
 from timing.clocks.stopwatch import Stopwatch
 from timing.gpu.meter import GpuMeter, GpuUse
@@ -18,8 +20,7 @@ from timing.rst.account import Account
 from timing.rst.budget import Budget, parse_seconds
 from timing.rst.policy import POLICIES, Policy
 from timing.scaling import ScaledEstimate, scaled_seconds
-from timing.series import check_series
-from timing.statistics import Interval, ratio_interval, rst_interval
+from timing.statistics import Interval
 
 __all__ = [
     "POLICIES",
@@ -47,10 +48,9 @@ __all__ = [
     "Stopwatch",
     "calibrate",
     "calibrate_in_processes",
-    "check_series",
     "count_flops",
     "parse_seconds",
-    "ratio_interval",
+    "profile_warnings",
     "rst_interval",
     "scaled_seconds",
     "this_machine",

@@ -22,11 +22,15 @@ from timing.calibration.processes import (
     calibrate_in_processes,
 )
 from timing.calibration.profile import FLOPS, Profile, ProfileError
-from timing.calibration.warnings import LEAST_PROCESSES, ORDER_OF_MAGNITUDE, PRECISION
+from timing.calibration.uncertainty import operation_ratio, rst_interval
+from timing.calibration.warnings import (
+    LEAST_PROCESSES,
+    ORDER_OF_MAGNITUDE,
+    PRECISION,
+    profile_warnings,
+)
 from timing.commandline import CommandError
 from timing.gpu.meter import probe_gpus
-from timing.series import check_series
-from timing.statistics import operation_ratio, rst_interval
 
 app = typer.Typer(add_completion=False)
 console = commandline.console()
@@ -129,24 +133,11 @@ def calibrate(
 @app.command()
 def show(
     paths: Annotated[list[Path], typer.Argument(metavar="PROFILE...")],
-    series: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="Check that the costs of these profiles are in line over this number of their "
-            "workloads, such as layers.",
-        ),
-    ] = None,
 ) -> None:
     """Print reference profiles, once they have been checked."""
     profiles = [_read(path) for path in paths]
     for path, profile in zip(paths, profiles, strict=True):
         _print_profile(path, profile)
-    if series is not None:
-        try:
-            _print_flags(check_series(profiles, series), f"series over {series}")
-        except ProfileError as error:
-            raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -182,14 +173,18 @@ def compare(
         if alone := sorted(mine.costs.keys() - other.costs.keys()):
             _say(f"in {path} alone: {', '.join(alone)}")
     middle = statistics.median(ratio.estimate for ratio in ratios.values())
-    flags = [f"A: {flag}" for flag in first.flags()] + [f"B: {flag}" for flag in second.flags()]
-    flags += [
+    found = [
+        f"{name}: {warning}"
+        for name, profile in (("A", first), ("B", second))
+        for warning in profile_warnings(profile)
+    ]
+    found += [
         f"{operation}: its ratio of {ratio.estimate:.3g} is far from the operations' median of "
         f"{middle:.3g}: one of the two costs is wrong, or something is slow on one machine alone"
         for operation, ratio in ratios.items()
         if max(ratio.estimate / middle, middle / ratio.estimate) > ORDER_OF_MAGNITUDE
     ]
-    _print_flags(flags, "this comparison")
+    _print_warnings(found, "this comparison")
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:
@@ -246,7 +241,7 @@ def _print_profile(path: Path, profile: Profile) -> None:
     if isinstance(flops, int) and "train_step" in profile.seconds:
         rate = flops / profile.seconds["train_step"] / 1e9
         _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
-    _print_flags(profile.flags(), "this profile")
+    _print_warnings(profile_warnings(profile), "this profile")
 
 
 def _elsewhere(profile: Profile) -> str:
@@ -255,8 +250,8 @@ def _elsewhere(profile: Profile) -> str:
     return f" of those it could run on, and up to {profile.cores_elsewhere:.2f} others were busy"
 
 
-def _print_flags(flags: Iterable[str], of: str) -> None:
-    lines = [f"FLAG: {flag}" for flag in flags] or [f"no flags on {of}"]
+def _print_warnings(warnings: Iterable[str], about: str) -> None:
+    lines = [f"WARNING: {warning}" for warning in warnings] or [f"no warnings about {about}"]
     for line in lines:
         _say(line)
 

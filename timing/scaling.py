@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from timing.calibration.profile import Profile
-from timing.statistics import Interval, operation_ratio
+from timing.calibration.uncertainty import operation_ratio
+from timing.statistics import Interval
 
 
 @dataclass(frozen=True)

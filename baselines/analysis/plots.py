@@ -14,10 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from baselines.analysis import report
-from baselines.analysis.intervals import CONFIDENCE, estimate, median, median_coverage
+from baselines.analysis.intervals import estimate, median
 from baselines.analysis.score import LONGEST, Score, profile
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import title_of
+from timing.statistics import CONFIDENCE, median_coverage
 
 
 class Style(NamedTuple):

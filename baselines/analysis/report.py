@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.analysis.intervals import CONFIDENCE, Estimate, estimate, median, median_coverage
+from baselines.analysis.intervals import Estimate, estimate, median
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.method import METHODS, title_of
 from timing import POLICIES, rst_interval
+from timing.statistics import CONFIDENCE, median_coverage
 
 NO_RUN = "no run ended"
 TARGET_METHOD = "constant"

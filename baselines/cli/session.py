@@ -30,7 +30,7 @@ from baselines.experiment.store import (
 from baselines.methods.method import MethodError, file_digests
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed as ranks
-from timing import CalibrationError, Profile, commandline
+from timing import CalibrationError, Profile, commandline, profile_warnings
 
 # Carries out a plan, kept in a folder.
 Train = Callable[[Plan, Profile, Listener, Path], Comparison]
@@ -145,8 +145,8 @@ def calibrated(plan: Plan) -> Profile:
     if profile.machine.gpus.absence:
         say(f"  {profile.machine.gpus.absence}")
     say(f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time")
-    for flag in profile.flags():
-        say(f"  WARNING: {flag}")
+    for warning in profile_warnings(profile):
+        say(f"  WARNING: {warning}")
     return profile
 
 

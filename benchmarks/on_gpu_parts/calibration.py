@@ -12,7 +12,7 @@ from rows import Row
 
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import target
-from timing import CalibrationError, calibrate_in_processes
+from timing import CalibrationError, calibrate_in_processes, profile_warnings
 
 # With those that take the place of disturbed ones, five: all must fit into the part's limit, since
 # the profile is there only when the last has ended.
@@ -48,8 +48,8 @@ def main():
         part.add(Row(f"one {name}", size, cost.samples, *milliseconds, "ms"))
     closure = 100 * profile.closure
     part.add(Row("closure, the median of the processes", size, PROCESSES, closure, None, "%"))
-    for flag in profile.flags():
-        part.note(f"The profile says of itself: {flag}")
+    for warning in profile_warnings(profile):
+        part.note(f"The profile says of itself: {warning}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from baselines.analysis.intervals import estimate, median, median_coverage
+from baselines.analysis.intervals import estimate, median
+from timing.statistics import median_coverage
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.waiting import wait_for
 from tests.timing.test_profile import MACHINE, SOFTWARE, WORKLOAD, process
-from timing import Calibration, CalibrationError, calibrate_in_processes
+from timing import Calibration, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import processes as module
 from timing.calibration.worker import Order, Result, load
 
@@ -256,7 +256,7 @@ def test_a_fourth_is_refused_and_kept_only_by_force(monkeypatch: pytest.MonkeyPa
     profile = calibrate_in_processes("a:b", force=True)
     assert profile.processes == tuple(rows[3:])
     assert profile.discarded == 3
-    assert profile.flags() == (
+    assert profile_warnings(profile) == (
         "process 2: its closure is +20.0%",
         "process 3: other processes kept 1.0 cores busy",
     )
@@ -282,8 +282,8 @@ def test_no_more_once_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> No
     scripted(monkeypatch, uneven())
     profile = calibrate_in_processes("a:b", precision=0.05, seconds=1e-9)
     assert profile.process_count == 5
-    (flag,) = profile.flags()
-    assert "the RST of the mixed loop is known to ±13" in flag
+    (warning,) = profile_warnings(profile)
+    assert "the RST of the mixed loop is known to ±13" in warning
 
 
 def at_pace(pace_seconds: float) -> Calibration:
@@ -299,12 +299,12 @@ def test_a_processor_found_faster_later_discards_the_slowed_before(
     profile = calibrate_in_processes("a:b", on_progress=lambda _, what: said.append(what))
     assert profile.processes == (at_pace(1.05), *[free] * 4)
     assert profile.discarded == 2
-    assert profile.flags() == ()
+    assert profile_warnings(profile) == ()
     assert [order.known_pace for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
     assert sum("the processor took 1.81 times as long" in what for what in said) == 2
 
 
-def test_a_slowed_processor_is_refused_or_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slowed_processor_is_refused_or_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [*[at_pace(1.9)] * 4, *[at_pace(1.0)] * 4]
     scripted(monkeypatch, iter(rows))
     with pytest.raises(CalibrationError, match=r"4 processes were .* took 1\.90 times as long"):
@@ -312,8 +312,8 @@ def test_a_slowed_processor_is_refused_or_flagged(monkeypatch: pytest.MonkeyPatc
     scripted(monkeypatch, iter(rows))
     profile = calibrate_in_processes("a:b", force=True)
     assert (profile.process_count, profile.discarded) == (5, 3)
-    (flag,) = profile.flags()
-    assert flag.startswith("process 1: the processor took 1.90 times as long as in the fastest")
+    (warning,) = profile_warnings(profile)
+    assert warning.startswith("process 1: the processor took 1.90 times as long as in the fastest")
 
 
 def test_enough_quiet_ones_are_not_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from timing import (
     Cost,
     Profile,
     ProfileError,
-    check_series,
+    profile_warnings,
     this_machine,
     this_software,
 )
@@ -203,64 +202,22 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_sound_profile_has_no_flags() -> None:
-    assert profile().flags() == ()
+def test_a_sound_profile_has_no_warnings() -> None:
+    assert profile_warnings(profile()) == ()
 
 
-def test_what_is_odd_is_flagged() -> None:
-    (few,) = profile_of(ROWS[:3] + ROWS[:1]).flags()
+def test_what_is_odd_is_warned_of() -> None:
+    (few,) = profile_warnings(profile_of(ROWS[:3] + ROWS[:1]))
     assert "4 process(es): at least 5" in few
-    (alone,) = profile_of(ROWS[:1]).flags()
+    (alone,) = profile_warnings(profile_of(ROWS[:1]))
     assert "1 process(es)" in alone
     noisy = process(ROWS[0], reasons=("other processes kept 1.0 cores busy",))
-    assert profile_of([*ROWS, noisy]).flags() == ("process 6: other processes kept 1.0 cores busy",)
-    (open_loop,) = profile_of([*ROWS, process(ROWS[0], closure=-0.06)]).flags()
+    assert profile_warnings(profile_of([*ROWS, noisy])) == (
+        "process 6: other processes kept 1.0 cores busy",
+    )
+    (open_loop,) = profile_warnings(profile_of([*ROWS, process(ROWS[0], closure=-0.06)]))
     assert open_loop == "process 6: its closure is -6.0%"
     slow = {"train_step": 0.01, "evaluate": 0.9}
-    wide, large = profile_of([*ROWS, slow]).flags()
+    wide, large = profile_warnings(profile_of([*ROWS, slow]))
     assert "RST of the mixed loop is known to ±" in wide
     assert large.startswith("evaluate: 4.5 times as long in one process as in another")
-
-
-# Seconds of a training step of BERT with 1 to 16 layers on an RTX 3090, as No Train No Gain
-# published them (bert/rst/saved_rsts.py).
-PUBLISHED = [0.02521, 0.03837, 0.05177, 0.06508, 0.07847, 0.09188, 0.01052, 0.1186]
-PUBLISHED += [0.1319, 0.1454, 0.1589, 0.1722, 0.1857, 0.1988, 0.212, 0.2253]
-
-
-def series(costs: Mapping[int, float]) -> list[Profile]:
-    return [
-        profile_of([{"train_step": cost}], {**WORKLOAD, "layers": layers, "flops_per_step": layers})
-        for layers, cost in costs.items()
-    ]
-
-
-def test_the_published_slip_of_a_digit_is_found() -> None:
-    costs = dict(enumerate(PUBLISHED, start=1))
-    (flag,) = check_series(series(costs), "layers")
-    assert flag.startswith("train_step at layers=7 costs 0.01052 s where its neighbours predict ")
-    predicted = float(flag.partition("predict ")[2].partition(" s")[0])
-    share = math.log(7 / 6) / math.log(8 / 6)
-    assert predicted == pytest.approx(0.09188 ** (1 - share) * 0.1186**share, rel=1e-3)
-    # The same from its two neighbours alone, and in whatever order the profiles are given.
-    three = series({layers: costs[layers] for layers in (8, 6, 7)})
-    assert check_series(three, "layers") == (flag,)
-    assert check_series(series({**costs, 7: 0.1052}), "layers") == ()
-    # Two slips are two flags, and the sound costs between them none.
-    flags = check_series(series({**costs, 9: 1.319}), "layers")
-    assert [flag.split()[2] for flag in flags] == ["layers=7", "layers=9"]
-
-
-def test_a_series_is_of_one_number() -> None:
-    profiles = series({1: 0.1, 2: 0.2, 3: 0.3})
-    with pytest.raises(ProfileError, match="needs three profiles or more, not 2"):
-        check_series(profiles[:2], "layers")
-    with pytest.raises(ProfileError, match="have the same layers"):
-        check_series([*profiles, profiles[0]], "layers")
-    with pytest.raises(ProfileError, match="width=None is no positive number"):
-        check_series(profiles, "width")
-    with pytest.raises(ProfileError, match="workload='digits' is no positive number"):
-        check_series(profiles, "workload")
-    other = profile_of([{"train_step": 1.0}], {**WORKLOAD, "layers": 4, "batch": 32})
-    with pytest.raises(ProfileError, match="must not differ in batch too"):
-        check_series([*profiles, other], "layers")

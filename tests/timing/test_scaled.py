@@ -4,7 +4,7 @@ import pytest
 
 from tests.timing.test_profile import WORKLOAD, profile_of
 from timing import ProfileError, scaled_seconds
-from timing.statistics import operation_ratio
+from timing.calibration.uncertainty import operation_ratio
 
 HERE = profile_of([{"train_step": 0.02 + i / 1e4, "collect": 0.001} for i in range(5)])
 REFERENCE = profile_of([{"train_step": 0.01 + i / 1e4, "collect": 0.003} for i in range(5)])

@@ -10,11 +10,11 @@ import torch
 
 from tests.support.fake_nvml import NO_PERMISSION, FakeNvml
 from tests.timing.test_processes import SETUP
-from tests.timing.test_profile import ROWS, WORKLOAD, process, profile, profile_of, series
+from tests.timing.test_profile import ROWS, WORKLOAD, process, profile, profile_of
 from timing import Profile, rst_interval, this_machine
 from timing.__main__ import app
+from timing.calibration.uncertainty import operation_ratio
 from timing.commandline import run
-from timing.statistics import operation_ratio
 
 
 def timing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -68,26 +68,15 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
         f"mixed loop: {rst_interval(made.mixed_loop, made, 'mlperf')} s charged",
         f"software: python={platform.python_version()}, torch={torch.__version__}",
         "workload: workload=digits, batch=64, k=5",
-        "FLAG: process 6: other processes kept 1.0 cores busy",
-        "FLAG: process 6: its closure is +7.0%",
+        "WARNING: process 6: other processes kept 1.0 cores busy",
+        "WARNING: process 6: its closure is +7.0%",
     ):
         assert expected in out
     profile().write(path)
     assert timing(monkeypatch, "show", str(path)) == 0
     out = capsys.readouterr().out
-    assert "no flags on this profile" in out
-    assert "FLAG" not in out
-
-
-def test_show_checks_a_series(monkeypatch, capsys, tmp_path: Path) -> None:
-    paths = []
-    for made in series({6: 0.09188, 7: 0.01052, 8: 0.1186}):
-        paths.append(tmp_path / f"{made.workload['layers']}.json")
-        made.write(paths[-1])
-    assert timing(monkeypatch, "show", *map(str, paths), "--series", "layers") == 0
-    assert "FLAG: train_step at layers=7 costs 0.01052 s where its" in capsys.readouterr().out
-    assert timing(monkeypatch, "show", str(paths[0]), "--series", "layers") == 2
-    assert "a series needs three profiles or more, not 1" in capsys.readouterr().err
+    assert "no warnings about this profile" in out
+    assert "WARNING" not in out
 
 
 @pytest.mark.parametrize("command", [["show"], ["compare"]])
@@ -122,16 +111,18 @@ def test_compare_prints_ratios_with_intervals(monkeypatch, capsys, tmp_path: Pat
     assert "│ 1.000 │" in out
     assert f"software that differs: torch: {torch.__version__} and 2.9.0" in out
     assert "b alone: collect" in out
-    assert "no flags on this comparison" in out
+    assert "no warnings about this comparison" in out
 
 
-def test_compare_flags_an_operation_out_of_line(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_compare_warns_of_an_operation_out_of_line(monkeypatch, capsys, tmp_path: Path) -> None:
     slip = [{"a": 0.01, "b": 0.02, "c": 0.003} for _ in ROWS]
     sound = [{"a": 0.02, "b": 0.05, "c": 0.06} for _ in ROWS]
     assert compared(monkeypatch, tmp_path, profile_of(slip), profile_of(sound)) == 0
-    flags = [line for line in capsys.readouterr().out.splitlines() if "FLAG" in line]
-    assert len(flags) == 1
-    assert flags[0].startswith("FLAG: c: its ratio of 20 is far from the operations' median of 2.5")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "WARNING: c: its ratio of 20 is far from the operations' median of 2.5"
+    )
 
 
 def test_compare_refuses_other_workloads(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -161,7 +152,7 @@ def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None
     assert made.workload == {"workload": "sleeps", "batch": 16}
     assert made.process_count == 2
     assert "2 process(es): " in captured.out
-    assert "FLAG: 2 process(es): at least 5 are needed" in captured.out
+    assert "WARNING: 2 process(es): at least 5 are needed" in captured.out
     assert {path.name for path in tmp_path.iterdir()} >= {"here.json", "log"}
     assert not list(tmp_path.glob(".*"))
 

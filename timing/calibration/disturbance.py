@@ -17,6 +17,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from timing.clocks.stopwatch import Stopwatch
+from timing.gpu.meter import throttled_between
 from timing.gpu.nvml import Device, visible_devices
 
 # A quiet machine shows 0.05, a competitor that keeps a core busy 1.0.
@@ -195,21 +196,6 @@ class _Reading:
     def __init__(self, device: Device) -> None:
         self.throttled = device.throttled_seconds()
         self.processes = device.other_process_ids()
-
-
-def throttled_between(
-    before: dict[str, float] | None, after: dict[str, float] | None
-) -> dict[str, float]:
-    """Seconds throttled between two reads of the counters, by each reason that both tell.
-
-    A counter that went back was reset by the driver and tells nothing.
-    """
-    before, after = before or {}, after or {}
-    return {
-        reason: after[reason] - before[reason]
-        for reason in before
-        if reason in after and after[reason] >= before[reason]
-    }
 
 
 def _ratio(spread_seconds: float | None, expected_spread_seconds: float | None) -> float | None:

@@ -19,6 +19,7 @@ import torch
 from timing.calibration.disturbance import LARGEST_SLOWED_SHARE, NoiseWatch
 from timing.calibration.pace import is_slowed, own_pace, pace_seconds
 from timing.calibration.profile import Calibration, Cost
+from timing.statistics import interquartile_range
 
 _T = TypeVar("_T")
 
@@ -151,7 +152,7 @@ def _attempt(
     costs = {
         name: Cost(
             median_seconds=medians[name],
-            spread_seconds=_interquartile_range(found),
+            spread_seconds=interquartile_range(found),
             samples=len(found),
         )
         for name, found in samples.items()
@@ -247,8 +248,3 @@ def _finish_gpu_work() -> None:
     # Asking whether CUDA is there must not be what starts it.
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _interquartile_range(samples: list[float]) -> float:
-    low, _, high = statistics.quantiles(samples, n=4)
-    return high - low

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from timing.calibration.profile import Profile
+from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
 from timing.calibration.worker import Order, Result, check_target
-from timing.statistics import rst_interval
 
 SECONDS = 120.0
 RETRIES = 3

@@ -25,7 +25,6 @@ from timing.calibration.disturbance import Noise
 from timing.calibration.machine import Machine
 from timing.calibration.pace import is_slowed
 from timing.calibration.software import Software
-from timing.calibration.warnings import flags
 from timing.rst.account import FEMTOSECONDS
 
 # Above this, single timings are too far from what a real loop takes to be scaled to it.
@@ -241,10 +240,6 @@ class Profile(BaseModel):
         """Counts of the operations in the shortest loop that has all in their proportions."""
         passes = math.lcm(*self.every.values())
         return {name: passes // every for name, every in self.every.items()}
-
-    def flags(self) -> tuple[str, ...]:
-        """What a careful reader should know of this profile, in words; empty if it is sound."""
-        return flags(self)
 
     def require_workload(self, workload: Mapping[str, str | int | float]) -> None:
         """Check that this profile was measured for this workload.

@@ -1,13 +1,9 @@
-"""What looks wrong in a profile that is otherwise whole: nothing here is refused, all is shown."""
+"""Warnings about a profile that is otherwise whole: nothing here is refused, all is shown."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from timing.statistics import rst_interval
-
-if TYPE_CHECKING:
-    from timing.calibration.profile import Profile
+from timing.calibration.profile import Profile
+from timing.calibration.uncertainty import rst_interval
 
 # A slipped digit is a factor of ten; what a machine does to an operation by chance is less than 3.
 ORDER_OF_MAGNITUDE = 3.0
@@ -16,8 +12,8 @@ LEAST_PROCESSES = 5
 PRECISION = 0.02
 
 
-def flags(profile: Profile) -> tuple[str, ...]:
-    """What a careful reader should know, in words; see `Profile.flags`."""
+def profile_warnings(profile: Profile) -> tuple[str, ...]:
+    """Return what a careful reader should know of a profile, in words; empty if it is sound."""
     found = []
     count = profile.process_count
     if count < LEAST_PROCESSES:

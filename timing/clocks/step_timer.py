@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import torch
 
+from timing.statistics import interquartile_range
+
 WARM_UP_PASSES = 10
 # A pass of these comes once in many steps: there is nothing to spare for warming up.
 SELDOM = ("evaluate", "checkpoint")
@@ -345,14 +347,10 @@ class _Tally:
             self.samples[place] = seconds
 
     def summary(self) -> Phase:
-        spread = None
-        if len(self.samples) > 1:
-            low, _, high = statistics.quantiles(self.samples, n=4)
-            spread = high - low
         return Phase(
             count=self.count,
             median_seconds=statistics.median(self.samples) if self.samples else None,
-            spread_seconds=spread,
+            spread_seconds=interquartile_range(self.samples) if len(self.samples) > 1 else None,
             total_seconds=self.seconds,
             cpu_seconds=self.cpu_seconds,
             clock=self.clock,

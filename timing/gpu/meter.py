@@ -21,7 +21,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from timing.calibration.disturbance import throttled_between
 from timing.gpu.nvml import THROTTLE_FIELDS, Device, ProcessShare, visible_devices
 
 SHORTEST_WINDOW_SECONDS = 20.0
@@ -420,6 +419,21 @@ class _Span:
             scope="device",
             source="utilisation",
         )
+
+
+def throttled_between(
+    before: dict[str, float] | None, after: dict[str, float] | None
+) -> dict[str, float]:
+    """Return seconds throttled between two reads of the counters, by each reason that both tell.
+
+    A counter that went back was reset by the driver and tells nothing.
+    """
+    before, after = before or {}, after or {}
+    return {
+        reason: after[reason] - before[reason]
+        for reason in before
+        if reason in after and after[reason] >= before[reason]
+    }
 
 
 def active_by_accounting(

@@ -1,0 +1,73 @@
+"""How much of a reference second is chance in how the profile was measured.
+
+The uncertainty lies between processes, not between the steps of one: an interval from all samples
+pooled covers the truth a third of the time, one from the processes as often as it says. So each
+process gives one total, and Student's t over these totals gives the interval.
+
+How far the medians are from adding up to a real loop is no chance: it does not become less with
+more processes. So the profile's closure is reported beside the interval, not in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from timing.calibration.profile import Calibration, Profile
+from timing.rst.policy import Policy, uncharged
+from timing.statistics import CONFIDENCE, Interval, mean_interval, ratio_interval
+
+
+def rst_interval(
+    counts: Mapping[str, float],
+    profile: Profile,
+    policy: Policy = "algoperf",
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Return reference seconds of operations, with the chance in the profile's costs.
+
+    Args:
+        counts: how often each operation ran, such as `account.counts`.
+        profile: the one they are charged by.
+        policy: which of them are charged.
+        confidence: of the interval.
+
+    Returns:
+        The processes' mean with its interval; from 0 to infinity if there was one process only,
+        which says nothing of chance.
+
+    Raises:
+        KeyError: an operation has no cost.
+        ValueError: there is no such policy, or the confidence is not between 0 and 1.
+    """
+    totals = [_total(counts, process, policy) for process in profile.processes]
+    found = mean_interval(totals, confidence)
+    return Interval(found.estimate, max(0.0, found.low), found.high)
+
+
+def operation_ratio(
+    operation: str, a: Profile, b: Profile, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return charged seconds of an operation in `b` over those in `a`, two machines apart.
+
+    Raises:
+        KeyError: one of the profiles does not have the operation.
+        ValueError: the confidence is not between 0 and 1.
+    """
+    seconds_a, seconds_b = (
+        [process.seconds[operation] for process in profile.processes] for profile in (a, b)
+    )
+    return ratio_interval(seconds_a, seconds_b, confidence)
+
+
+def _total(counts: Mapping[str, float], process: Calibration, policy: Policy) -> float:
+    left_out = uncharged(policy)
+    charged = process.seconds
+    for operation in counts:
+        if operation not in charged:
+            raise KeyError(f"{operation!r} has no cost on the reference machine")
+    return math.fsum(
+        charged[operation] * times
+        for operation, times in counts.items()
+        if operation not in left_out
+    )
