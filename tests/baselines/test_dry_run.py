@@ -18,8 +18,7 @@ from baselines.cli.dry_run import Estimate, table, window_bytes
 from baselines.experiment.comparison import Plan
 from baselines.methods.method import METHODS, MethodError, Settings
 from baselines.workloads import Workload, WorkloadError, digits, load
-from tests.baselines.test_own_workload import CHANGED
-from tests.support.user_files import write
+from tests.support.user_files import CHANGED, write
 from timing import Budget, commandline, this_machine
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_workload.py"

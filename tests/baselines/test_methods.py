@@ -16,7 +16,7 @@ from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
 from baselines.training.loop import dearest_reading, dearest_step, train
 from baselines.workloads import digits
-from tests.baselines.test_training import COSTS, SETTINGS, WORKLOAD, follow
+from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
 from tests.support.user_files import assert_said_in_one_line, write
 from tests.timing.test_profile import profile_of
 from timing import Budget, commandline

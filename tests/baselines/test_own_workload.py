@@ -14,17 +14,7 @@ import torch
 
 from baselines.workloads import NAMES, Workload, WorkloadError, load
 from baselines.workloads.check import faults
-from tests.support.user_files import assert_said_in_one_line, write
-
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_workload.py"
-
-# The example's workload, one thing done otherwise than it should be.
-CHANGED = """
-import dataclasses, itertools, pathlib, runpy, torch
-good = runpy.run_path({example!r})["load"]()
-def load():
-    return dataclasses.replace(good, {change})
-"""
+from tests.support.user_files import CHANGED, EXAMPLE, assert_said_in_one_line, write
 
 
 def test_the_example_keeps_the_contract_and_learns() -> None:

@@ -12,7 +12,7 @@ from baselines.analysis.intervals import estimate
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import METHODS
 from baselines.training.results import Trajectory
-from tests.baselines.test_report import CURVES, comparison, run
+from tests.support.comparisons import CURVES, comparison, run
 
 
 def with_runs(made: Comparison, change) -> Comparison:

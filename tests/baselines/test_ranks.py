@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from baselines.experiment.store import read_comparison
 from baselines.training.results import Trajectory
-from tests.baselines.test_training import COSTS
 from tests.support.kept_comparison import PROFILE
 from tests.support.ranks_worker import WITHOUT_BATCHNORM, follow
+from tests.support.trainings import COSTS
 
 RANKS = 2
 ROOT = Path(__file__).parent.parent.parent

@@ -39,8 +39,8 @@ from baselines.training.checkpoint import (
 from baselines.training.loop import train
 from baselines.training.results import Trajectory
 from baselines.workloads.base import Workload
-from tests.baselines.test_training import COSTS, SETTINGS, WORKLOAD
 from tests.support.kept_comparison import PROFILE, plan_of, results
+from tests.support.trainings import COSTS, SETTINGS, WORKLOAD
 from timing import Budget
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 from baselines.__main__ import app
 from baselines.analysis import plots, report, score
 from baselines.experiment import store as folder
-from baselines.experiment.comparison import Comparison, tasks
-from baselines.training.results import Trajectory
-from tests.baselines.test_report import CURVES, comparison
+from baselines.experiment.comparison import Comparison
+from tests.support.comparisons import CURVES, comparison, kept
 from timing import Budget
 
 TIMES = st.floats(0.5, 100.0) | st.just(math.inf)
@@ -134,17 +133,6 @@ def test_the_plot_is_the_profile_and_equal_lines_are_set_apart() -> None:
     assert first[0] == second[0]
     assert 1 < second[1] - first[1] < 5
     assert axes.get_lines()[0].get_label() == "constant rate: 0.83"
-
-
-def kept(made: Comparison, root: Path) -> Path:
-    """The comparison as a command keeps it."""
-    folder.write_profile(root, made.profile)
-    inside = folder.budget_folder(root, made.plan)
-    folder.describe(inside, made.plan)
-    for task in tasks(made.plan):
-        runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
-        folder.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
-    return root
 
 
 def test_the_command_scores_folders_and_draws(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from baselines.tracking.sender import Sender
 from baselines.tracking.tracker import Tracker
 from baselines.training.results import Point
 from lawa_opt import LAWA
-from tests.baselines.test_report import CURVES, comparison
+from tests.support.comparisons import CURVES, POINTS, comparison
 from tests.support.tracking_server import free_port, server, stop
 from tests.support.waiting import wait_for
 
@@ -106,11 +106,6 @@ def history(uri: str, run: MlflowRun, metric: str = "validation/metric") -> list
     return [(metric.step, metric.value) for metric in found]
 
 
-def point(step: int) -> Point:
-    return Point(step, step / 10, 1 / step, 2 / step, 0.1)
-
-
-POINTS = [point(step) for step in range(10, 60, 10)]
 VALUES = [(p.step, p.value) for p in POINTS]
 
 
@@ -630,8 +625,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tests.baselines.test_report import CURVES, comparison
-from tests.baselines.test_tracking import POINTS
+from tests.support.comparisons import CURVES, comparison
+from tests.support.comparisons import POINTS
 from baselines.tracking.tracker import Tracker
 made = comparison(CURVES)
 tracker = Tracker(made.plan, made.profile, key="killed", folder=Path({folder!r}))

@@ -9,48 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.methods.method import METHODS, Settings
-from baselines.training.loop import train
-from baselines.training.results import Run, Trajectory
-from baselines.workloads import digits
-from timing import POLICIES, Budget
+from baselines.methods.method import METHODS
+from baselines.training.results import Run
+from tests.support.trainings import COSTS, WORKLOAD, follow
+from timing import POLICIES
 from timing.rst.schedules import constant
-
-WORKLOAD = digits.load()
-COSTS = {
-    "load_data": 0.0003,
-    "train_step": 0.01,
-    "schedule_free_step": 0.01,
-    "swap": 0.002,
-    "collect": 0.0007,
-    "average": 0.002,
-    "ema_update": 0.0011,
-    "swa_update": 0.0008,
-    "statistics": 0.025,
-    "evaluate": 0.5,
-}
-SETTINGS = Settings(learning_rate=0.05, k=3, every=4)
-
-
-def follow(
-    *methods: str,
-    budget: float = 0.5,
-    costs=COSTS,
-    workload=WORKLOAD,
-    seed=0,
-    evaluations=5,
-    policy="algoperf",
-) -> Trajectory:
-    return train(
-        workload,
-        {method: METHODS[method] for method in methods},
-        seed=seed,
-        budget=Budget(budget),
-        costs=costs,
-        settings=SETTINGS,
-        evaluations=evaluations,
-        policy=policy,
-    )
 
 
 def test_points_say_which_weights_they_are_of() -> None:

@@ -31,7 +31,7 @@ from baselines.experiment.tuning import (
 from baselines.methods.method import Settings, find
 from baselines.training.loop import train
 from baselines.training.results import Run, Trajectory
-from tests.baselines.test_training import COSTS, WORKLOAD
+from tests.support.trainings import COSTS, WORKLOAD
 from tests.timing.test_profile import profile_of
 from timing import Budget, ProfileError, commandline
 

@@ -27,8 +27,7 @@ from baselines.experiment.store import (
 )
 from baselines.methods.method import Settings, find
 from baselines.workloads import load
-from tests.baselines.test_report import CURVES, comparison
-from tests.baselines.test_score import kept
+from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE, plan_of, results
 
 PLACES = ("method", "workload", "tuning")

@@ -30,11 +30,10 @@ from baselines.experiment.executor import Processes, side_by_side
 from baselines.experiment.store import write_profile
 from baselines.methods.method import Settings
 from baselines.workloads import load
-from tests.baselines.test_own_workload import CHANGED, EXAMPLE
-from tests.baselines.test_report import CURVES, comparison
-from tests.baselines.test_score import kept
-from tests.baselines.test_training import COSTS
+from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE as OF_DIGITS
+from tests.support.trainings import COSTS
+from tests.support.user_files import CHANGED, EXAMPLE
 from tests.timing.test_profile import ROWS, profile, profile_of
 from timing import Budget, commandline
 

@@ -20,8 +20,8 @@ from baselines.experiment.comparison import Comparison, Plan
 from baselines.experiment.store import Task, read_comparison, read_result
 from baselines.methods.method import Settings
 from baselines.training.results import Run, Trajectory
-from tests.baselines.test_report import WORKLOAD, run
-from tests.baselines.test_training import COSTS
+from tests.support.comparisons import WORKLOAD, run
+from tests.support.trainings import COSTS
 from tests.timing.test_profile import profile_of
 from timing import Budget
 

@@ -9,25 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from baselines.experiment.calibration import calibratable
 from baselines.methods.method import DEFAULT, METHODS
-from timing import Profile, calibrate, commandline, this_machine, this_software
+from tests.support.commands import command, measured_here
+from timing import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
 
 QUICK = ("compare", "--workload", "digits", "--seeds", "2", "--budget", "0.6s")
-
-
-def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "baselines", *arguments],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +148,6 @@ def test_the_same_command_does_nothing_again(
     table = "RST each"
     assert again.stdout[again.stdout.index(table) :] == first.stdout[first.stdout.index(table) :]
     assert len(runs_of(folder)[1]) == before
-
-
-def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
-    """A profile of one process, this one: it is quick, and good enough to train under."""
-    measured = calibratable(workload, data, k)
-    every = {name: operation.every for name, operation in measured.operations.items()}
-    calibration = calibrate(measured.operations, 0.1, float("inf"))
-    path = folder / "measured-here.json"
-    signature = dict(measured.workload)
-    Profile.of(this_machine(), this_software(), signature, every, [calibration]).write(path)
-    return str(path)
 
 
 def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:

@@ -18,10 +18,10 @@ import mlflow
 import psutil
 import pytest
 
-from tests.baselines.test_training import COSTS
-from tests.end_to_end.test_compare_command import command
+from tests.support.commands import command
 from tests.support.kept_comparison import plan_of
 from tests.support.tracking_server import free_port, server, wait_until_it_answers
+from tests.support.trainings import COSTS
 from tests.support.waiting import wait_for
 from tests.timing.test_profile import profile_of
 

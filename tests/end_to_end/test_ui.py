@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from baselines.methods.method import METHODS
-from tests.end_to_end.test_compare_command import command, measured_here
+from tests.support.commands import command, measured_here
 from tests.support.tracking_server import free_port, server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the dev extra")

@@ -17,7 +17,7 @@ from baselines.experiment.lock import Lock
 from baselines.experiment.resume import resume
 from baselines.methods.method import Settings
 from baselines.workloads import load
-from tests.baselines.test_training import COSTS
+from tests.support.trainings import COSTS
 from tests.timing.test_profile import profile_of
 from timing import Budget
 

@@ -17,7 +17,7 @@ from baselines.methods.method import METHODS, Settings
 from baselines.training import distributed as ranks
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import train
-from tests.baselines.test_training import COSTS, WORKLOAD
+from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")

@@ -18,3 +18,14 @@ def assert_said_in_one_line(call: Callable[[], object], kind: type[Exception], s
         call()
     assert re.search(said, str(raised.value))
     assert "\n" not in str(raised.value)
+
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_workload.py"
+
+# The example's workload, one thing done otherwise than it should be.
+CHANGED = """
+import dataclasses, itertools, pathlib, runpy, torch
+good = runpy.run_path({example!r})["load"]()
+def load():
+    return dataclasses.replace(good, {change})
+"""

@@ -1,0 +1,70 @@
+"""Comparisons as if their runs had measured what is asked for, and as a command keeps them."""
+
+import math
+from pathlib import Path
+
+from baselines.experiment import store as folder
+from baselines.experiment.comparison import Comparison, Plan, tasks
+from baselines.methods.method import METHODS, Settings
+from baselines.training.results import Point, Run, Trajectory
+from baselines.workloads import digits
+from tests.timing.test_profile import profile_of
+from timing import Budget
+
+WORKLOAD = digits.load()
+
+
+def run(
+    method: str,
+    seed: int,
+    values: list[float],
+    failure: str | None = None,
+    test: float | None = None,
+) -> Run:
+    """A run that measured these; on the test part a quarter more, if not said otherwise."""
+    points = tuple(Point(10 * i, float(i), v, v, 0.1) for i, v in enumerate(values, start=1))
+    totals = {"algoperf": 4.0 + seed, "ntng": 3.0, "mlperf": 5.0}
+    line = {"operation": "train_step", "times": 40, "seconds_each": 0.1, "seconds": 4.0}
+    account = ({**line, "charged": True},)
+    test = values[-1] + 0.25 if test is None else test
+    share = METHODS[method].share if method in METHODS else 1.0
+    test = math.inf if failure else test
+    return Run(method, seed, points, account, totals, 0.1, failure, test, share=share)
+
+
+def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
+    """Runs from what they measured: for each method, for each seed, the metric at 1, 2, ... s."""
+    seeds = tuple(range(len(next(iter(curves.values())))))
+    plan = Plan(WORKLOAD, tuple(curves), seeds, Budget(4.0), Settings(0.1, 5, "auto"), 4)
+    profile = profile_of([{"train_step": 0.1}], plan.signature)
+    runs = tuple(
+        run(method, seed, values)
+        for method, by_seed in curves.items()
+        for seed, values in enumerate(by_seed)
+    )
+    return Comparison(plan, profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+
+
+CURVES = {
+    "constant": [[4.0, 3.0, 2.5, 2.0], [4.1, 3.1, 2.6, 2.1], [4.0, 3.0, 2.6, 2.2]],
+    "decayed": [[4.0, 3.0, 1.9, 1.0], [4.1, 3.1, 2.0, 1.1], [4.0, 3.0, 2.1, 1.15]],
+    "lawa": [[3.0, 1.9, 1.7, 1.5], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]],
+}
+
+
+def kept(made: Comparison, root: Path) -> Path:
+    """The comparison as a command keeps it."""
+    folder.write_profile(root, made.profile)
+    inside = folder.budget_folder(root, made.plan)
+    folder.describe(inside, made.plan)
+    for task in tasks(made.plan):
+        runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
+        folder.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
+    return root
+
+
+def point(step: int) -> Point:
+    return Point(step, step / 10, 1 / step, 2 / step, 0.1)
+
+
+POINTS = [point(step) for step in range(10, 60, 10)]
