@@ -11,8 +11,9 @@ import tempfile
 import traceback
 from typing import Annotated, Any
 
-from lawa_opt.checkpoints import ArgumentError, average_checkpoints
-from lawa_opt.files import CheckpointError
+from lawa_opt.averaging_files.average import average_checkpoints
+from lawa_opt.averaging_files.find import CheckpointError
+from lawa_opt.averaging_files.merge_weights import ArgumentError
 
 try:
     import typer

@@ -36,6 +36,8 @@ BLOCKS = {torch.bfloat16: 256, torch.float32: 384, torch.float64: 128}
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
+# Reads a snapshot, as flat tensors.
+Reader = Callable[[], Iterable[Tensor]]
 # Writes the mean of the columns of a matrix, a snapshot each, into one column.
 Writer = Callable[[Tensor, Tensor], object]
 # Each stretch of a row, and it in the one tensor that it is of, if it is of one.
@@ -43,7 +45,7 @@ Targets = Sequence[tuple[Stretch, Tensor | None]]
 
 
 def weighted_mean(
-    rows: Snapshots | Iterable[Iterable[Tensor]],
+    rows: Snapshots | Sequence[Reader],
     weights: Sequence[float],
     out: Sequence[Tensor],
     *,
@@ -54,8 +56,8 @@ def weighted_mean(
     It adds up in float32 or wider and rounds once more, to the dtype of each tensor of `out`.
 
     Args:
-        rows: the snapshots, rows of a storage; or one after the other, each as flat tensors that
-            are asked for in the order of `out` and are gone when the next are.
+        rows: the snapshots, rows of a storage; or what reads each one, maybe twice, as flat tensors
+            in the order of `out`, so that no two need be in memory.
         weights: of each snapshot, from 0 on, of any sum above 0. One of weight 0 is not looked at.
         out: of any floating or complex dtype; for rows of a storage of its tensors' shapes, else
             flat.
@@ -288,11 +290,15 @@ def _write_exact(write: Writer, columns: Tensor, mean: Tensor) -> None:
 
 
 def _running_mean(
-    rows: Iterable[Iterable[Tensor]], weights: Sequence[float], outs: Sequence[Tensor]
+    rows: Sequence[Reader],
+    weights: Sequence[float],
+    outs: Sequence[Tensor],
+    *,
+    infinities: bool = False,
 ) -> None:
-    """Write the mean of snapshots that come one by one, as m + (x - m) * share: equal values stay.
+    """Write the mean of snapshots read one by one, as m + (x - m) * share: equal values stay.
 
-    Infinities, as in a mask, have no difference: equal ones are taken as they are.
+    Infinities, as in a mask, have no difference: `infinities` keeps equal ones, at some cost.
     """
     wides = [torch.promote_types(out.dtype, torch.float32) for out in outs]
     means = [
@@ -300,17 +306,22 @@ def _running_mean(
         for out, wide in zip(outs, wides, strict=True)
     ]
     total = 0.0
-    for row, weight in zip(rows, weights, strict=True):
+    for read, weight in zip(rows, weights, strict=True):
         if not weight:
             continue
         total += weight
-        for mean, part in zip(means, row, strict=True):
-            for m, x in zip(mean.split(RUNNING_TILE), part.split(RUNNING_TILE), strict=True):
+        for mean, row in zip(means, read(), strict=True):
+            for m, x in zip(mean.split(RUNNING_TILE), row.split(RUNNING_TILE), strict=True):
                 if weight == total:
                     m.copy_(x)
-                else:
+                elif infinities:
                     x = x.to(m.dtype)
                     torch.where(x == m, x, torch.lerp(m, x, weight / total), out=m)
+                else:
+                    m.lerp_(x.to(m.dtype), weight / total)
+    if not infinities and any(bool(mean.sum().isnan()) for mean in means):
+        _running_mean(rows, weights, outs, infinities=True)
+        return
     for out, mean in zip(outs, means, strict=True):
         if mean is not out:
             out.copy_(mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,7 +157,8 @@ def test_the_weighted_mean_is_that_of_its_slow_twin(
     stored = [torch.empty_like(tensor, dtype=kind) for tensor in tensors]
     weighted_mean(Snapshots(storage, slots), weights, stored, exact=exact)
     one_by_one = [torch.empty(tensor.numel(), dtype=kind or dtype) for tensor in tensors]
-    weighted_mean(([t.reshape(-1) for t in each] for each in snapshots), weights, one_by_one)
+    rows = [partial(map, Tensor.flatten, snapshot) for snapshot in snapshots]
+    weighted_mean(rows, weights, one_by_one)
     for got in (stored, one_by_one):
         for index, mean in enumerate(got):
             rows = [snapshot[index].reshape(-1) for snapshot in snapshots]

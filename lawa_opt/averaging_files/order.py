@@ -1,12 +1,17 @@
-"""The order of checkpoints, by the numbers in their names."""
+"""Which checkpoints count, and in which order, by the numbers in their names."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+
+from lawa_opt.averaging_files.find import CheckpointError, find_files, fingerprint
+
+LOGGER = logging.getLogger("lawa_opt")
 
 Label = tuple[str, ...]  # the word before a number and the unit after it
 
@@ -42,7 +47,7 @@ def by_number(paths: Sequence[Path]) -> list[Path]:
 
 
 def _numbers(path: Path) -> dict[Label, str]:
-    """The numbers of a path by what stands around them; a label said again grows longer."""
+    """Return the numbers of a path by what stands around them; a label said again grows longer."""
     found: dict[Label, str] = {}
     for part in reversed(Path(os.path.abspath(path)).parts):  # noqa: PTH100 (links stay links)
         for word, number, unit in reversed(NUMBER.findall(part)):
@@ -69,3 +74,58 @@ def _sorted(paths: Sequence[Path], columns: Sequence[Sequence[str]]) -> list[Pat
         if any(x > y for x, y in zip(rows[a], rows[b], strict=True)):
             raise ValueError(f"the numbers of {paths[a]} and {paths[b]} disagree")
     return [paths[i] for i in order]
+
+
+def identity_of(path: Path) -> frozenset[tuple[int, ...]] | Path:
+    """Return the device and inode of each file of a checkpoint."""
+    try:
+        return frozenset(fingerprint(file)[:2] for file in find_files(path)[1])
+    except CheckpointError:
+        return path  # and opening it tells why
+
+
+def distinct_paths(
+    paths: Sequence[Path], identities: Sequence[frozenset[tuple[int, ...]] | Path]
+) -> tuple[list[Path], list[str]]:
+    """Return each checkpoint once, by its own name before a link's, and notes on the others."""
+    same: dict[frozenset[tuple[int, ...]] | Path, list[int]] = {}
+    for i, identity in enumerate(identities):
+        same.setdefault(identity, []).append(i)
+
+    def is_second_name(i: int) -> tuple[bool, bool]:
+        return paths[i].is_symlink(), not any(map(str.isdigit, paths[i].name))
+
+    kept = {min(each, key=is_second_name): each for each in same.values()}
+    notes = [
+        f"{paths[i]} is {paths[first]} once more, and counts once"
+        for first, each in kept.items()
+        for i in each
+        if i != first
+    ]
+    for note in notes:
+        LOGGER.warning("%s", note)
+    return [paths[i] for i in sorted(kept)], notes
+
+
+def oldest_first(
+    paths: list[Path], order: str, last: int | None, weights: str | Sequence[float]
+) -> tuple[list[Path], str]:
+    """Return the paths, oldest first, and in words how that is known."""
+    if order == "given" or len(paths) == 1:
+        return paths, "as given"
+    try:
+        ordered = by_number(paths)
+    except ValueError as error:
+        profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
+        if profiled or (last or len(paths)) < len(paths):
+            raise CheckpointError(
+                f'the order of the checkpoints counts and is not known: {error}; order="given" '
+                "(--order given) takes them as given, oldest first"
+            ) from error
+        return paths, f"as given ({error}), so the newest is {paths[-1]}"
+    if not isinstance(weights, str) and ordered != paths:
+        raise CheckpointError(
+            "weights are given one by one, and the checkpoints not in the order of their numbers, "
+            f'which begins with {ordered[0]}: sort them, or say order="given"'
+        )
+    return ordered, "in the order of their numbers"

@@ -1,44 +1,36 @@
-"""Average checkpoint files: what LAWA's window does while training runs, done afterwards."""
+"""The average of checkpoint files, as a state dict or a file."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from lawa_opt.files import (
-    TORCH_SUFFIXES,
-    Checkpoint,
-    CheckpointError,
-    Piece,
-    find_files,
-    refuse_changed,
+from lawa_opt.averaging_files.find import TORCH_SUFFIXES, CheckpointError
+from lawa_opt.averaging_files.merge_weights import ArgumentError, checked_weights
+from lawa_opt.averaging_files.order import distinct_paths, identity_of, oldest_first
+from lawa_opt.averaging_files.read import Checkpoint, Piece, check_same_structure
+from lawa_opt.averaging_files.write import (
+    atomic_write,
     refuse_names,
-    replacing,
-    stamp,
+    refuse_target,
     write_safetensors,
 )
-from lawa_opt.order import by_number
+from lawa_opt.reduction import weighted_mean
 
-# torch runs an operation on so few elements on the calling thread, and they stay in its cache.
-TILE_ELEMENTS = 1 << 15
 BATCH_BYTES = 1 << 20
 # Each batch maps the files anew, which costs an unpickling, so batches are 1/8 of a checkpoint.
 BATCHES = 8
 
 LOGGER = logging.getLogger("lawa_opt")
-
-
-class ArgumentError(ValueError):
-    """An argument that would be wrong for any files."""
 
 
 @dataclass(frozen=True)
@@ -69,34 +61,6 @@ class Averaged:
                 *([f"written: {self.out}"] if self.out else ()),
             )
         )
-
-
-def decay_factors(profile: str, n: int, decay: float | None = None) -> list[float]:
-    """Factors w_1 ... w_(n-1) by which a decay profile scales the updates between n checkpoints.
-
-    "linear" is 1 - i/n and "1-sqrt" is 1 - sqrt(i/n): the rate would reach zero one checkpoint
-    after the newest. "ema" is 1 - decay**(n - i), the moving average that starts at the oldest.
-    """
-    if (profile == "ema") != (decay is not None):
-        raise ArgumentError(f'weights "ema" and a decay go together: {profile!r}, decay {decay}')
-    if decay is not None and not 0 <= decay < 1:
-        raise ArgumentError(f"decay must be in [0, 1): {decay}")
-    steps = range(1, n)
-    if profile in ("uniform", "linear"):  # the uniform mean is a linear decay
-        return [1 - i / n for i in steps]
-    if profile == "1-sqrt":
-        return [1 - math.sqrt(i / n) for i in steps]
-    if decay is not None:
-        return [1 - decay ** (n - i) for i in steps]
-    raise ArgumentError(f'weights must be "uniform", "linear", "1-sqrt" or "ema": {profile!r}')
-
-
-def merge_weights(factors: Sequence[float]) -> list[float]:
-    """Weights c_0 ... c_k, oldest first, that stand for updates scaled by factors w_1 ... w_k.
-
-    c_0 = 1 - w_1, c_j = w_j - w_(j+1), c_k = w_k (WSM, arXiv 2507.17634, theorem 3.1).
-    """
-    return [a - b for a, b in pairwise((1.0, *factors, 0.0))]
 
 
 @overload
@@ -196,21 +160,21 @@ def average_checkpoints(
     if target and target.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ArgumentError(f"{target} must end in .safetensors or {', '.join(TORCH_SUFFIXES)}")
     _refuse_few(given, last)
-    _weights(weights, decay, last or len(given))
+    checked_weights(weights, decay, last or len(given))
 
-    identities = [_identity(path) for path in given]
-    distinct, notes = _distinct(given, identities)
+    identities = [identity_of(path) for path in given]
+    distinct, notes = distinct_paths(given, identities)
     if target:
-        _refuse_target(target, dict(zip(given, identities, strict=True)))
+        refuse_target(target, dict(zip(given, identities, strict=True)))
     _refuse_few(distinct, last, *notes)
-    factors = _weights(weights, decay, last or len(distinct))
-    ordered, how = _ordered(distinct, order, last, weights)
+    factors = checked_weights(weights, decay, last or len(distinct))
+    ordered, how = oldest_first(distinct, order, last, weights)
     chosen = ordered[-last:] if last else ordered
 
     checkpoints = [Checkpoint(path, key) for path in chosen]
     newest = checkpoints[-1]
     for checkpoint in checkpoints:
-        _refuse_unlike(checkpoint, newest)
+        check_same_structure(checkpoint, newest)
     if any("lora_A" in str(name) for name in newest.tensors):
         notes.append("lora_A and lora_B are averaged apart: this is not the mean of their products")
     if target is None:
@@ -225,122 +189,10 @@ def average_checkpoints(
     return state if target is None else done
 
 
-def _weights(weights: str | Sequence[float], decay: float | None, n: int) -> Sequence[float]:
-    """Return the weights of n checkpoints, oldest first."""
-    if isinstance(weights, str):
-        return merge_weights(decay_factors(weights, n, decay))
-    if decay is not None:
-        raise ArgumentError(f'a decay goes with weights "ema" only: {decay}')
-    if len(weights) != n or not all(weight >= 0 for weight in weights):
-        raise ArgumentError(f"{n} weights from 0 on are needed: {list(weights)}")
-    if not 0 < sum(weights) < math.inf:
-        raise ArgumentError(f"the sum of weights must be above 0 and finite: {list(weights)}")
-    return weights
-
-
 def _refuse_few(paths: Sequence[Path], last: int | None, *notes: str) -> None:
     if len(paths) < (last or 1):
         said = "; ".join((f"but {len(paths)} given", *notes))
         raise CheckpointError(f"{last or 1} checkpoints are needed, {said}")
-
-
-def _identity(path: Path) -> frozenset[tuple[int, ...]] | Path:
-    """Return the device and inode of each file of a checkpoint."""
-    try:
-        return frozenset(stamp(file)[:2] for file in find_files(path)[1])
-    except CheckpointError:
-        return path  # and opening it tells why
-
-
-def _distinct(
-    paths: Sequence[Path], identities: Sequence[frozenset[tuple[int, ...]] | Path]
-) -> tuple[list[Path], list[str]]:
-    """Return each checkpoint once, by its own name before a link's, and notes on the others."""
-    same: dict[frozenset[tuple[int, ...]] | Path, list[int]] = {}
-    for i, identity in enumerate(identities):
-        same.setdefault(identity, []).append(i)
-
-    def is_second_name(i: int) -> tuple[bool, bool]:
-        return paths[i].is_symlink(), not any(map(str.isdigit, paths[i].name))
-
-    kept = {min(each, key=is_second_name): each for each in same.values()}
-    notes = [
-        f"{paths[i]} is {paths[first]} once more, and counts once"
-        for first, each in kept.items()
-        for i in each
-        if i != first
-    ]
-    for note in notes:
-        LOGGER.warning("%s", note)
-    return [paths[i] for i in sorted(kept)], notes
-
-
-def _ordered(
-    paths: list[Path], order: str, last: int | None, weights: str | Sequence[float]
-) -> tuple[list[Path], str]:
-    """Return the paths, oldest first, and in words how that is known."""
-    if order == "given" or len(paths) == 1:
-        return paths, "as given"
-    try:
-        ordered = by_number(paths)
-    except ValueError as error:
-        profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
-        if profiled or (last or len(paths)) < len(paths):
-            raise CheckpointError(
-                f'the order of the checkpoints counts and is not known: {error}; order="given" '
-                "(--order given) takes them as given, oldest first"
-            ) from error
-        return paths, f"as given ({error}), so the newest is {paths[-1]}"
-    if not isinstance(weights, str) and ordered != paths:
-        raise CheckpointError(
-            "weights are given one by one, and the checkpoints not in the order of their numbers, "
-            f'which begins with {ordered[0]}: sort them, or say order="given"'
-        )
-    return ordered, "in the order of their numbers"
-
-
-def _refuse_unlike(one: Checkpoint, other: Checkpoint) -> None:
-    for a, b in ((one, other), (other, one)):
-        if extra := a.tensors.keys() - b.tensors.keys():
-            raise CheckpointError(f"{b.path} lacks {min(extra, key=str)!r}, which {a.path} has")
-    for name, x in one.tensors.items():
-        y = other.tensors[name]
-        for what, here, there in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
-            if here != there:
-                seen = f"{here} in {one.path} and {there} in {other.path}"
-                raise CheckpointError(f"the {what} of {name!r} differs: {seen}")
-
-
-def _refuse_target(target: Path, given: Mapping[Path, frozenset[tuple[int, ...]] | Path]) -> None:
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target} lies in a folder that does not exist")
-    if not target.exists():
-        return
-    if not target.is_file():
-        raise CheckpointError(f"{target} is a folder, FIFO, socket or device")
-    for path, identity in given.items():
-        if isinstance(identity, frozenset) and stamp(target)[:2] in identity:
-            raise CheckpointError(f"{target} is part of the input {path}")
-
-
-def _averages(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
-
-
-def _batches(layout: dict[str, Tensor], size: int) -> Iterator[list[Piece]]:
-    """Cut the tensors into tiles, in order, and group tiles whose means take about `size` bytes."""
-    batch: list[Piece] = []
-    held = 0
-    for name, tensor in layout.items():
-        for low in range(0, tensor.numel(), TILE_ELEMENTS):
-            high = min(low + TILE_ELEMENTS, tensor.numel())
-            batch.append((name, low, high))
-            held += (high - low) * max(4, tensor.itemsize)
-            if held >= size:
-                yield batch
-                batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def _write_mean(
@@ -354,7 +206,7 @@ def _write_mean(
     kept: list[str] = []
     if target.suffix == ".safetensors":
         refuse_names(target, newest.tensors)
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         if target.suffix == ".safetensors":
             state = _mean(checkpoints, weights, progress, tied=False)
             write_safetensors(state, temporary, {"format": "pt"} | newest.metadata)
@@ -363,7 +215,7 @@ def _write_mean(
             whole, kept = newest.put_in_place(state)
             with temporary.open("wb") as file:
                 torch.save(whole, file)
-            refuse_changed(newest)
+            newest.refuse_changed()
     return kept
 
 
@@ -385,50 +237,49 @@ def _mean(
     done = 0
     for batch in _batches(layout, max(BATCH_BYTES, total // BATCHES)):
         outs = [state[name].view(-1)[low:high] for name, low, high in batch]
-        _blend(checkpoints, weights, batch, outs)
+        average_batch(checkpoints, weights, batch, outs)
         done += sum(out.nbytes for out in outs)
         if progress is not None:
             progress(done, total)
     for checkpoint in checkpoints:
-        refuse_changed(checkpoint)
+        checkpoint.refuse_changed()
     return state
 
 
-def _blend(
+def average_batch(
     checkpoints: Sequence[Checkpoint],
     weights: Sequence[float],
     batch: Sequence[Piece],
     outs: Sequence[Tensor],
-    *,
-    infinities: bool = False,
 ) -> None:
-    """Put the weighted means of a batch in `outs`, as m + (x - m) * share: equal values stay.
-
-    Infinities, as in a mask, have no difference: `infinities` keeps equal ones, at some cost.
-    """
-    wides = [torch.promote_types(x.dtype, torch.float32) if _averages(x) else None for x in outs]
-    means = [
-        out if wide in (None, out.dtype) else torch.empty_like(out, dtype=wide)
-        for out, wide in zip(outs, wides, strict=True)
-    ]
-    total = 0.0
-    for checkpoint, weight in zip(checkpoints, weights, strict=True):
-        total += weight
-        for mean, tile, wide in zip(means, checkpoint.read(batch), wides, strict=True):
-            if wide is None or weight == total:
-                mean.copy_(tile)
-            elif weight:
-                x = tile if tile.dtype is wide else tile.to(wide)
-                share = weight / total
-                if infinities:
-                    mean.copy_(torch.where(x == mean, x, torch.lerp(mean, x, share)))
-                else:
-                    mean.lerp_(x, share)
-    if not infinities and any(
-        wide and bool(mean.sum().isnan()) for wide, mean in zip(wides, means, strict=True)
-    ):
-        _blend(checkpoints, weights, batch, outs, infinities=True)
+    """Write the mean of a batch, all of numbers that have one or all of others, into `outs`."""
+    if outs[0].is_floating_point() or outs[0].is_complex():
+        rows = [partial(checkpoint.read, batch) for checkpoint in checkpoints]
+        weighted_mean(rows, weights, outs)
         return
-    for out, mean in zip(outs, means, strict=True):
-        if mean is not out:
-            out.copy_(mean)
+    for out, newest in zip(outs, checkpoints[-1].read(batch), strict=True):
+        out.copy_(newest)
+
+
+def _batches(layout: dict[Any, Tensor], size: int) -> Iterator[list[Piece]]:
+    """Group tensors, cut where they are larger, whose means take up to `size` bytes."""
+
+    def has_mean(name: Any) -> bool:
+        return layout[name].is_floating_point() or layout[name].is_complex()
+
+    for _, names in groupby(sorted(layout, key=has_mean), has_mean):
+        batch: list[Piece] = []
+        free = size
+        for name in names:
+            width = max(4, layout[name].itemsize)
+            low, end = 0, layout[name].numel()
+            while low < end:
+                high = min(end, low + max(1, free // width))
+                batch.append((name, low, high))
+                free -= (high - low) * width
+                low = high
+                if free < width:
+                    yield batch
+                    batch, free = [], size
+        if batch:
+            yield batch

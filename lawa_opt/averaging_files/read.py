@@ -1,18 +1,11 @@
-"""Checkpoint files: read mapped, a part at a time, and written whole or not at all."""
+"""Checkpoint files read mapped, a part at a time."""
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
-import re
-import secrets
-import stat
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,76 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lawa_opt.plain import PLAIN
+from lawa_opt.averaging_files.find import CheckpointError, find_files, fingerprint, reading
+from lawa_opt.averaging_files.plain_data import PLAIN
 
 Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-# In a folder, the first two go before all others, as the frameworks have it.
-WEIGHTS_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-)
-DISTRIBUTED = (
-    "is of torch.distributed.checkpoint: make its folder one file by dcp_to_torch_save of "
-    "torch.distributed.checkpoint.format_utils"
-)
 # Tensors may share what a file holds (tied, expanded), but not claim so many bytes beyond it.
 MOST_EXPANDED_BYTES = 1 << 30
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be averaged or written; the message names the file and the cause."""
-
-
-def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
-    """Return the index of a checkpoint, if it has one, and its files with the names to take.
-
-    Names are given by an index alone; without them, all that a file holds is taken.
-    """
-    with _reading(path):
-        if path.is_dir():
-            path = _weights_in(path)
-        if path.suffix == ".distcp" or path.name == ".metadata":
-            raise CheckpointError(f"{path} {DISTRIBUTED}")
-        if path.suffix != ".json":
-            return None, {path: []}
-    with _reading(path):
-        stamp(path)
-        held = json.loads(path.read_text(encoding="utf-8"))
-        shards = held.get("weight_map") if isinstance(held, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError("it has no weight_map that names files, so it is no index of shards")
-        files: dict[Path, list[str]] = {}
-        for name, shard in shards.items():
-            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-                raise CheckpointError(
-                    f"{path} puts {name!r} in {shard!r:.200}, which is no file's name: shards lie "
-                    "beside their index"
-                )
-            files.setdefault(path.with_name(shard), []).append(name)
-        return path, files
-
-
-def _weights_in(folder: Path) -> Path:
-    held = [folder / name for name in WEIGHTS_FILES if (folder / name).exists()]
-    if not held and (folder / ".metadata").exists():
-        raise CheckpointError(f"{folder} {DISTRIBUTED}")
-    if not held:
-        names = [name for name in WEIGHTS_FILES if not name.endswith(".json")]
-        raise CheckpointError(f"{folder} holds neither {', '.join(names)} nor an index of such")
-    if len(held) > 1 and held[0].name not in WEIGHTS_FILES[:2]:
-        raise CheckpointError(f"{folder} holds {held[0].name} and {held[1].name}: give one of them")
-    return held[0]
 
 
 class Checkpoint:
@@ -100,7 +31,7 @@ class Checkpoint:
         tensors: names to meta tensors, which carry shape and dtype.
         ties: each name that stands for an earlier name's tensor, to that name.
         metadata: the text entries of safetensors headers.
-        stamps: what tells that a file was changed.
+        fingerprints: of its files, which tell that one was changed.
     """
 
     def __init__(self, path: Path, key: str = "") -> None:
@@ -116,9 +47,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: safetensors files and shards do not nest, so there is no key {key!r}"
             )
-        self.stamps = {file: stamp(file) for file in (*([index] if index else []), *files)}
+        self.fingerprints = {
+            file: fingerprint(file) for file in (*([index] if index else []), *files)
+        }
         for file, names in files.items():
-            with _reading(file):
+            with reading(file):
                 self._scan(file, names)
         if not self.tensors:
             raise CheckpointError(f"{path} holds no tensors")
@@ -157,7 +90,10 @@ class Checkpoint:
 
     def _refuse_expanded(self) -> None:
         apart = {name: like.nbytes for name, like in self.tensors.items() if name not in self.ties}
-        claimed, held = sum(apart.values()), sum(size for _, _, size, _ in self.stamps.values())
+        claimed, held = (
+            sum(apart.values()),
+            sum(size for _, _, size, _ in self.fingerprints.values()),
+        )
         if claimed > 2 * held + MOST_EXPANDED_BYTES:
             name = max(apart, key=apart.__getitem__)
             raise CheckpointError(
@@ -171,26 +107,32 @@ class Checkpoint:
         What is read of a mapping counts as this process's memory until it is unmapped, so files are
         mapped anew for each reading.
         """
-        refuse_changed(self)
+        self.refuse_changed()
         names: dict[Path, list[Any]] = {}
         for name, _ in groupby(pieces, lambda piece: piece[0]):
             names.setdefault(self._file_of[name], []).append(name)
         states: dict[Path, dict[Any, Any]] = {}
         for name, group in groupby(pieces, lambda piece: piece[0]):
             file = self._file_of[name]
-            with _reading(file):
+            with reading(file):
                 if file not in states:
                     states[file] = _load(file, self.key, names[file])[0]
                 flat = states[file][name].detach().reshape(-1)
             for _, low, high in group:
                 yield flat[low:high]
 
+    def refuse_changed(self) -> None:
+        """Refuse files that are not what they were when the checkpoint was opened."""
+        for file, before in self.fingerprints.items():
+            if fingerprint(file) != before:
+                raise CheckpointError(f"{file} changed while it was read")
+
     def put_in_place(self, state: dict[Any, Tensor]) -> tuple[Any, list[str]]:
         """Return the checkpoint with another state dict at its key, and what lies beside that."""
         if not self.key:
             return state, []
-        (file,) = self.stamps
-        with _reading(file):
+        (file,) = self.fingerprints
+        with reading(file):
             whole = within = _torch_load(file)
             beside: list[str] = []
             *above, last = self.key.split(".")
@@ -207,7 +149,7 @@ def _load(
 ) -> tuple[dict[Any, Any], dict[str, str]]:
     """Return a file's mapped state dict, with these names at the least, and its text metadata."""
     if file.suffix == ".safetensors":
-        with _safetensors().safe_open(file, "pt") as opened:
+        with safetensors_library().safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in names or opened.keys()}
             return state, opened.metadata() or {}
     state = _torch_load(file)
@@ -271,7 +213,8 @@ def _record_sizes(file: Path) -> Counter[int]:
     return Counter(entry.file_size for entry in entries)
 
 
-def _safetensors() -> Any:
+def safetensors_library() -> Any:
+    """Return the library, or say what brings it."""
     try:
         import safetensors.torch
     except ImportError as error:
@@ -279,83 +222,14 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def refuse_changed(checkpoint: Checkpoint) -> None:
-    """Refuse files that are not what they were when the checkpoint was opened."""
-    for file, before in checkpoint.stamps.items():
-        if stamp(file) != before:
-            raise CheckpointError(f"{file} changed while it was read")
-
-
-def refuse_names(target: Path, tensors: dict[Any, Tensor]) -> None:
-    """Refuse names and dtypes that a safetensors file would not give back."""
-    library = _safetensors().torch
-    for name, tensor in tensors.items():
-        probe = {name: torch.empty(1, dtype=tensor.dtype)}
-        try:
-            held = library.load(library.save(probe)).keys() == probe.keys()
-        except Exception:  # of many types, by the name or dtype and the library's version
-            held = False
-        if not held:
-            raise CheckpointError(
-                f"{target} cannot hold {name!r}, which is {tensor.dtype}: safetensors has no such "
-                "name or dtype, so write a .pt file"
-            )
-
-
-def write_safetensors(state: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    """Write a state dict that the library can read back."""
-    library = _safetensors()
-    try:
-        library.torch.save_file(state, file, metadata)
-        with library.safe_open(file, "pt"):
-            pass
-    except library.SafetensorError as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        raise CheckpointError(f"the average is no safetensors file: {error}") from error
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Yield a temporary file that takes the target's name when whole, and else is removed."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)  # the umask's, where safetensors made its own file
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        # torch.save hides a failed write behind a RuntimeError.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(target)) from error
-        raise
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Name the file and the reason in one line, whatever goes wrong in reading."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of what is then refused
-            yield
-    except (CheckpointError, ImportError):
-        raise
-    except Exception as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
-        reason = reason.splitlines()[0].partition(". ")[0]
-        raise CheckpointError(f"{file} cannot be read: {reason}") from error
-
-
-def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Return what identifies a file (device, inode) and changes with it (size, time in ns)."""
-    with _reading(file):
-        seen = file.stat()
-        if not stat.S_ISREG(seen.st_mode):
-            # To open a FIFO would wait for its writer.
-            raise ValueError("it is no regular file but a folder, FIFO, socket or device")
-        return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+def check_same_structure(one: Checkpoint, other: Checkpoint) -> None:
+    """Refuse checkpoints with other names, shapes or dtypes."""
+    for a, b in ((one, other), (other, one)):
+        if extra := a.tensors.keys() - b.tensors.keys():
+            raise CheckpointError(f"{b.path} lacks {min(extra, key=str)!r}, which {a.path} has")
+    for name, x in one.tensors.items():
+        y = other.tensors[name]
+        for what, here, there in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
+            if here != there:
+                seen = f"{here} in {one.path} and {there} in {other.path}"
+                raise CheckpointError(f"the {what} of {name!r} differs: {seen}")

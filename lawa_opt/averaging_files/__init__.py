@@ -1,0 +1,1 @@
+"""Average checkpoint files: what LAWA's window does while training runs, done afterwards."""
