@@ -8,7 +8,7 @@ one look-up of blocks of all snapshots, each weighted, in bags, as for embedding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -300,28 +300,33 @@ def _running_mean(
 
     Infinities, as in a mask, have no difference: `infinities` keeps equal ones, at some cost.
     """
-    wides = [torch.promote_types(out.dtype, torch.float32) for out in outs]
+    # Tile by tile: memory for whole tensors, taken and left again and again, is not all given back.
+    tiles = list(_tiles(outs))
+    wides = [torch.promote_types(tile.dtype, torch.float32) for tile in tiles]
     means = [
-        out if wide == out.dtype else torch.empty_like(out, dtype=wide)
-        for out, wide in zip(outs, wides, strict=True)
+        tile if wide == tile.dtype else torch.empty_like(tile, dtype=wide)
+        for tile, wide in zip(tiles, wides, strict=True)
     ]
     total = 0.0
     for read, weight in zip(rows, weights, strict=True):
         if not weight:
             continue
         total += weight
-        for mean, row in zip(means, read(), strict=True):
-            for m, x in zip(mean.split(RUNNING_TILE), row.split(RUNNING_TILE), strict=True):
-                if weight == total:
-                    m.copy_(x)
-                elif infinities:
-                    x = x.to(m.dtype)
-                    torch.where(x == m, x, torch.lerp(m, x, weight / total), out=m)
-                else:
-                    m.lerp_(x.to(m.dtype), weight / total)
+        for mean, x in zip(means, _tiles(read()), strict=True):
+            if weight == total:
+                mean.copy_(x)
+            elif infinities:
+                x = x.to(mean.dtype)
+                torch.where(x == mean, x, torch.lerp(mean, x, weight / total), out=mean)
+            else:
+                mean.lerp_(x.to(mean.dtype), weight / total)
     if not infinities and any(bool(mean.sum().isnan()) for mean in means):
         _running_mean(rows, weights, outs, infinities=True)
         return
-    for out, mean in zip(outs, means, strict=True):
-        if mean is not out:
-            out.copy_(mean)
+    for tile, mean in zip(tiles, means, strict=True):
+        if mean is not tile:
+            tile.copy_(mean)
+
+
+def _tiles(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (tile for tensor in tensors for tile in tensor.split(RUNNING_TILE))
