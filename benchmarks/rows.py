@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from timing.calibration.pace import is_slowed, own_pace, pace_seconds
+from timing.calibration.cpu_probe import cpu_probe_seconds, is_disturbed, undisturbed_probe
 
 # What is shorter is repeated within a round, to be well above the clocks' grain.
 SHORTEST_SECONDS = 0.02
@@ -163,8 +163,8 @@ class FreeProcessor:
 
     def __init__(self, patience_seconds: float = 900.0) -> None:
         self.patience_seconds = patience_seconds
-        self.paces = deque([pace_seconds() for _ in range(100)], maxlen=100)
-        self.own = own_pace(self.paces)
+        self.paces = deque([cpu_probe_seconds() for _ in range(100)], maxlen=100)
+        self.own = undisturbed_probe(self.paces)
         self.samples = self.slowed = 0
 
     def measure(self, sample: Callable[[], float]) -> float:
@@ -172,22 +172,22 @@ class FreeProcessor:
         self.samples += 1
         for _ in range(self.tries):
             before, taken, after = self.wait(), sample(), self.look()
-            if not is_slowed(max(before, after), self.own):
+            if not is_disturbed(max(before, after), self.own):
                 return taken
         self.slowed += 1
         return taken
 
     def look(self) -> float:
         """The pace just now."""
-        self.paces.append(pace_seconds())
+        self.paces.append(cpu_probe_seconds())
         # The fastest so far, for all of the latest may be of a slowed processor.
-        self.own = min(self.own, own_pace(self.paces))
+        self.own = min(self.own, undisturbed_probe(self.paces))
         return self.paces[-1]
 
     def wait(self) -> float:
         """The pace once the processor is free, or when patience has an end."""
         pace = self.look()
-        while is_slowed(pace, self.own) and self.patience_seconds > 0:
+        while is_disturbed(pace, self.own) and self.patience_seconds > 0:
             begin = time.monotonic()
             time.sleep(0.02)
             self.patience_seconds -= time.monotonic() - begin

@@ -45,7 +45,7 @@ from baselines.methods.method import Settings, find
 from baselines.training.loop import _Follower
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
-from timing.calibration.pace import is_slowed, own_pace, pace_seconds
+from timing.calibration.cpu_probe import cpu_probe_seconds, is_disturbed, undisturbed_probe
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 OPERATIONS = (
@@ -148,7 +148,7 @@ class Steps:
         return account
 
     def end_step(self):
-        now, before, self.pace = time.perf_counter(), self.pace, pace_seconds()
+        now, before, self.pace = time.perf_counter(), self.pace, cpu_probe_seconds()
         if before is not None:
             counts = {name: times for name, times in self.counts.items() if name != "evaluate"}
             seconds = now - self.begin - self.left_out
@@ -186,10 +186,10 @@ def calibratable(workload, folder):
     def look():
         if turns.is_over():
             turns.hand_over(CALIBRATION)
-        return pace_seconds()
+        return cpu_probe_seconds()
 
     # There it looks at the pace between passes, off the clock.
-    calibration.pace_seconds = look
+    calibration.cpu_probe_seconds = look
     return baselines.experiment.calibration.calibratable(workload)
 
 
@@ -224,8 +224,8 @@ def difference(steps, costs):
 
 def free_steps(steps, pace):
     """Those in the middle of three during which the processor was free, as far as is known."""
-    own = min(pace, own_pace([step_pace for _, step_pace, _ in steps]))
-    slowed = [is_slowed(step_pace, own) for _, step_pace, _ in steps]
+    own = min(pace, undisturbed_probe([step_pace for _, step_pace, _ in steps]))
+    slowed = [is_disturbed(step_pace, own) for _, step_pace, _ in steps]
     return [steps[i] for i in range(1, len(steps) - 1) if not any(slowed[i - 1 : i + 2])]
 
 
@@ -247,7 +247,7 @@ def row_of(workload_name, options, notes):
         turns = [map(json.loads, file.read_text().splitlines()) for file in files]
     runs = [list(chain.from_iterable(of_run)) for of_run in turns]
     notes += [f"Profile of {workload_name}: {warning}" for warning in profile_warnings(profile)]
-    pace = min(process.pace_seconds for process in profile.processes)
+    pace = min(process.cpu_probe_seconds for process in profile.processes)
     differences, over_all = [], []
     for number, steps in enumerate(runs, 1):
         # The first are warm-up, as in a calibration.
@@ -262,7 +262,7 @@ def row_of(workload_name, options, notes):
             f"{workload_name}, run {number}: {said} over the {len(free)} of {len(steps)} steps "
             f"with a free processor, {over_all[-1]:+.2f}% over all."
         )
-    size = f"{workload_name}, closure {profile.closure:+.2%}"
+    size = f"{workload_name}, additivity error {profile.additivity_error:+.2%}"
     if len(differences) < 2:
         # As a calibration does, which takes all its passes then.
         differences, size = over_all, f"{size}, NEVER FREE FOR LONG: over all steps"

@@ -147,8 +147,8 @@ def gpu_rows(seconds, rounds, notes):
     used = [use for use in meter.uses if use.uuid == uuid]
     if not used or used[0].active is None:
         why = [
-            *(gap for use in used for gap in use.gaps),
-            meter.absence or "no reading of this GPU",
+            *(why for use in used for why in use.unavailable),
+            meter.unavailable or "no reading of this GPU",
         ]
         notes.append(f"NVML beside CUDA events: skipped, {'; '.join(why)}")
         return

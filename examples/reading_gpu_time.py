@@ -40,8 +40,8 @@ def told_by_nvml(use):
         if throttled:
             yield f"  throttled by {reason} for {throttled:.2f} s"
     # What a card, a driver or a permission refuses is said, and is never a zero.
-    for gap in use.gaps:
-        yield f"  {gap}"
+    for why in use.unavailable:
+        yield f"  {why}"
 
 
 def told_by_timer(timer):
@@ -59,8 +59,8 @@ def main(seconds=None):
         train(timer, device, seconds or (25.0 if device == "cuda" else 2.0))
     for use in meter.uses:
         print(*told_by_nvml(use), sep="\n")
-    if meter.absence:
-        print("no GPU time:", meter.absence)
+    if meter.unavailable:
+        print("no GPU time:", meter.unavailable)
     print("by the step timer:")
     print(*told_by_timer(timer), sep="\n")
 

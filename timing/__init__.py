@@ -9,7 +9,8 @@ from timing.calibration.flops import Flops, count_flops
 from timing.calibration.machine import Machine, this_machine
 from timing.calibration.measure import Calibratable, Operation, calibrate
 from timing.calibration.processes import CalibrationError, calibrate_in_processes
-from timing.calibration.profile import Calibration, Cost, Profile, ProfileError
+from timing.calibration.profile import Profile, ProfileError
+from timing.calibration.row import Calibration, Cost
 from timing.calibration.software import Software, this_software
 from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import profile_warnings

@@ -50,8 +50,8 @@ def _commands() -> None:
 @app.command()
 def probe() -> None:
     """Print what this machine is, as a profile records it, and what can be measured here."""
-    gpus, absence = probe_gpus()
-    measured = {"host": HOST_CLOCKS, "gpus": gpus, "absence": absence}
+    gpus, unavailable = probe_gpus()
+    measured = {"host": HOST_CLOCKS, "gpus": gpus, "unavailable": unavailable}
     console.print_json(
         data={"machine": this_machine().model_dump(mode="json"), "measured": measured}
     )
@@ -76,7 +76,8 @@ def calibrate(
         float, typer.Option(help="For all of them; the fewest are run even if they take longer.")
     ] = SECONDS,
     precision: Annotated[
-        float, typer.Option(help="Half of the mixed loop's 95% interval that is narrow enough.")
+        float,
+        typer.Option(help="Half of the reference iteration's 95% interval that is narrow enough."),
     ] = PRECISION,
     threads: Annotated[
         int, typer.Option(help="Threads of torch. Fewer than cores, or other work disturbs more.")
@@ -166,7 +167,7 @@ def compare(
         )
     console.print(table)
     for name, profile in (("A", first), ("B", second)):
-        _say(f"{name}: {profile.machine}; closure {profile.closure:+.1%}")
+        _say(f"{name}: {profile.machine}; additivity error {profile.additivity_error:+.1%}")
     if odd := _differences(first.software.model_dump(), second.software.model_dump()):
         _say(f"software that differs: {odd}")
     for path, mine, other in ((a, first, second), (b, second, first)):
@@ -223,18 +224,18 @@ def _print_profile(path: Path, profile: Profile) -> None:
             f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
         )
     console.print(table)
-    closures = ", ".join(f"{process.closure:+.1%}" for process in profile.processes)
+    errors = ", ".join(f"{process.additivity_error:+.1%}" for process in profile.processes)
     software = profile.software.model_dump()
-    loop = rst_interval(profile.mixed_loop, profile, "mlperf")
+    loop = rst_interval(profile.reference_iteration, profile, "mlperf")
     for line in (
         f"machine: {profile.machine}",
         "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
         "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
-        f"processes: {profile.process_count}, and {profile.discarded} discarded; other processes "
+        f"processes: {len(profile.processes)}, and {profile.discarded} discarded; other processes "
         f"kept up to {profile.other_cores:.2f} cores busy{_elsewhere(profile)}; the processor was "
-        f"slowed down from outside in up to {profile.slowed_share:.0%} of the passes",
-        f"closure: {profile.closure:+.1%} (by process: {closures})",
-        f"mixed loop: {loop} s charged (95% interval over processes)",
+        f"slowed down from outside in up to {profile.disturbed_share:.0%} of the passes",
+        f"additivity error: {profile.additivity_error:+.1%} (by process: {errors})",
+        f"reference iteration: {loop} s charged (95% interval over processes)",
     ):
         _say(line)
     flops = profile.workload.get(FLOPS)

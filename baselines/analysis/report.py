@@ -353,17 +353,17 @@ def _tuning(plan: Plan) -> str:
 
 
 def _known_to(comparison: Comparison) -> str:
-    """How well the reference itself is known: chance between its processes, and closure."""
+    """Return how well the reference is known: chance between processes, and additivity error."""
     profile = comparison.profile
-    if profile.process_count < 2:
+    if len(profile.processes) < 2:
         return "The profile rests on one process, so how far its seconds are chance is not known."
     ended = [run for run in comparison.runs if not run.failure]
     if not ended:
         return "No run ended."
     known = rst_interval(ended[0].counts, profile, comparison.plan.policy, CONFIDENCE)
     return (
-        f"The profile's {profile.process_count} processes give a run's seconds to "
-        f"±{known.half_width:.1%}, with a closure of {profile.closure:+.1%}."
+        f"The profile's {len(profile.processes)} processes give a run's seconds to "
+        f"±{known.half_width:.1%}, with an additivity error of {profile.additivity_error:+.1%}."
     )
 
 

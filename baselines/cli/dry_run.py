@@ -24,7 +24,7 @@ from baselines.training.loop import training_step
 from baselines.workloads.base import WorkloadError
 from baselines.workloads.check import faults
 from timing import Profile, limits
-from timing.calibration.measure import CLOSURE_STEPS, WARM_UP_STEPS
+from timing.calibration.measure import MIN_PASSES, WARM_UP_STEPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.tracebacks import is_lack_of_memory, message_of
 
@@ -162,7 +162,7 @@ def estimate(
     training = shares * plan.trials + final_shares * len(plan.seeds)
     rounds = plan.trials + len(plan.seeds)
     training_seconds = training * steps * step_seconds + readings * rounds * evaluation_seconds
-    passes = LEAST_PROCESSES * (WARM_UP_STEPS + 2 * CLOSURE_STEPS)
+    passes = LEAST_PROCESSES * (WARM_UP_STEPS + 2 * MIN_PASSES)
     calibration = 0.0 if profile else passes * (step_seconds + evaluation_seconds / 40)
     return Estimate(
         memory=memory,

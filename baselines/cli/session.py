@@ -142,9 +142,12 @@ def calibrated(plan: Plan) -> Profile:
             raise commandline.CommandError(str(error)) from error
     say("Reference profile:")
     say(f"  measured on {profile.machine}")
-    if profile.machine.gpus.absence:
-        say(f"  {profile.machine.gpus.absence}")
-    say(f"  its costs give a mixed loop of training {1 + profile.closure:.1%} of its measured time")
+    if profile.machine.gpus.unavailable:
+        say(f"  {profile.machine.gpus.unavailable}")
+    say(
+        f"  its costs give a reference iteration {1 + profile.additivity_error:.1%} of its "
+        "measured time"
+    )
     for warning in profile_warnings(profile):
         say(f"  WARNING: {warning}")
     return profile

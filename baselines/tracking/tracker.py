@@ -109,7 +109,7 @@ class Tracker:
                     "command": hide(shlex.join(sys.orig_argv))[:5000],
                 },
                 view=name,
-                metrics={**reference, "reference/closure": self._profile.closure},
+                metrics={**reference, "reference/additivity_error": self._profile.additivity_error},
                 status="RUNNING",
             ),
             {"reference-profile.json": self._profile.model_dump_json(indent=2).encode()},

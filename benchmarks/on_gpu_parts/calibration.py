@@ -2,9 +2,9 @@
 
 Each process is a fresh one. A profile that is to be trusted needs five of them; two must do here.
 One that was disturbed, or whose costs do not add up, is run again, three times in all, and then
-kept. Closure is what the single costs add up to over the time of a real loop, less one: on a GPU
-the loop's launches hide behind the kernels before them, and single timings have nothing to hide
-behind.
+kept. The additivity error is what the single costs add up to over the time of a real loop, less
+one: on a GPU the loop's launches hide behind the kernels before them, and single timings have
+nothing to hide behind.
 """
 
 import torch
@@ -42,12 +42,14 @@ def main():
     except CalibrationError as error:
         raise SystemExit(f"{error.stderr}\n{error}") from error
     part.add(profile=profile.model_dump(mode="json"))
-    size = f"{profile.workload['model']}, {profile.process_count} processes"
+    size = f"{profile.workload['model']}, {len(profile.processes)} processes"
     for name, cost in profile.costs.items():
         milliseconds = 1e3 * cost.median_seconds, 1e3 * cost.spread_seconds
         part.add(Row(f"one {name}", size, cost.samples, *milliseconds, "ms"))
-    closure = 100 * profile.closure
-    part.add(Row("closure, the median of the processes", size, PROCESSES, closure, None, "%"))
+    error = 100 * profile.additivity_error
+    part.add(
+        Row("additivity error, the median of the processes", size, PROCESSES, error, None, "%")
+    )
     for warning in profile_warnings(profile):
         part.note(f"The profile says of itself: {warning}")
 

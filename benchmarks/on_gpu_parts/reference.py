@@ -25,12 +25,12 @@ def profile_of(part):
     part.note("The calibration left no profile: calibrated anew, in this process alone.")
     calibratable = baselines.experiment.calibration.calibratable(**target(part)[1])
     operations = calibratable.operations
-    profile = Profile.of(
-        this_machine(),
-        this_software(),
-        dict(calibratable.workload),
-        {name: operation.every for name, operation in operations.items()},
-        [calibrate(operations, 0.1 if part.smoke else SECONDS_ALONE, math.inf)],
+    profile = Profile(
+        machine=this_machine(),
+        software=this_software(),
+        workload=dict(calibratable.workload),
+        every={name: operation.every for name, operation in operations.items()},
+        processes=(calibrate(operations, 0.1 if part.smoke else SECONDS_ALONE, math.inf),),
     )
     part.add(profile=profile.model_dump(mode="json"))
     return profile

@@ -30,7 +30,7 @@ SECONDS_TO_END = 9.0
 def budget_seconds(part, profile):
     """The RST with which a training takes the minute, or what there is left of the part's time."""
     # Where single timings add up to more than a loop, its measured time is less than its RST.
-    over = 1 + max(0.0, profile.closure)
+    over = 1 + max(0.0, profile.additivity_error)
     seconds = SMOKE_SECONDS if part.smoke else min(SECONDS, part.seconds_left - SECONDS_TO_END)
     return seconds * over
 
@@ -82,14 +82,14 @@ def trained(part, share):
         steps=steps,
         rst_seconds=rst,
         measured_seconds=measured,
-        absence=meter.absence,
+        unavailable=meter.unavailable,
         uses=[use.model_dump() for use in meter.uses],
     )
     # Each run's points, and the test part at its end.
     evaluations = sum(len(run.points) + 1 for run in trajectory.runs)
     with_evaluations = rst + evaluations * profile.seconds["evaluate"]
     if not meter.uses:
-        part.note(f"NVML tells nothing: {meter.absence}")
+        part.note(f"NVML tells nothing: {meter.unavailable}")
     for use in meter.uses:
         add_use(part, use, size, steps, with_evaluations)
     return points
@@ -120,8 +120,8 @@ def add_use(part, use, size, steps, rst):
         f"{use.throttled_seconds} s; other processes {use.other_processes_begin} at the begin, "
         f"{use.other_processes_end} at the end."
     )
-    for gap in use.gaps:
-        part.note(f"NVML: {gap}")
+    for why in use.unavailable:
+        part.note(f"NVML: {why}")
 
 
 def main():

@@ -115,9 +115,9 @@ class Host:
         rows: Any = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "rows", rows)
         spec.loader.exec_module(rows)
-        monkeypatch.setattr(rows, "pace_seconds", lambda: 1e-4)
+        monkeypatch.setattr(rows, "cpu_probe_seconds", lambda: 1e-4)
         self.processor = rows.FreeProcessor(patience_seconds=10.0)
-        monkeypatch.setattr(rows, "pace_seconds", lambda: 1e-4 if self.free else 2e-4)
+        monkeypatch.setattr(rows, "cpu_probe_seconds", lambda: 1e-4 if self.free else 2e-4)
         monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(time, "sleep", self.work)
 

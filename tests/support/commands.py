@@ -26,6 +26,12 @@ def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
     every = {name: operation.every for name, operation in measured.operations.items()}
     calibration = calibrate(measured.operations, 0.1, float("inf"))
     path = folder / "measured-here.json"
-    signature = dict(measured.workload)
-    Profile.of(this_machine(), this_software(), signature, every, [calibration]).write(path)
+    profile = Profile(
+        machine=this_machine(),
+        software=this_software(),
+        workload=dict(measured.workload),
+        every=every,
+        processes=(calibration,),
+    )
+    profile.write(path)
     return str(path)

@@ -14,11 +14,11 @@ FREE = 1e-4
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that nothing slows down."""
-    paced(monkeypatch, lambda: FREE)
+    probed(monkeypatch, lambda: FREE)
 
 
-def paced(monkeypatch: pytest.MonkeyPatch, pace: Callable[[], float]) -> None:
-    monkeypatch.setattr("timing.calibration.measure.pace_seconds", pace)
+def probed(monkeypatch: pytest.MonkeyPatch, probe: Callable[[], float]) -> None:
+    monkeypatch.setattr("timing.calibration.measure.cpu_probe_seconds", probe)
 
 
 def test_operations_are_interleaved_in_their_proportions() -> None:
@@ -29,7 +29,7 @@ def test_operations_are_interleaved_in_their_proportions() -> None:
             "b": Operation(lambda: order.append("b"), every=4),
         },
         seconds=0.01,
-        largest_closure=float("inf"),
+        max_additivity_error=float("inf"),
     )
     # The warm-up of ten passes begins with the one numbered 0, which "b" is due in.
     assert "".join(order).startswith("ab" + "aaaab" * 2 + "a" + "aaaab" * 10)
@@ -45,7 +45,7 @@ def test_a_cost_is_the_time_the_operation_took() -> None:
     calibration = calibrate(
         {"sleep": Operation(lambda: time.sleep(slept)), "nothing": Operation(lambda: None)},
         seconds=0.1,
-        largest_closure=float("inf"),
+        max_additivity_error=float("inf"),
     )
     # A sleep never ends early, so this lower bound holds on any machine.
     assert calibration.costs["sleep"].median_seconds >= slept
@@ -83,7 +83,7 @@ def test_what_does_not_close_is_measured_again(monkeypatch: pytest.MonkeyPatch) 
     calibration = calibrate({"step": Operation(drifting)}, 1e-6, 0.5, fractions.append)
     assert loops == 2 * 410
     assert fractions[-1] == 1.0
-    assert calibration.closure == 0.0
+    assert calibration.additivity_error == 0.0
 
 
 def test_a_machine_that_grows_slower_does_so_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_machine_that_grows_slower_does_so_for_both(monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
     calibration = calibrate({"step": Operation(slower_and_slower)}, 1.0, float("inf"))
     # Timed first and then as a whole, the costs would predict a good quarter too little.
-    assert abs(calibration.closure) < 0.06
+    assert abs(calibration.additivity_error) < 0.06
 
 
 def test_skewed_timings_are_charged_at_their_median_and_do_not_close(
@@ -120,15 +120,15 @@ def test_skewed_timings_are_charged_at_their_median_and_do_not_close(
     assert [cost.median_seconds for cost in calibration.costs.values()] == [1.0, 2.0]
     # Twenty passes: eighteen of a second and two of five, and a steady one at every fourth.
     loop_seconds = 18 * 1.0 + 2 * 5.0 + 5 * 2.0
-    assert calibration.closure == pytest.approx((20 * 1.0 + 5 * 2.0) / loop_seconds - 1)
+    assert calibration.additivity_error == pytest.approx((20 * 1.0 + 5 * 2.0) / loop_seconds - 1)
     profile = profile_of([calibration], every={"skewed": 1, "steady": 4})
     account = Account(profile.seconds, "mlperf")
-    for operation, times in profile.mixed_loop.items():
+    for operation, times in profile.reference_iteration.items():
         account.charge(operation, 5 * times)
     assert account.rst_seconds == 20 * 1.0 + 5 * 2.0
-    assert account.rst_seconds == pytest.approx(loop_seconds * (1 + profile.closure))
+    assert account.rst_seconds == pytest.approx(loop_seconds * (1 + profile.additivity_error))
     # More than a process of a profile may lack.
-    assert "its closure is -21.1%" in calibration.faults()
+    assert "its additivity error is -21.1%" in calibration.errors()
 
 
 class SharedProcessor:
@@ -138,7 +138,7 @@ class SharedProcessor:
         self.seconds = 0.0
         self.shared = shared
         monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
-        paced(monkeypatch, lambda: FREE * self.factor)
+        probed(monkeypatch, lambda: FREE * self.factor)
 
     @property
     def factor(self) -> float:
@@ -152,7 +152,7 @@ class SharedProcessor:
 
 # In the first, as much is measured as was asked for; in the others, as much as was to be had.
 @pytest.mark.parametrize(("shared", "fewest"), [(0.6, 282), (0.8, 240), (0.92, 97)])
-def test_passes_on_a_slowed_processor_are_left_out(
+def test_passes_on_a_disturbed_processor_are_left_out(
     monkeypatch: pytest.MonkeyPatch, shared: float, fewest: int
 ) -> None:
     processor = SharedProcessor(monkeypatch, shared)
@@ -165,22 +165,22 @@ def test_passes_on_a_slowed_processor_are_left_out(
     assert medians == {"step": pytest.approx(1.0), "rare": pytest.approx(0.25)}
     spreads = [cost.spread_seconds for cost in calibration.costs.values()]
     assert spreads == pytest.approx([0, 0], abs=1e-9)
-    assert calibration.closure == pytest.approx(0)
+    assert calibration.additivity_error == pytest.approx(0)
     # Of the passes: half as many are done in the neighbour's time.
     expected = shared / 2 / (1 - shared / 2)
-    assert calibration.noise.slowed_share == pytest.approx(expected, abs=0.06)
-    assert calibration.noise.reasons == ()
-    assert calibration.pace_seconds == FREE
+    assert calibration.noise.disturbed_share == pytest.approx(expected, abs=0.06)
+    assert calibration.noise.warnings == ()
+    assert calibration.cpu_probe_seconds == FREE
     assert fewest <= calibration.costs["step"].samples < 1.1 * fewest
 
 
 def test_a_processor_that_is_hardly_ever_free_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = SharedProcessor(monkeypatch, shared=0.98)
     operations = {"step": Operation(lambda: processor.work(1.0))}
-    calibration = calibrate(operations, 1.0, float("inf"), known_pace=FREE)
+    calibration = calibrate(operations, 1.0, float("inf"), known_probe=FREE)
     assert calibration.costs["step"].median_seconds == pytest.approx(2.0)
     assert calibration.costs["step"].samples == 4 * 200
-    (reason,) = calibration.noise.reasons
+    (reason,) = calibration.noise.warnings
     assert "ran slower than it can in 9" in reason
     assert "try at another time" in reason
 
@@ -194,7 +194,7 @@ def test_an_operation_that_never_ran_on_a_free_processor_keeps_its_samples(
         nonlocal latest
         latest = name
 
-    paced(monkeypatch, lambda: 2 * FREE if latest == "rare" else FREE)
+    probed(monkeypatch, lambda: 2 * FREE if latest == "rare" else FREE)
     operations = {
         "step": Operation(lambda: run("step")),
         "rare": Operation(lambda: run("rare"), every=20),
@@ -203,19 +203,19 @@ def test_an_operation_that_never_ran_on_a_free_processor_keeps_its_samples(
     assert calibration.costs["rare"].samples == 4 * 10
     # Steps of the passes that it ended are left out, and those right after; none is, at the begin.
     assert calibration.costs["step"].samples == 4 * 200 - 40 - 39
-    assert calibration.noise.slowed_share == 1
-    assert "ran slower than it can in 100%" in calibration.noise.reasons[0]
+    assert calibration.noise.disturbed_share == 1
+    assert "ran slower than it can in 100%" in calibration.noise.warnings[0]
 
 
-def test_a_pace_known_from_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_known_from_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = SharedProcessor(monkeypatch, shared=1.0)
     operations = {"step": Operation(lambda: processor.work(1.0))}
-    assert calibrate(operations, 1.0, float("inf")).faults() == ()
-    calibration = calibrate(operations, 1.0, float("inf"), known_pace=FREE)
-    assert calibration.noise.slowed_share == 1
-    assert calibration.pace_seconds == 2 * FREE
-    assert "in 100% of the measurements" in calibration.faults()[0]
-    assert calibration.faults(known_pace=FREE)[1] == (
+    assert calibrate(operations, 1.0, float("inf")).errors() == ()
+    calibration = calibrate(operations, 1.0, float("inf"), known_probe=FREE)
+    assert calibration.noise.disturbed_share == 1
+    assert calibration.cpu_probe_seconds == 2 * FREE
+    assert "in 100% of the measurements" in calibration.errors()[0]
+    assert calibration.errors(known_probe=FREE)[1] == (
         "the processor took 2.00 times as long as in the fastest process, for the same work"
     )
 
@@ -230,11 +230,11 @@ def test_what_makes_no_loop_is_refused() -> None:
 def test_what_disturbed_it_is_kept() -> None:
     calibration = calibrate({"step": Operation(lambda: time.sleep(1e-4))}, 0.01, float("inf"))
     assert calibration.noise.window_seconds > 0.03
-    loud = calibration.noise.model_copy(update={"reasons": ("a loud neighbour",)})
-    assert calibration.model_copy(update={"noise": loud, "closure": 0.01}).faults() == (
+    loud = calibration.noise.model_copy(update={"warnings": ("a loud neighbour",)})
+    assert calibration.model_copy(update={"noise": loud, "additivity_error": 0.01}).errors() == (
         "a loud neighbour",
     )
-    assert calibration.model_copy(update={"noise": loud, "closure": -0.1}).faults() == (
+    assert calibration.model_copy(update={"noise": loud, "additivity_error": -0.1}).errors() == (
         "a loud neighbour",
-        "its closure is -10.0%",
+        "its additivity error is -10.0%",
     )

@@ -40,8 +40,8 @@ def span(*, seconds: float = 0.0) -> tuple[GpuUse, ...]:
     return meter.uses
 
 
-def gaps(use: GpuUse) -> str:
-    return "\n".join(use.gaps)
+def unavailable(use: GpuUse) -> str:
+    return "\n".join(use.unavailable)
 
 
 def test_counters_are_read_at_both_ends(nvml: FakeNvml) -> None:
@@ -136,13 +136,13 @@ def test_a_missing_energy_counter_is_replaced_by_integrated_power(nvml: FakeNvml
     use = span(seconds=0.1)[0]
     assert use.energy_source == "integrated power"
     assert use.energy_joules == pytest.approx(200 * use.window_seconds, rel=0.1)
-    assert "no energy counter: Not Supported" in use.gaps
+    assert "no energy counter: Not Supported" in use.unavailable
 
 
 def test_an_older_driver_without_the_counter(old_nvml: FakeNvml) -> None:
     use = span()[0]
     assert use.energy_source == "integrated power"
-    assert "no energy counter: Function Not Found" in use.gaps
+    assert "no energy counter: Function Not Found" in use.unavailable
 
 
 @given(
@@ -179,7 +179,7 @@ def test_power_refused_in_between_tells_no_energy(nvml: FakeNvml) -> None:
     nvml.set("power", 200_000)
     meter.stop()
     assert (meter.uses[0].energy_joules, meter.uses[0].energy_source) == (None, None)
-    assert "no power: Timeout" in meter.uses[0].gaps
+    assert "no power: Timeout" in meter.uses[0].unavailable
 
 
 @pytest.mark.usefixtures("any_window")
@@ -189,12 +189,12 @@ def test_a_gpu_lost_in_the_span_tells_nothing_more(nvml: FakeNvml) -> None:
         nvml.lose()
     lost, well = meter.uses
     unknown = set(GpuUse.model_fields) - {
-        "uuid", "name", "window_seconds", "polls", "gaps", "other_processes_begin",
+        "uuid", "name", "window_seconds", "polls", "unavailable", "other_processes_begin",
     }  # fmt: skip
     assert {name: getattr(lost, name) for name in unknown} == dict.fromkeys(unknown)
-    assert "no energy counter: GPU is lost" in lost.gaps
-    assert "no temperature: GPU is lost" in lost.gaps
-    assert "no active time: no source tells it" in lost.gaps
+    assert "no energy counter: GPU is lost" in lost.unavailable
+    assert "no temperature: GPU is lost" in lost.unavailable
+    assert "no active time: no source tells it" in lost.unavailable
     assert well.temperature_max_celsius == 40
     assert nvml.marks_alive() == 0
 
@@ -208,8 +208,11 @@ def test_a_counter_that_goes_back_tells_nothing(nvml: FakeNvml) -> None:
     use = meter.uses[0]
     assert (use.energy_joules, use.energy_source) == (None, None)
     assert "software power cap" not in (use.throttled_seconds or {})
-    assert "no energy counter: the driver reset it in the span" in use.gaps
-    assert "no throttled time by software power cap: the driver reset it in the span" in use.gaps
+    assert "no energy counter: the driver reset it in the span" in use.unavailable
+    assert (
+        "no throttled time by software power cap: the driver reset it in the span"
+        in use.unavailable
+    )
 
 
 def test_a_throttle_counter_faster_than_time_is_not_believed(nvml: FakeNvml) -> None:
@@ -217,7 +220,7 @@ def test_a_throttle_counter_faster_than_time_is_not_believed(nvml: FakeNvml) -> 
         nvml.set("field 270", 60e9)
     use = meter.uses[0]
     assert set(use.throttled_seconds or {}) == set(THROTTLE_FIELDS) - {"hardware thermal slowdown"}
-    assert "no throttled time by hardware thermal slowdown: it counted 60 s in" in gaps(use)
+    assert "no throttled time by hardware thermal slowdown: it counted 60 s in" in unavailable(use)
 
 
 def test_processes_at_both_ends(nvml: FakeNvml) -> None:
@@ -231,7 +234,7 @@ def test_processes_at_both_ends(nvml: FakeNvml) -> None:
 def test_a_short_span_has_no_active_time(nvml: FakeNvml) -> None:
     use = span()[0]
     assert use.active is None
-    assert "is too short for it: take 20 s or more" in gaps(use)
+    assert "is too short for it: take 20 s or more" in unavailable(use)
 
 
 @pytest.mark.usefixtures("any_window")
@@ -270,7 +273,7 @@ def test_the_monitor_comes_next(nvml: FakeNvml) -> None:
     assert use.active.gpu_active_seconds == pytest.approx(0.75 * use.window_seconds)
     assert use.active.bound_seconds == pytest.approx(0.2 + 0.005 * use.window_seconds)
     assert nvml.marks_alive() == 0
-    assert "no process accounting: Not Supported" in use.gaps
+    assert "no process accounting: Not Supported" in use.unavailable
 
 
 @pytest.mark.usefixtures("any_window")
@@ -315,7 +318,7 @@ def test_under_mig_there_is_no_active_time(nvml: FakeNvml) -> None:
     assert use.uuid == "MIG-1111"
     assert use.active is None
     assert use.utilisation_mean_percent is None
-    assert "no utilisation: NVML does not measure it under MIG" in use.gaps
+    assert "no utilisation: NVML does not measure it under MIG" in use.unavailable
 
 
 def naive_active(samples: list[tuple[float, int]], begin: float, window: float) -> float:
@@ -374,8 +377,8 @@ def test_probing_leaves_no_mark(nvml: FakeNvml) -> None:
     nvml.set("monitor", 1)
     nvml.refuse("fields", GPU_IS_LOST, device=1)
     nvml.refuse("processes", NOT_SUPPORTED, device=1)
-    told, absence = probe_gpus()
-    assert absence is None
+    told, missing = probe_gpus()
+    assert missing is None
     one, other = told.values()
     assert one["performance monitor"] == "available"
     assert one["throttled time by sync boost"] == "available"
@@ -389,12 +392,12 @@ def test_probing_leaves_no_mark(nvml: FakeNvml) -> None:
 
 
 @pytest.mark.skipif(bool(visible_devices().devices), reason="a GPU is visible here")
-def test_without_a_gpu_the_absence_is_said() -> None:
+def test_without_a_gpu_that_is_said() -> None:
     with GpuMeter() as meter:
         pass
     assert meter.uses == ()
-    assert "NVML" in (meter.absence or "")
-    assert probe_gpus() == ({}, meter.absence)
+    assert "NVML" in (meter.unavailable or "")
+    assert probe_gpus() == ({}, meter.unavailable)
 
 
 @pytest.mark.gpu
@@ -421,7 +424,7 @@ def test_a_real_gpu_is_active_for_as_long_as_its_load_takes() -> None:
             busy_seconds += load_seconds()
             time.sleep(0.4)
     use, *_ = meter.uses
-    assert use.active is not None, use.gaps
+    assert use.active is not None, use.unavailable
     error = abs(use.active.gpu_active_seconds - busy_seconds)
     assert error <= use.active.bound_seconds, f"{busy_seconds:.3f} s of {use!r}"
     # More than an idle card draws, and less than any may.

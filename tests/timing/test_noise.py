@@ -1,6 +1,5 @@
 """What disturbs a measurement is noticed, and a quiet one is let be."""
 
-import math
 import os
 import subprocess
 import sys
@@ -23,23 +22,21 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timing.limits.cores", lambda: None)
 
 
-def watched(seconds: float = 0.0, **spreads: float) -> Noise:
+def watched(seconds: float = 0.0) -> Noise:
     with NoiseWatch() as watch:
         time.sleep(seconds)
-    return watch.noise(**spreads)
+    return watch.noise()
 
 
 @pytest.mark.usefixtures("nvml", "idle")
-def test_a_quiet_machine_has_no_reasons() -> None:
-    noise = watched(1.01, spread_seconds=0.010, expected_spread_seconds=0.008)
-    assert noise.reasons == ()
+def test_a_quiet_machine_has_no_warnings() -> None:
+    noise = watched(1.01)
+    assert noise.warnings == ()
     assert noise.other_cores == 0
     assert noise.window_seconds > 1
     assert noise.gpu_processes == 0
     assert set((noise.throttled_seconds or {}).values()) == {0.0}
-    assert noise.spread_ratio == pytest.approx(1.25)
-    assert noise.gaps == ()
-    noise.warn()
+    assert noise.unavailable == ()
 
 
 def test_a_process_that_keeps_a_core_busy_is_noticed() -> None:
@@ -50,9 +47,7 @@ def test_a_process_that_keeps_a_core_busy_is_noticed() -> None:
         busy.kill()
         busy.wait()
     assert noise.other_cores > LARGEST_OTHER_CORES
-    assert "cores busy: close them, or measure when the machine is idle" in noise.reasons[0]
-    with pytest.warns(RuntimeWarning, match="this measurement was disturbed: other processes kept"):
-        noise.warn()
+    assert "cores busy: close them, or measure when the machine is idle" in noise.warnings[0]
 
 
 BOUND = """
@@ -89,7 +84,7 @@ def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
     shared, apart = found.values()
     # Of the core that both are on, and that everything else on this machine may be on too.
     assert shared.other_cores > 0.9
-    assert "cores busy: close them" in shared.reasons[0]
+    assert "cores busy: close them" in shared.warnings[0]
     assert apart.cores_elsewhere > 0.9
     assert apart.other_cores < shared.other_cores
 
@@ -104,7 +99,7 @@ def test_a_core_that_the_host_gave_to_others_is_no_process_to_close(
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
     monkeypatch.setattr("timing.limits.cores", lambda: None)
     noise = watched(1.01)
-    (reason,) = noise.reasons
+    (reason,) = noise.warnings
     assert reason.startswith("the host of this virtual machine kept 1.2 of its cores from it")
 
 
@@ -115,8 +110,8 @@ def test_a_short_block_is_not_judged_by_the_load(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("timing.limits.cores", lambda: None)
     noise = watched()
     assert noise.other_cores > 1
-    assert not any("cores busy" in reason for reason in noise.reasons)
-    assert any("the load of others is not judged" in gap for gap in noise.gaps)
+    assert not any("cores busy" in reason for reason in noise.warnings)
+    assert any("the load of others is not judged" in why for why in noise.unavailable)
 
 
 @pytest.mark.usefixtures("idle")
@@ -128,7 +123,7 @@ def test_throttling_is_noticed(nvml: FakeNvml) -> None:
         nvml.set("field 269", 0.02e9, device=1)
     noise = watch.noise()
     assert (noise.throttled_seconds or {})["software thermal slowdown"] == pytest.approx(0.05)
-    one, other = noise.reasons
+    one, other = noise.warnings
     assert "NVIDIA Fake A (GPU-aaaa) was held back 0.05 s of" in one
     assert "by software thermal slowdown: cool it" in one
     assert "NVIDIA Fake B (GPU-bbbb) was held back 0.02 s" in other
@@ -140,7 +135,7 @@ def test_a_moment_of_throttling_is_recorded_and_let_be(nvml: FakeNvml) -> None:
         time.sleep(0.2)
         nvml.set("field 74", 0.001e9)
     noise = watch.noise()
-    assert noise.reasons == ()
+    assert noise.warnings == ()
     assert (noise.throttled_seconds or {})["software power cap"] == pytest.approx(0.001)
 
 
@@ -155,42 +150,21 @@ def test_another_process_on_the_gpu_is_noticed(nvml: FakeNvml) -> None:
         nvml.process(os.getppid(), device=1)
     noise = watch.noise()
     assert noise.gpu_processes == 1
-    (reason,) = noise.reasons
+    (reason,) = noise.warnings
     assert f"(GPU-bbbb) was shared with 1 other process(es), {os.getppid()}: end them" in reason
 
 
 @pytest.mark.usefixtures("idle")
-def test_what_a_gpu_refuses_is_a_gap_and_no_quiet(nvml: FakeNvml) -> None:
+def test_what_a_gpu_refuses_is_unavailable_and_no_quiet(nvml: FakeNvml) -> None:
     for device in (0, 1):
         nvml.refuse("fields", NOT_SUPPORTED, device)
         nvml.refuse("processes", NOT_SUPPORTED, device)
     noise = watched()
     assert noise.throttled_seconds is None
     assert noise.gpu_processes is None
-    assert noise.reasons == ()
-    assert "NVIDIA Fake A (GPU-aaaa): no throttled time: Not Supported" in noise.gaps
-    assert "NVIDIA Fake B (GPU-bbbb): no processes: Not Supported" in noise.gaps
-
-
-@pytest.mark.usefixtures("idle")
-def test_scattered_samples_are_noticed() -> None:
-    noise = watched(spread_seconds=0.021, expected_spread_seconds=0.010)
-    assert noise.spread_ratio == pytest.approx(2.1)
-    assert "the samples scatter 2.1 times as much as in the profile" in noise.reasons[0]
-    assert watched(spread_seconds=0.019, expected_spread_seconds=0.010).reasons == ()
-
-
-@pytest.mark.usefixtures("idle")
-def test_without_both_spreads_there_is_no_ratio() -> None:
-    assert watched(spread_seconds=1.0).spread_ratio is None
-    assert watched(expected_spread_seconds=1.0).spread_ratio is None
-    assert watched(spread_seconds=1.0, expected_spread_seconds=0.0).spread_ratio is None
-
-
-@pytest.mark.parametrize("spread", [-1.0, math.nan, math.inf])
-def test_a_spread_that_is_none_is_refused(spread: float) -> None:
-    with pytest.raises(ValueError, match="finite time from 0 up, in seconds; got"):
-        watched(spread_seconds=spread, expected_spread_seconds=1.0)
+    assert noise.warnings == ()
+    assert "NVIDIA Fake A (GPU-aaaa): no throttled time: Not Supported" in noise.unavailable
+    assert "NVIDIA Fake B (GPU-bbbb): no processes: Not Supported" in noise.unavailable
 
 
 def test_a_watch_that_has_not_ended_tells_nothing() -> None:

@@ -44,14 +44,14 @@ def uuids() -> list[str]:
     return [device.uuid for device in visible_devices().devices]
 
 
-def absence() -> str:
-    return visible_devices().absence or ""
+def missing() -> str:
+    return visible_devices().unavailable or ""
 
 
 @pytest.mark.usefixtures("nvml")
 def test_the_machines_gpus() -> None:
     found = read_gpus()
-    assert found.absence is None
+    assert found.unavailable is None
     assert found.driver == "555.42"
     one, other = found.gpus
     assert (one.name, one.uuid) == ("NVIDIA Fake A", "GPU-aaaa")
@@ -70,9 +70,9 @@ def test_a_driver_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FAKE_NVML_INIT", str(pynvml.NVML_ERROR_DRIVER_NOT_LOADED))
     found = read_gpus()
     assert found.gpus == ()
-    assert "Driver Not Loaded" in (found.absence or "")
+    assert "Driver Not Loaded" in (found.unavailable or "")
     assert visible_devices().devices == ()
-    assert "Driver Not Loaded" in absence()
+    assert "Driver Not Loaded" in missing()
 
 
 @pytest.mark.usefixtures("nvml")
@@ -89,15 +89,15 @@ def test_a_mismatched_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise pynvml.NVMLLibraryMismatchError("driver and library differ")
 
     monkeypatch.setattr(pynvml, "nvmlInit", mismatch)
-    assert "driver and library differ" in (read_gpus().absence or "")
-    assert "driver and library differ" in absence()
+    assert "driver and library differ" in (read_gpus().unavailable or "")
+    assert "driver and library differ" in missing()
 
 
 @pytest.mark.usefixtures("nvml")
 def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVML_GPUS", "0")
-    assert read_gpus().absence == "NVML runs and sees no GPU"
-    assert absence() == "NVML runs and sees no GPU"
+    assert read_gpus().unavailable == "NVML runs and sees no GPU"
+    assert missing() == "NVML runs and sees no GPU"
 
 
 def test_values_have_the_units_of_their_names(nvml: FakeNvml) -> None:
@@ -116,7 +116,7 @@ def test_values_have_the_units_of_their_names(nvml: FakeNvml) -> None:
     assert device.temperature_celsius() == 61
     assert device.memory_used_bytes() == 3 * 2**30
     assert device.utilisation_percent() == 87
-    assert device.refusals == {}
+    assert device.unavailable == {}
 
 
 def test_each_device_speaks_for_itself(nvml: FakeNvml) -> None:
@@ -133,7 +133,7 @@ def test_a_refusal_is_none_and_its_reason_kept(nvml: FakeNvml, name: str, code: 
     nvml.set("monitor", 1)
     nvml.refuse(name, code)
     assert read(device) is None
-    assert device.refusals == {quantity: str(pynvml.NVMLError(code))}
+    assert device.unavailable == {quantity: str(pynvml.NVMLError(code))}
     assert nvml.marks_alive() == 0
 
 
@@ -143,7 +143,7 @@ def test_the_first_reason_is_said_once(nvml: FakeNvml) -> None:
     device.power_watts()
     nvml.lose()
     device.power_watts()
-    assert device.refusals == {"power": "Timeout"}
+    assert device.unavailable == {"power": "Timeout"}
 
 
 def test_an_older_driver_lacks_functions(old_nvml: FakeNvml) -> None:
@@ -151,7 +151,7 @@ def test_an_older_driver_lacks_functions(old_nvml: FakeNvml) -> None:
     assert device.energy_joules() is None
     assert device.activity_mark() is None
     assert device.process_share(os.getpid()) is None
-    assert set(device.refusals.values()) == {"Function Not Found"}
+    assert set(device.unavailable.values()) == {"Function Not Found"}
     old_nvml.process(os.getppid())
     assert device.process_ids() == (os.getppid(),)
     assert device.power_watts() == 100.0
@@ -165,8 +165,8 @@ def test_an_older_binding_lacks_functions(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delattr(pynvml, "nvmlGpmQueryDeviceSupport")
     assert device.process_share(os.getpid()) is None
     assert device.activity_mark() is None
-    assert "nvmlDeviceGetAccountingStats_v2" in device.refusals["process accounting"]
-    assert "nvmlGpmQueryDeviceSupport" in device.refusals["performance monitor"]
+    assert "nvmlDeviceGetAccountingStats_v2" in device.unavailable["process accounting"]
+    assert "nvmlGpmQueryDeviceSupport" in device.unavailable["performance monitor"]
 
 
 def test_throttle_counters_are_nanoseconds(nvml: FakeNvml) -> None:
@@ -187,7 +187,7 @@ def test_one_throttle_counter_may_be_refused(nvml: FakeNvml) -> None:
     assert set(device.throttled_seconds() or {}) == set(THROTTLE_FIELDS) - {
         "software thermal slowdown"
     }
-    assert device.refusals == {"throttled time by software thermal slowdown": "Not Supported"}
+    assert device.unavailable == {"throttled time by software thermal slowdown": "Not Supported"}
     for number in THROTTLE_FIELDS.values():
         nvml.refuse(f"field {number}", NOT_SUPPORTED)
     assert first().throttled_seconds() is None
@@ -206,7 +206,7 @@ def test_samples_are_those_after_a_moment(nvml: FakeNvml) -> None:
     for seconds, percent in ((12.5, 30), (11.0, 20), (10.0, 10)):
         nvml.sample(seconds, percent)
     assert device.utilisation_samples(10.5) == [(11.0, 20.0), (12.5, 30.0)]
-    assert device.refusals == {}
+    assert device.unavailable == {}
 
 
 def test_success_raised_as_an_error_means_no_data(nvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_success_raised_as_an_error_means_no_data(nvml, monkeypatch: pytest.Monk
     monkeypatch.setattr(pynvml, "nvmlDeviceGetSamples", nothing)
     device = first()
     assert device.utilisation_samples(0) == []
-    assert device.refusals == {}
+    assert device.unavailable == {}
 
 
 @pytest.mark.parametrize(("kind", "member"), list(enumerate(nvml_module._VALUE_MEMBERS)))
@@ -240,7 +240,7 @@ def test_accounting_in_another_unit_is_refused(nvml: FakeNvml) -> None:
     nvml.set("accounting mean", 75)
     device = first()
     assert device.process_share(os.getpid()) is None
-    assert "their units differ" in device.refusals["process accounting"]
+    assert "their units differ" in device.unavailable["process accounting"]
 
 
 def test_the_monitor_gives_a_per_cent_between_marks(nvml: FakeNvml) -> None:
@@ -250,7 +250,7 @@ def test_the_monitor_gives_a_per_cent_between_marks(nvml: FakeNvml) -> None:
     begin, end = device.activity_mark(), device.activity_mark()
     assert device.active_percent(begin, end) == 62.5
     assert device.active_percent(end, begin) is None
-    assert device.refusals == {"performance monitor": "Invalid Argument"}
+    assert device.unavailable == {"performance monitor": "Invalid Argument"}
     device.free_mark(begin)
     device.free_mark(end)
     assert nvml.marks_alive() == 0
@@ -259,7 +259,7 @@ def test_the_monitor_gives_a_per_cent_between_marks(nvml: FakeNvml) -> None:
 def test_a_card_without_a_monitor_says_so(nvml: FakeNvml) -> None:
     device = first()
     assert device.activity_mark() is None
-    assert device.refusals == {"performance monitor": "this card has none"}
+    assert device.unavailable == {"performance monitor": "this card has none"}
 
 
 def test_other_processes_are_not_this_one(nvml: FakeNvml) -> None:
@@ -275,7 +275,7 @@ def test_process_ids_of_another_namespace_are_not_guessed_at(nvml: FakeNvml) -> 
     nvml.process(2**22 + 1)
     device = first()
     assert device.other_process_ids() is None
-    assert "as in a container" in device.refusals["other processes"]
+    assert "as in a container" in device.unavailable["other processes"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_visible_devices(monkeypatch: pytest.MonkeyPatch, entries: str, expected
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", entries)
     assert uuids() == expected
-    assert bool(absence()) == (not expected)
+    assert bool(missing()) == (not expected)
 
 
 @pytest.mark.usefixtures("nvml")
@@ -355,14 +355,14 @@ def test_a_wrong_entry_hides_all_behind_it(
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", entries)
     assert uuids() == expected
-    assert message in absence()
+    assert message in missing()
 
 
 @pytest.mark.usefixtures("nvml")
 def test_an_index_in_cudas_own_order_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert uuids() == []
-    assert "set CUDA_DEVICE_ORDER=PCI_BUS_ID, name it by its UUID" in absence()
+    assert "set CUDA_DEVICE_ORDER=PCI_BUS_ID, name it by its UUID" in missing()
     # Where every card is named, or there is but one, the order is no matter.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     assert set(uuids()) == {"GPU-aaaa", "GPU-bbbb"}
@@ -396,7 +396,7 @@ def test_asking_never_starts_cuda(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvm
 def test_a_lost_card_is_said_and_the_others_are_read(nvml: FakeNvml) -> None:
     nvml.lose(1)
     assert uuids() == ["GPU-aaaa"]
-    assert absence() == "GPU 1 is not read: NVML says GPU is lost"
+    assert missing() == "GPU 1 is not read: NVML says GPU is lost"
 
 
 def test_under_mig_an_instance_takes_the_cards_place(nvml: FakeNvml) -> None:
@@ -406,7 +406,7 @@ def test_under_mig_an_instance_takes_the_cards_place(nvml: FakeNvml) -> None:
     assert uuids() == ["MIG-2222", "GPU-bbbb"]
     nvml.set("first MIG instance", 2)
     assert uuids() == ["GPU-bbbb"]
-    assert absence() == "GPU 0 is in MIG mode without an instance"
+    assert missing() == "GPU 0 is in MIG mode without an instance"
 
 
 @pytest.mark.parametrize(
@@ -426,8 +426,8 @@ def test_utilisation_under_mig_is_not_measured(nvml: FakeNvml) -> None:
     assert device.utilisation_percent() is None
     assert device.utilisation_samples(0) is None
     assert device.activity_mark() is None
-    assert set(device.refusals) == {"utilisation", "utilisation samples", "performance monitor"}
-    assert set(device.refusals.values()) == {"NVML does not measure it under MIG"}
+    assert set(device.unavailable) == {"utilisation", "utilisation samples", "performance monitor"}
+    assert set(device.unavailable.values()) == {"NVML does not measure it under MIG"}
     assert device.memory_used_bytes() == 2**30
 
 
@@ -442,12 +442,12 @@ def test_the_library_is_found_as_on_a_machine_with_a_driver(nvml_library: Path) 
 
 def test_this_machine_says_what_it_has_or_why_not() -> None:
     gpus = this_machine().gpus
-    assert bool(gpus.gpus) != bool(gpus.absence)
+    assert bool(gpus.gpus) != bool(gpus.unavailable)
 
 
 @pytest.mark.skipif(bool(read_gpus().gpus), reason="this machine has a GPU")
-def test_without_a_library_the_absence_is_said() -> None:
-    for said in (read_gpus().absence, visible_devices().absence):
+def test_without_a_library_that_is_said() -> None:
+    for said in (read_gpus().unavailable, visible_devices().unavailable):
         assert said is not None
         assert "NVML" in said
 
@@ -456,7 +456,7 @@ def test_without_a_library_the_absence_is_said() -> None:
 def test_a_real_gpu_tells_or_says_why_not() -> None:
     for device in visible_devices().devices:
         for read, quantity in QUANTITIES.values():
-            assert (read(device) is None) == (quantity in device.refusals)
+            assert (read(device) is None) == (quantity in device.unavailable)
 
 
 @pytest.mark.gpu
@@ -512,7 +512,7 @@ def test_another_process_on_a_real_gpu_is_seen_or_it_is_said_why_not() -> None:
         assert process.stdout.readline() == "ready\n"
         others = device.other_process_ids()
         if others is None:
-            assert {"processes", "other processes"} & device.refusals.keys()
+            assert {"processes", "other processes"} & device.unavailable.keys()
         else:
             assert process.pid in others
         process.communicate("\n")

@@ -103,10 +103,10 @@ def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
     assert len(ids) == len(lines) == 2 + profile.discarded
     assert os.getpid() not in ids
     assert {(threads, omp) for _, threads, omp in lines} == {("1", "1")}
-    assert profile.process_count == 2
+    assert len(profile.processes) == 2
     assert profile.workload == {"workload": "sleeps", "batch": 32}
     assert profile.every == {"train_step": 1, "collect": 5}
-    assert profile.mixed_loop == {"train_step": 5, "collect": 1}
+    assert profile.reference_iteration == {"train_step": 5, "collect": 1}
     assert profile.software.torch_threads == 1
     assert profile.software.omp_num_threads == "1"
     # A sleep never ends early, so this lower bound holds on any machine.
@@ -207,8 +207,8 @@ def test_wrong_arguments_are_refused_before_a_process_starts(
 
 
 STEADY = {"train_step": 0.01}
-LOUD = process(STEADY, reasons=("other processes kept 1.0 cores busy",))
-OPEN = process(STEADY, closure=0.2)
+LOUD = process(STEADY, warnings=("other processes kept 1.0 cores busy",))
+OPEN = process(STEADY, additivity_error=0.2)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> list[Order]:
@@ -232,8 +232,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> li
 def test_five_quiet_processes_make_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = scripted(monkeypatch, iter([process(STEADY)] * 9))
     profile = calibrate_in_processes("a:b", seconds=100.0)
-    assert (len(orders), profile.process_count, profile.discarded) == (5, 5, 0)
-    # Half of the time is left for starting and for the closure loops.
+    assert (len(orders), len(profile.processes), profile.discarded) == (5, 5, 0)
+    # Half of the time is left for starting and for the loops timed as a whole.
     assert {order.seconds for order in orders} == {10.0}
 
 
@@ -249,7 +249,8 @@ def test_a_fourth_is_refused_and_kept_only_by_force(monkeypatch: pytest.MonkeyPa
     rows = [LOUD, OPEN, LOUD, process(STEADY), OPEN, LOUD, *[process(STEADY)] * 2]
     scripted(monkeypatch, iter(rows))
     with pytest.raises(
-        CalibrationError, match=r"4 processes were disturbed, the latest: its closure is \+20\.0%"
+        CalibrationError,
+        match=r"4 processes were disturbed, the latest: its additivity error is \+20\.0%",
     ):
         calibrate_in_processes("a:b")
     scripted(monkeypatch, iter(rows))
@@ -257,7 +258,7 @@ def test_a_fourth_is_refused_and_kept_only_by_force(monkeypatch: pytest.MonkeyPa
     assert profile.processes == tuple(rows[3:])
     assert profile.discarded == 3
     assert profile_warnings(profile) == (
-        "process 2: its closure is +20.0%",
+        "process 2: its additivity error is +20.0%",
         "process 3: other processes kept 1.0 cores busy",
     )
 
@@ -272,46 +273,46 @@ def uneven() -> Iterator[Calibration]:
 def test_more_processes_until_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, uneven())
     profile = calibrate_in_processes("a:b", precision=0.05, seconds=600)
-    assert profile.process_count > 10
+    assert len(profile.processes) > 10
     scripted(monkeypatch, uneven())
     wider = calibrate_in_processes("a:b", precision=0.1, seconds=600)
-    assert 5 < wider.process_count < profile.process_count
+    assert 5 < len(wider.processes) < len(profile.processes)
 
 
 def test_no_more_once_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, uneven())
     profile = calibrate_in_processes("a:b", precision=0.05, seconds=1e-9)
-    assert profile.process_count == 5
+    assert len(profile.processes) == 5
     (warning,) = profile_warnings(profile)
-    assert "the RST of the mixed loop is known to ±13" in warning
+    assert "the RST of the reference iteration is known to ±13" in warning
 
 
-def at_pace(pace_seconds: float) -> Calibration:
-    return process(STEADY).model_copy(update={"pace_seconds": pace_seconds})
+def with_probe(cpu_probe_seconds: float) -> Calibration:
+    return process(STEADY).model_copy(update={"cpu_probe_seconds": cpu_probe_seconds})
 
 
-def test_a_processor_found_faster_later_discards_the_slowed_before(
+def test_a_processor_found_faster_later_discards_the_disturbed_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shared, free = at_pace(1.9), at_pace(1.0)
+    shared, free = with_probe(1.9), with_probe(1.0)
     said: list[str] = []
-    orders = scripted(monkeypatch, iter([shared, shared, at_pace(1.05), *[free] * 4]))
+    orders = scripted(monkeypatch, iter([shared, shared, with_probe(1.05), *[free] * 4]))
     profile = calibrate_in_processes("a:b", on_progress=lambda _, what: said.append(what))
-    assert profile.processes == (at_pace(1.05), *[free] * 4)
+    assert profile.processes == (with_probe(1.05), *[free] * 4)
     assert profile.discarded == 2
     assert profile_warnings(profile) == ()
-    assert [order.known_pace for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
+    assert [order.known_probe for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
     assert sum("the processor took 1.81 times as long" in what for what in said) == 2
 
 
-def test_a_slowed_processor_is_refused_or_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [*[at_pace(1.9)] * 4, *[at_pace(1.0)] * 4]
+def test_a_disturbed_processor_is_refused_or_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*[with_probe(1.9)] * 4, *[with_probe(1.0)] * 4]
     scripted(monkeypatch, iter(rows))
     with pytest.raises(CalibrationError, match=r"4 processes were .* took 1\.90 times as long"):
         calibrate_in_processes("a:b")
     scripted(monkeypatch, iter(rows))
     profile = calibrate_in_processes("a:b", force=True)
-    assert (profile.process_count, profile.discarded) == (5, 3)
+    assert (len(profile.processes), profile.discarded) == (5, 3)
     (warning,) = profile_warnings(profile)
     assert warning.startswith("process 1: the processor took 1.90 times as long as in the fastest")
 

@@ -30,14 +30,14 @@ def test_probe_prints_this_machine(monkeypatch, capsys) -> None:
     assert printed["machine"] == this_machine().model_dump(mode="json")
     measured = printed["measured"]
     assert measured["host"]["steps"].startswith("time.perf_counter")
-    assert bool(measured["gpus"]) or "NVML" in measured["absence"]
+    assert bool(measured["gpus"]) or "NVML" in measured["unavailable"]
 
 
 def test_probe_says_what_each_gpu_can_tell(monkeypatch, capsys, nvml: FakeNvml) -> None:
     nvml.refuse("power", NO_PERMISSION, device=1)
     assert timing(monkeypatch, "probe") == 0
     measured = json.loads(capsys.readouterr().out)["measured"]
-    assert measured["absence"] is None
+    assert measured["unavailable"] is None
     one = measured["gpus"]["NVIDIA Fake A (GPU-aaaa)"]
     assert one["power"] == "available"
     assert one["process accounting"] == "not available: Not Supported"
@@ -50,10 +50,12 @@ def test_probe_says_what_each_gpu_can_tell(monkeypatch, capsys, nvml: FakeNvml) 
 def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "reference.json"
-    noisy = process(ROWS[0], closure=0.07, reasons=("other processes kept 1.0 cores busy",))
-    noise = noisy.noise.model_copy(update={"slowed_share": 0.31})
+    noisy = process(
+        ROWS[0], additivity_error=0.07, warnings=("other processes kept 1.0 cores busy",)
+    )
+    noise = noisy.noise.model_copy(update={"disturbed_share": 0.31})
     noisy = noisy.model_copy(update={"noise": noise})
-    rows = [*(process(row, closure=-0.012) for row in ROWS), noisy]
+    rows = [*(process(row, additivity_error=-0.012) for row in ROWS), noisy]
     made = profile_of(rows, every={"train_step": 1, "evaluate": 40})
     made = made.model_copy(update={"workload": {**made.workload, "flops_per_step": 5_000_000}})
     made.write(path)
@@ -62,14 +64,14 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
     for expected in (
         "│ train_step │  10.0000 ms │ ",
         "train_step: 5,000,000 FLOPs by PyTorch's counter, 0.5 GFLOP/s",
-        "closure: -1.2% (by process: -1.2%, -1.2%, -1.2%, -1.2%, -1.2%, +7.0%)\n",
+        "additivity error: -1.2% (by process: -1.2%, -1.2%, -1.2%, -1.2%, -1.2%, +7.0%)\n",
         "processes: 6, and 0 discarded; other processes kept up to 0.03 cores busy; the processor "
         "was slowed down from outside in up to 31% of the passes",
-        f"mixed loop: {rst_interval(made.mixed_loop, made, 'mlperf')} s charged",
+        f"reference iteration: {rst_interval(made.reference_iteration, made, 'mlperf')} s charged",
         f"software: python={platform.python_version()}, torch={torch.__version__}",
         "workload: workload=digits, batch=64, k=5",
         "WARNING: process 6: other processes kept 1.0 cores busy",
-        "WARNING: process 6: its closure is +7.0%",
+        "WARNING: process 6: its additivity error is +7.0%",
     ):
         assert expected in out
     profile().write(path)
@@ -88,7 +90,7 @@ def test_what_is_no_profile_is_refused(monkeypatch, capsys, tmp_path: Path, comm
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "is no reference profile of version 2" in captured.err
+    assert "is no reference profile of version 3" in captured.err
 
 
 def compared(monkeypatch, tmp_path: Path, *profiles: Profile) -> int:
@@ -150,7 +152,7 @@ def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None
     assert (done, captured.err) == (0, "")
     made = Profile.read(Path("here.json"))
     assert made.workload == {"workload": "sleeps", "batch": 16}
-    assert made.process_count == 2
+    assert len(made.processes) == 2
     assert "2 process(es): " in captured.out
     assert "WARNING: 2 process(es): at least 5 are needed" in captured.out
     assert {path.name for path in tmp_path.iterdir()} >= {"here.json", "log"}

@@ -19,7 +19,7 @@ ROWS = [
 COUNTS = {"train_step": 100, "collect": 20, "evaluate": 3}
 
 
-CLOSURES = (-0.04, 0.02, -0.01, -0.03)
+ADDITIVITY_ERRORS = (-0.04, 0.02, -0.01, -0.03)
 
 
 def ends(interval: Interval) -> tuple[float, float]:
@@ -45,9 +45,9 @@ def test_of_nothing_charged_nothing_is_chance() -> None:
         assert rst_interval(counts, profile_of(ROWS[:1])).half_width == math.inf
 
 
-def test_closures_are_beside_an_interval_and_move_none() -> None:
-    apart = profile_of([process(row, c) for row, c in zip(ROWS, CLOSURES, strict=True)])
-    assert apart.closure == pytest.approx(-0.02)
+def test_additivity_errors_are_beside_an_interval_and_move_none() -> None:
+    apart = profile_of([process(row, c) for row, c in zip(ROWS, ADDITIVITY_ERRORS, strict=True)])
+    assert apart.additivity_error == pytest.approx(-0.02)
     assert rst_interval(COUNTS, apart) == rst_interval(COUNTS, profile_of(ROWS))
 
 

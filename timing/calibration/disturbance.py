@@ -1,17 +1,14 @@
-"""What disturbed a measurement: other processes, a throttled or shared GPU, scattered samples.
+"""What disturbed a measurement: other processes, a throttled or shared GPU, a slower processor.
 
     with NoiseWatch() as watch:
         ...
-    noise = watch.noise(spread_seconds=..., expected_spread_seconds=...)
-    noise.warn()
+    print(watch.noise().warnings)
 
-It is recorded with what was measured. An empty `reasons` says that nothing was noticed.
+It is recorded with what was measured. Empty `warnings` say that nothing was noticed.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,10 +22,8 @@ LARGEST_OTHER_CORES = 0.25
 # Below, the hundredths of a second in which the system counts make load out of nothing.
 SHORTEST_WATCH_SECONDS = 1.0
 LARGEST_THROTTLED_SHARE = 0.01
-# The spread of some dozens of samples differs by less from one quiet run to the next.
-LARGEST_SPREAD_RATIO = 2.0
-# Where the processor was slowed down for longer, too little is left to be taken instead.
-LARGEST_SLOWED_SHARE = 0.95
+# Where the processor was disturbed for longer, too little is left to be taken instead.
+MAX_DISTURBED_SHARE = 0.95
 
 _REMEDIES = {
     "software power cap": "raise its power limit, or calibrate and train under the same one",
@@ -42,7 +37,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Noise(BaseModel):
-    """What disturbed a measurement; None is what could not be read, as `gaps` says.
+    """What disturbed a measurement; None is what could not be read, as `unavailable` says.
 
     Attributes:
         window_seconds: how long it was watched.
@@ -53,12 +48,11 @@ class Noise(BaseModel):
         throttled_seconds: how long the GPU worst off was held back, by reason; several reasons
             may hold at once.
         gpu_processes: other processes seen on the visible GPUs at the begin or the end.
-        spread_ratio: spread of the samples over the spread expected of them.
-        slowed_share: of the measurements, those in which the processor ran slower than of its own
-            accord (`timing.calibration.pace`), for the operation worst off; a calibration leaves
-            them out.
-        reasons: what is too much, and what to do about it; empty when all is quiet.
-        gaps: what could not be read, and why.
+        disturbed_share: of the measurements, those in which the processor ran slower than of its
+            own accord (`timing.calibration.cpu_probe`), for the operation worst off; a calibration
+            leaves them out.
+        warnings: what is too much, and what to do about it; empty when all is quiet.
+        unavailable: what could not be read, and why.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,15 +62,9 @@ class Noise(BaseModel):
     cores_elsewhere: Amount = 0.0
     throttled_seconds: dict[str, Amount] | None
     gpu_processes: Annotated[int, Field(ge=0)] | None
-    spread_ratio: Amount | None
-    slowed_share: Amount | None = None
-    reasons: tuple[str, ...]
-    gaps: tuple[str, ...]
-
-    def warn(self) -> None:
-        """Give each of the reasons as a RuntimeWarning."""
-        for reason in self.reasons:
-            warnings.warn(f"this measurement was disturbed: {reason}", RuntimeWarning, stacklevel=2)
+    disturbed_share: Amount | None = None
+    warnings: tuple[str, ...]
+    unavailable: tuple[str, ...]
 
 
 class NoiseWatch:
@@ -89,13 +77,13 @@ class NoiseWatch:
     def __init__(self) -> None:
         self._stopwatch = Stopwatch()
         self._devices: tuple[Device, ...] = ()
-        self._absence: str | None = None
+        self._unavailable: str | None = None
         self._before: list[_Reading] = []
         self._after: list[_Reading] | None = None
 
     def __enter__(self) -> Self:
         self._stopwatch = Stopwatch()
-        self._devices, self._absence = visible_devices()
+        self._devices, self._unavailable = visible_devices()
         self._before = [_Reading(device) for device in self._devices]
         self._after = None
         self._stopwatch.start()
@@ -105,37 +93,29 @@ class NoiseWatch:
         self._stopwatch.stop()
         self._after = [_Reading(device) for device in self._devices]
 
-    def noise(
-        self,
-        spread_seconds: float | None = None,
-        expected_spread_seconds: float | None = None,
-        slowed_share: float | None = None,
-    ) -> Noise:
-        """What was noticed between the begin and the end of the block.
+    def noise(self, disturbed_share: float | None = None) -> Noise:
+        """Return what was noticed between the begin and the end of the block.
 
         Args:
-            spread_seconds: interquartile range of what was timed in the block.
-            expected_spread_seconds: the same on the quiet machine, such as the profile's own.
-            slowed_share: in how many of the measurements the processor was slowed down.
+            disturbed_share: in how many of the measurements the processor was slowed down.
 
         Raises:
             RuntimeError: if the block has not ended.
-            ValueError: if a spread is negative or not finite.
         """
         if self._after is None:
             raise RuntimeError("this watch has seen no whole block yet: end `with watch:` first")
         window = self._stopwatch.wall_seconds
-        reasons: list[str] = []
-        gaps = [self._absence] if self._absence else []
+        warnings: list[str] = []
+        unavailable = [self._unavailable] if self._unavailable else []
 
         other_cores = self._stopwatch.other_cores
         if window < SHORTEST_WATCH_SECONDS:
-            gaps.append(
+            unavailable.append(
                 f"the load of others is not judged: {window:.2g} s is under "
                 f"{SHORTEST_WATCH_SECONDS:g} s"
             )
         elif other_cores > LARGEST_OTHER_CORES:
-            reasons.append(
+            warnings.append(
                 f"the host of this virtual machine kept {other_cores:.1f} of its cores from it: "
                 "measure at another time, or elsewhere"
                 if self._stopwatch.stolen_cores > other_cores / 2
@@ -151,7 +131,7 @@ class NoiseWatch:
                 told_throttle = True
                 throttled[reason] = max(seconds, throttled.get(reason, 0.0))
                 if seconds > LARGEST_THROTTLED_SHARE * window:
-                    reasons.append(
+                    warnings.append(
                         f"{device} was held back {seconds:.2g} s of {window:.2g} s by "
                         f"{reason}: {_REMEDIES[reason]}"
                     )
@@ -159,23 +139,19 @@ class NoiseWatch:
             told_processes |= before.processes is not None and after.processes is not None
             processes |= others
             if others:
-                reasons.append(
+                warnings.append(
                     f"{device} was shared with {len(others)} other process(es), "
                     f"{', '.join(map(str, sorted(others)))}: end them, or use another GPU"
                 )
-            gaps += [f"{device}: no {what}: {why}" for what, why in device.refusals.items()]
+            unavailable += [
+                f"{device}: no {what}: {why}" for what, why in device.unavailable.items()
+            ]
 
-        ratio = _ratio(spread_seconds, expected_spread_seconds)
-        if ratio is not None and ratio > LARGEST_SPREAD_RATIO:
-            reasons.append(
-                f"the samples scatter {ratio:.1f} times as much as in the profile: take more, in a "
-                "quiet moment, or calibrate again if they always do"
-            )
-        if slowed_share is not None and slowed_share > LARGEST_SLOWED_SHARE:
-            reasons.append(
-                f"the processor ran slower than it can in {slowed_share:.0%} of the measurements, "
-                "and nothing here is the reason: a virtual machine shares its cores with "
-                "neighbours, and a hot one is clocked down; try at another time, or elsewhere"
+        if disturbed_share is not None and disturbed_share > MAX_DISTURBED_SHARE:
+            warnings.append(
+                f"the processor ran slower than it can in {disturbed_share:.0%} of the "
+                "measurements, and nothing here is the reason: a virtual machine shares its cores "
+                "with neighbours, and a hot one is clocked down; try at another time, or elsewhere"
             )
         return Noise(
             window_seconds=window,
@@ -183,25 +159,15 @@ class NoiseWatch:
             cores_elsewhere=self._stopwatch.cores_elsewhere,
             throttled_seconds=throttled if told_throttle else None,
             gpu_processes=len(processes) if told_processes else None,
-            spread_ratio=ratio,
-            slowed_share=slowed_share,
-            reasons=tuple(reasons),
-            gaps=tuple(gaps),
+            disturbed_share=disturbed_share,
+            warnings=tuple(warnings),
+            unavailable=tuple(unavailable),
         )
 
 
 class _Reading:
-    """What one device says at one end of the block."""
+    """One device's counters at one end of the block."""
 
     def __init__(self, device: Device) -> None:
         self.throttled = device.throttled_seconds()
         self.processes = device.other_process_ids()
-
-
-def _ratio(spread_seconds: float | None, expected_spread_seconds: float | None) -> float | None:
-    for spread in (spread_seconds, expected_spread_seconds):
-        if spread is not None and not (math.isfinite(spread) and spread >= 0):
-            raise ValueError(f"a spread is a finite time from 0 up, in seconds; got {spread}")
-    if spread_seconds is None or not expected_spread_seconds:
-        return None
-    return spread_seconds / expected_spread_seconds

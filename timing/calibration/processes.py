@@ -52,11 +52,11 @@ def calibrate_in_processes(
     """Measure a profile on this machine, each row of it in a fresh process.
 
     Each process imports the target, calls it, and runs `timing.calibrate` on what it returns. There
-    are at least `processes` of them, and more until the interval of the mixed loop's RST is narrow
-    enough or the time is used up; half of it is set aside for starting them and for their closure
-    loops. A process that was disturbed, ran on a processor slower than another process found it, or
-    whose costs do not add up to a loop's time, is discarded and another one is run in its place,
-    three times in all.
+    are at least `processes` of them, and more until the interval of the reference iteration's RST
+    is narrow enough or the time is used up; half of it is set aside for starting them and for their
+    passes timed as a whole. A process that was disturbed, ran on a processor slower than another
+    process found it, or whose costs do not add up to a loop's time, is discarded and another one is
+    run in its place, three times in all.
 
     To stop once an interval is narrow favours those that are narrow by chance: in a simulation with
     0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
@@ -66,7 +66,7 @@ def calibrate_in_processes(
         arguments: what the function is called with; values that JSON can hold.
         processes: the fewest, 5 or more unless forced.
         seconds: for all processes together; the fewest are run even if they take longer.
-        precision: half width of the 95% interval of the mixed loop's RST, as a share of it.
+        precision: half width of the 95% interval of the reference iteration's RST, as a share.
         threads: of torch and OpenMP.
         force: keep disturbed processes once the three are used up, with what disturbed them.
         limit_seconds: after which a process is taken to hang, and is ended.
@@ -97,23 +97,23 @@ def calibrate_in_processes(
     end = time.monotonic() + seconds
     kept: list[Result] = []
     discarded = 0
-    known_pace: float | None = None
+    known_probe: float | None = None
     while True:
-        kept.append(_run(order.model_copy(update={"known_pace": known_pace}), limit_seconds))
+        kept.append(_run(order.model_copy(update={"known_probe": known_probe}), limit_seconds))
         _check_alike(kept[0], kept[-1])
-        known_pace = _fastest(known_pace, kept[-1].calibration.pace_seconds)
+        known_probe = _fastest(known_probe, kept[-1].calibration.cpu_probe_seconds)
         busy = ""
         # All of them, for a later one may have found the processor faster.
         for result in list(kept):
-            faults = "; ".join(result.calibration.faults(known_pace))
-            if not faults or (force and discarded == RETRIES):
+            errors = "; ".join(result.calibration.errors(known_probe))
+            if not errors or (force and discarded == RETRIES):
                 continue
             kept.remove(result)
             if discarded < RETRIES:
                 discarded += 1
-                on_progress(_done(kept, processes), f"discarded a process: {faults}")
+                on_progress(_done(kept, processes), f"discarded a process: {errors}")
             else:
-                busy = faults
+                busy = errors
         if busy:
             if len(kept) >= processes:
                 break
@@ -127,7 +127,7 @@ def calibrate_in_processes(
         on_progress(_done(kept, processes), _said_of(profile))
         if len(kept) < processes:
             continue
-        width = rst_interval(profile.mixed_loop, profile, "mlperf").half_width
+        width = rst_interval(profile.reference_iteration, profile, "mlperf").half_width
         if width <= precision or time.monotonic() >= end:
             break
     on_progress(1.0, f"done, {discarded} discarded")
@@ -135,7 +135,7 @@ def calibrate_in_processes(
 
 
 def _fastest(one: float | None, other: float | None) -> float | None:
-    return min((pace for pace in (one, other) if pace is not None), default=None)
+    return min((probe for probe in (one, other) if probe is not None), default=None)
 
 
 def _check_processes(processes: int, force: bool) -> None:
@@ -214,13 +214,13 @@ def _check_alike(first: Result, later: Result) -> None:
 
 def _profile(results: list[Result], discarded: int) -> Profile:
     first = results[0]
-    return Profile.of(
-        first.machine,
-        first.software,
-        first.workload,
-        first.every,
-        [result.calibration for result in results],
-        discarded,
+    return Profile(
+        machine=first.machine,
+        software=first.software,
+        workload=first.workload,
+        every=first.every,
+        processes=tuple(result.calibration for result in results),
+        discarded=discarded,
     )
 
 
@@ -229,9 +229,9 @@ def _done(kept: list[Result], processes: int) -> float:
 
 
 def _said_of(profile: Profile) -> str:
-    loop = rst_interval(profile.mixed_loop, profile, "mlperf")
-    known = "" if profile.process_count < 2 else f" ±{loop.half_width:.1%}"
+    loop = rst_interval(profile.reference_iteration, profile, "mlperf")
+    known = "" if len(profile.processes) < 2 else f" ±{loop.half_width:.1%}"
     return (
-        f"{profile.process_count} process(es): {loop.estimate:.4g} s a mixed loop{known}, closure "
-        f"{profile.closure:+.1%}"
+        f"{len(profile.processes)} process(es): {loop.estimate:.4g} s a reference iteration"
+        f"{known}, additivity error {profile.additivity_error:+.1%}"
     )

@@ -5,7 +5,7 @@ pooled covers the truth a third of the time, one from the processes as often as 
 process gives one total, and Student's t over these totals gives the interval.
 
 How far the medians are from adding up to a real loop is no chance: it does not become less with
-more processes. So the profile's closure is reported beside the interval, not in it.
+more processes. So the profile's additivity error is reported beside the interval, not in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from timing.calibration.profile import Calibration, Profile
+from timing.calibration.profile import Profile
+from timing.calibration.row import Calibration
 from timing.rst.policy import Policy, uncharged
 from timing.statistics import CONFIDENCE, Interval, mean_interval, ratio_interval
 

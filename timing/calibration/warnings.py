@@ -8,29 +8,31 @@ from timing.calibration.uncertainty import rst_interval
 # A slipped digit is a factor of ten; what a machine does to an operation by chance is less than 3.
 ORDER_OF_MAGNITUDE = 3.0
 LEAST_PROCESSES = 5
-# Of the RST of the mixed loop, either side.
+# Of the RST of the reference iteration, either side.
 PRECISION = 0.02
 
 
 def profile_warnings(profile: Profile) -> tuple[str, ...]:
     """Return what a careful reader should know of a profile, in words; empty if it is sound."""
     found = []
-    count = profile.process_count
+    count = len(profile.processes)
     if count < LEAST_PROCESSES:
         found.append(
             f"{count} process(es): at least {LEAST_PROCESSES} are needed for an interval to trust"
         )
     if count > 1:
-        half_width = rst_interval(profile.mixed_loop, profile, "mlperf").half_width
+        half_width = rst_interval(profile.reference_iteration, profile, "mlperf").half_width
         if half_width > PRECISION:
             found.append(
-                f"the RST of the mixed loop is known to ±{half_width:.1%} only: give the "
+                f"the RST of the reference iteration is known to ±{half_width:.1%} only: give the "
                 "calibration more time, or a quieter machine"
             )
-    paces = [process.pace_seconds for process in profile.processes if process.pace_seconds]
-    known_pace = min(paces, default=None)
+    probes = [
+        process.cpu_probe_seconds for process in profile.processes if process.cpu_probe_seconds
+    ]
+    known_probe = min(probes, default=None)
     for number, process in enumerate(profile.processes, start=1):
-        found += [f"process {number}: {fault}" for fault in process.faults(known_pace)]
+        found += [f"process {number}: {error}" for error in process.errors(known_probe)]
     for operation in profile.costs:
         medians = [process.costs[operation].median_seconds for process in profile.processes]
         if max(medians) > ORDER_OF_MAGNITUDE * min(medians):

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict
 
 from timing.calibration.machine import Machine, this_machine
 from timing.calibration.measure import Calibratable, calibrate
-from timing.calibration.profile import Calibration, Signature, check_signature
+from timing.calibration.profile import Signature, check_signature
+from timing.calibration.row import Calibration
 from timing.calibration.software import Software, this_software
 from timing.tracebacks import in_one_line, place_of, write_down
 
 
 class Order(BaseModel):
-    """What a fresh process is to measure; `seconds` and `known_pace` go to `timing.calibrate`."""
+    """What a fresh process is to measure; `seconds` and `known_probe` go to `timing.calibrate`."""
 
     # Of arguments, since JSON as such has no infinity.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -31,7 +32,7 @@ class Order(BaseModel):
     arguments: dict[str, Any]
     seconds: float
     threads: int
-    known_pace: float | None = None
+    known_probe: float | None = None
 
 
 class Result(BaseModel):
@@ -108,9 +109,9 @@ def measure(order: Order) -> Result:
                 "numbers alone"
             )
     check_signature(calibratable.workload)
-    # One attempt: what does not close is for the parent to judge, beside the other processes.
+    # One attempt: what does not add up is for the parent to judge, beside the other processes.
     calibration = calibrate(
-        calibratable.operations, order.seconds, math.inf, known_pace=order.known_pace
+        calibratable.operations, order.seconds, math.inf, known_probe=order.known_probe
     )
     return Result(
         machine=this_machine(),

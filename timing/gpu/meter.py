@@ -58,7 +58,7 @@ class ActiveTime(BaseModel):
 
 
 class GpuUse(BaseModel):
-    """What one device did over a span; None is what could not be read, and `gaps` says why.
+    """What one device did over a span; None is what could not be read, and `unavailable` says why.
 
     Attributes:
         uuid: "GPU-…", or "MIG-…" of a MIG instance.
@@ -78,7 +78,7 @@ class GpuUse(BaseModel):
         other_processes_begin: ids of other processes on the device at the begin.
         other_processes_end: the same at the end.
         polls: how often the polled quantities were read.
-        gaps: what is not available, and why; each once.
+        unavailable: what is not available, and why; each once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,21 +100,21 @@ class GpuUse(BaseModel):
     other_processes_begin: tuple[int, ...] | None
     other_processes_end: tuple[int, ...] | None
     polls: int
-    gaps: tuple[str, ...]
+    unavailable: tuple[str, ...]
 
 
 class GpuMeter:
     """Measures the GPUs this process may use over one span; `with meter:` or `start()`, `stop()`.
 
     A thread polls them meanwhile; it ends with the span and never keeps the process alive. CUDA is
-    not started. Without a GPU there is nothing in `uses`, and `absence` says why.
+    not started. Without a GPU there is nothing in `uses`, and `unavailable` says why.
 
     Args:
         poll_seconds: time between polls, above 0 and at most 5: the driver keeps no more samples.
 
     Attributes:
         uses: what each device did over the latest span; empty before the first has ended.
-        absence: which devices are not measured, and why; None if none is missing.
+        unavailable: which devices are not measured, and why; None if none is missing.
     """
 
     def __init__(self, poll_seconds: float = DEFAULT_POLL_SECONDS) -> None:
@@ -123,7 +123,7 @@ class GpuMeter:
                 f"poll_seconds is above 0 and at most {LONGEST_POLL_SECONDS:g}; got {poll_seconds}"
             )
         self.uses: tuple[GpuUse, ...] = ()
-        self.absence: str | None = None
+        self.unavailable: str | None = None
         self._poll_seconds = poll_seconds
         self._spans: list[_Span] | None = None
         self._ended = threading.Event()
@@ -133,7 +133,7 @@ class GpuMeter:
         """Begin a span; raises RuntimeError inside another one."""
         if self._spans is not None:
             raise RuntimeError("this meter runs already: stop() it, or use another one")
-        devices, self.absence = visible_devices()
+        devices, self.unavailable = visible_devices()
         self.uses = ()
         self._spans = [_Span(device) for device in devices]
         if self._spans:
@@ -174,8 +174,8 @@ def probe_gpus() -> tuple[dict[str, dict[str, str]], str | None]:
         For each device, by name and UUID, each quantity with "available" or the reason why it is
         not; and which devices are missing, or None.
     """
-    devices, absence = visible_devices()
-    return {str(device): _probe(device) for device in devices}, absence
+    devices, unavailable = visible_devices()
+    return {str(device): _probe(device) for device in devices}, unavailable
 
 
 def _probe(device: Device) -> dict[str, str]:
@@ -209,13 +209,13 @@ def _probe(device: Device) -> dict[str, str]:
         "processes",
         "other processes",
     ]
-    if "throttled time" in device.refusals:
+    if "throttled time" in device.unavailable:
         asked = [quantity for quantity in asked if not quantity.startswith("throttled time by")]
-    if "processes" in device.refusals:
+    if "processes" in device.unavailable:
         asked.remove("other processes")
     return {
-        quantity: f"not available: {device.refusals[quantity]}"
-        if quantity in device.refusals
+        quantity: f"not available: {device.unavailable[quantity]}"
+        if quantity in device.unavailable
         else "available"
         for quantity in asked
     }
@@ -326,7 +326,7 @@ class _Span:
             other_processes_begin=self.others,
             other_processes_end=others,
             polls=self.polls,
-            gaps=tuple(f"no {what}: {why}" for what, why in device.refusals.items()),
+            unavailable=tuple(f"no {what}: {why}" for what, why in device.unavailable.items()),
         )
 
     def _energy(self) -> tuple[float | None, Literal["counter", "integrated power"] | None]:
@@ -337,7 +337,7 @@ class _Span:
         if joules is None:
             return None, None
         if joules < self.joules:
-            self.device.refusals.setdefault("energy counter", "the driver reset it in the span")
+            self.device.unavailable.setdefault("energy counter", "the driver reset it in the span")
             return None, None
         return joules - self.joules, "counter"
 
@@ -352,14 +352,14 @@ class _Span:
                     why = f"it counted {seconds.pop(reason):.4g} s in {window:.4g} s"
                 else:
                     continue
-                self.device.refusals.setdefault(f"throttled time by {reason}", why)
+                self.device.unavailable.setdefault(f"throttled time by {reason}", why)
         return seconds or None
 
     def _active(self, window: float) -> ActiveTime | None:
         """The active time by the first source that tells."""
         try:
             if window < SHORTEST_WINDOW_SECONDS:
-                self.device.refusals["active time"] = (
+                self.device.unavailable["active time"] = (
                     f"a span of {window:.3g} s is too short for it: take "
                     f"{SHORTEST_WINDOW_SECONDS:g} s or more"
                 )
@@ -375,7 +375,7 @@ class _Span:
                 self.device.free_mark(self.mark)
                 self.mark = None
         if active is None:
-            self.device.refusals.setdefault("active time", "no source tells it")
+            self.device.unavailable.setdefault("active time", "no source tells it")
         return active
 
     def _active_by_accounting(self, window: float) -> ActiveTime | None:
@@ -405,7 +405,7 @@ class _Span:
         active = self.samples.active(window)
         if active is None:
             why = "they leave too much of the span uncovered"
-            self.device.refusals.setdefault("utilisation samples", why)
+            self.device.unavailable.setdefault("utilisation samples", why)
         return active
 
     def _active_by_utilisation(self, window: float) -> ActiveTime | None:

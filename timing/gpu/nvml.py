@@ -34,7 +34,7 @@ class Gpus(BaseModel):
 
     driver: str | None
     gpus: tuple[Gpu, ...]
-    absence: str | None
+    unavailable: str | None
 
 
 # NVMLLibraryMismatchError is no NVMLError, and a newer function may be missing from the module.
@@ -67,7 +67,7 @@ class ProcessShare(NamedTuple):
 class Device:
     """One GPU, or one MIG instance, that this process may use.
 
-    Each method asks NVML and gives None where it is refused; `refusals` then says why, once for
+    Each method asks NVML and gives None where it is refused; `unavailable` then says why, once for
     each quantity, with the first reason.
 
     Attributes:
@@ -80,7 +80,7 @@ class Device:
     def __init__(self, handle: Any, *, mig: bool = False) -> None:
         self._handle = handle
         self.mig = mig
-        self.refusals: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}
         self.uuid = _text(self._ask("uuid", "nvmlDeviceGetUUID")) or "unknown"
         self.name = _text(self._ask("name", "nvmlDeviceGetName")) or "unnamed"
 
@@ -284,7 +284,7 @@ class Device:
         return True if answer is None else answer
 
     def _refuse(self, quantity: str, reason: str) -> None:
-        self.refusals.setdefault(quantity, reason)
+        self.unavailable.setdefault(quantity, reason)
 
 
 # The binding raises these where there is nothing to tell, the first of them for "success".
@@ -295,7 +295,7 @@ class Visible(NamedTuple):
     """The devices that this process may use, and what is missing of them; None if nothing is."""
 
     devices: tuple[Device, ...]
-    absence: str | None
+    unavailable: str | None
 
 
 def read_gpus() -> Gpus:
@@ -303,7 +303,7 @@ def read_gpus() -> Gpus:
     try:
         _initialise()
     except _REFUSALS as refusal:
-        return Gpus(driver=None, gpus=(), absence=f"no GPU is read: NVML says {refusal}")
+        return Gpus(driver=None, gpus=(), unavailable=f"no GPU is read: NVML says {refusal}")
     try:
         handles = [
             pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
@@ -311,10 +311,12 @@ def read_gpus() -> Gpus:
         return Gpus(
             driver=_text(_or_none("nvmlSystemGetDriverVersion")),
             gpus=tuple(_gpu(handle) for handle in handles),
-            absence=None if handles else "NVML runs and sees no GPU",
+            unavailable=None if handles else "NVML runs and sees no GPU",
         )
     except _REFUSALS as refusal:
-        return Gpus(driver=None, gpus=(), absence=f"the GPUs cannot be read: NVML says {refusal}")
+        return Gpus(
+            driver=None, gpus=(), unavailable=f"the GPUs cannot be read: NVML says {refusal}"
+        )
 
 
 def visible_devices() -> Visible:
