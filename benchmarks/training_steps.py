@@ -43,7 +43,7 @@ def step_rows(rounds, device="cpu"):
     for every in ("auto", 10**12, "manual"):
         base = Nothing(parameters, lr=0.0)
         opt = LAWA(base, every=every)
-        opt.interval.step = opt.interval.newest = 10**9
+        opt.schedule.steps = opt.schedule.last_collect = 10**9
         taken = seconds_of({"with": opt.step, "without": base.step}, 5 * rounds)
         pairs = zip(taken["with"], taken["without"], strict=True)
         over = [(ours - bare) * 1e6 for ours, bare in pairs]
@@ -148,7 +148,7 @@ def share_row(steps):
     workload = pydocs.load()
     torch.manual_seed(0)
     model = workload.make_model()
-    opt = LAWA(workload.make_optimizer(model, workload.learning_rate), K, "auto", span=SPAN)
+    opt = LAWA(workload.make_optimizer(model, workload.learning_rate), K, "auto", horizon=SPAN)
     batches = workload.batches(0)
     training = own = 0.0
     base_step = opt.base.step
@@ -183,16 +183,16 @@ def predicted(step):
 def logarithm_rows(decades):
     """Collects, and what they take, in each tenfold of the steps."""
     parameters = [nn.Parameter(torch.zeros(143_000)) for _ in range(7)]
-    opt = LAWA(Nothing(parameters, lr=0.0), K, "auto", span=SPAN)
+    opt = LAWA(Nothing(parameters, lr=0.0), K, "auto", horizon=SPAN)
     collects, took, per_step = {}, {}, {}
     for decade in track(range(2, decades), "the logarithm"):
         end = 10 ** (decade + 1)
         collects[end], times = 0, []
-        while opt.interval.step < end:
+        while opt.schedule.steps < end:
             start = time.process_time_ns()
             opt.step()
             taken = (time.process_time_ns() - start) / 1e6
-            if opt.interval.newest == opt.interval.step and opt.interval.step > 10**decade:
+            if opt.schedule.last_collect == opt.schedule.steps and opt.schedule.steps > 10**decade:
                 times.append(taken)
         collects[end] = len(times)
         took[end] = sum(times)

@@ -3,5 +3,15 @@
 from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.optimizer import LAWA
+from lawa_opt.schedule import CollectSchedule
+from lawa_opt.window import Window
 
-__all__ = ["LAWA", "CheckpointError", "average_checkpoints"]
+__version__ = "0.1.0"
+__all__ = [
+    "LAWA",
+    "CheckpointError",
+    "CollectSchedule",
+    "Window",
+    "__version__",
+    "average_checkpoints",
+]

@@ -25,9 +25,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
 from lawa_opt.interrupts import HeldSignals
-from lawa_opt.interval import Every, Interval
 from lawa_opt.messages import few, warn
 from lawa_opt.ring import Ring
+from lawa_opt.schedule import CollectSchedule, Every
 from lawa_opt.sharding import local
 from lawa_opt.state_check import check_entries
 from lawa_opt.state_dict import (
@@ -35,7 +35,7 @@ from lawa_opt.state_dict import (
     detach,
     local_copies,
     restored_rings,
-    set_interval,
+    set_schedule,
     window_state,
 )
 from lawa_opt.step_hooks import (
@@ -88,9 +88,9 @@ class LAWA(Optimizer):
     Args:
         optimizer: any `torch.optim.Optimizer`, also of another package.
         k: snapshots in the window; the paper uses 6, above 16 is worse.
-        every: steps between two collects, or "auto", or "manual" (see `Interval`); the paper
+        every: steps between two collects, or "auto", or "manual" (see `CollectSchedule`); the paper
             collects once an epoch, which is "manual" and `collect()`.
-        span: the share of the training so far that an "auto" window reaches back.
+        horizon: the share of the training so far that an "auto" window reaches back.
         start: the first step that may be collected.
         buffers: the model, or modules, whose saved buffers are treated like parameters:
             floating-point ones are averaged, of others the latest is taken. They are looked up by
@@ -125,7 +125,7 @@ class LAWA(Optimizer):
         k: int = 5,
         every: Every = "auto",
         *,
-        span: float = 0.1,
+        horizon: float = 0.1,
         start: int = 1,
         buffers: nn.Module | Iterable[nn.Module] | Iterable[Tensor] = (),
         dtype: torch.dtype | None = None,
@@ -144,7 +144,7 @@ class LAWA(Optimizer):
             {
                 "base": optimizer,
                 "window": Window(k, dtype, split_over, device),
-                "interval": Interval(every, k, span, start),
+                "schedule": CollectSchedule(every, k, horizon, start),
                 "buffers": Buffers(buffers),
                 "swaps": Swaps(),
                 "said": set(),
@@ -170,7 +170,7 @@ class LAWA(Optimizer):
 
     base: Optimizer
     window: Window
-    interval: Interval
+    schedule: CollectSchedule
     buffers: Buffers
     swaps: Swaps
     said: set[str]
@@ -210,9 +210,9 @@ class LAWA(Optimizer):
         return self.window.num_snapshots
 
     def __repr__(self) -> str:
-        interval = self.interval
+        schedule = self.schedule
         return (
-            f"{type(self).__name__}(k={interval.k}, every={interval.every!r}, held={self.held}) of "
+            f"{type(self).__name__}(k={schedule.k}, every={schedule.every!r}, held={self.held}) of "
             f"{self.base!r}"
         )
 
@@ -255,7 +255,7 @@ class LAWA(Optimizer):
             result = step_without_global_hooks(self.base, args, kwargs)
         if is_initialized():
             self._refuse_if_captured()
-        if self.interval.advance():
+        if self.schedule.step():
             self.collect()
         # As `_stamp`, written out: torch.compile would make a frame of a call.
         first = self.base.param_groups[0]["params"]
@@ -298,7 +298,7 @@ class LAWA(Optimizer):
         if is_current_stream_capturing():
             raise RuntimeError(
                 "step() inside a CUDA graph would count and collect once, not at each replay: "
-                "capture `base.step()`, and after each replay `if opt.interval.advance(): "
+                "capture `base.step()`, and after each replay `if opt.schedule.step(): "
                 "opt.collect()`"
             )
 
@@ -324,14 +324,14 @@ class LAWA(Optimizer):
     @_outside_graphs
     @torch.no_grad()
     def collect(self) -> None:
-        """Take a snapshot now, whatever the interval says; for `every="manual"`, once an epoch.
+        """Take a snapshot now, whatever the schedule says; for `every="manual"`, once an epoch.
 
         Raises:
             RuntimeError: averaged weights are in the model.
         """
         self._refuse_if_averaged("collect()")
         self.window.collect(self._tensors())
-        self.interval.newest = self.interval.step
+        self.schedule.last_collect = self.schedule.steps
 
     def _refuse_if_averaged(self, what: str) -> None:
         if self.swaps:
@@ -345,8 +345,8 @@ class LAWA(Optimizer):
         held = self.held
         if held == 0:
             raise RuntimeError(
-                f"the window is empty after {self.interval.step} steps with "
-                f"every={self.interval.every!r}: train on or collect() first, or ask for the live "
+                f"the window is empty after {self.schedule.steps} steps with "
+                f"every={self.schedule.every!r}: train on or collect() first, or ask for the live "
                 'weights with averaged(if_empty="live")'
             )
         whole = isinstance(latest, int) and not isinstance(latest, bool)
@@ -611,8 +611,8 @@ class LAWA(Optimizer):
         gives them back on `train()`. After the first step the window is always in it, even where
         nothing has been collected, since torch.distributed.checkpoint loads into equal keys.
 
-        Of the interval it carries the step, the step of the newest snapshot and `enabled`, which
-        are states of a training; `every`, `span` and `start` are of the LAWA that loads it.
+        Of the schedule it carries the step, the step of the newest snapshot and `enabled`, which
+        are states of a training; `every`, `horizon` and `start` are of the LAWA that loads it.
 
         Raises:
             RuntimeError: averaged weights are in the model and it is in parts.
@@ -624,12 +624,12 @@ class LAWA(Optimizer):
                 "leave the `averaged()` block, on all ranks first (under Transformers' Trainer, "
                 "which saves right after it evaluates, call it in a callback's on_evaluate)"
             )
-        if self.interval.step:
+        if self.schedule.steps:
             self.window.allocate(self._tensors())
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state_dict = dict(self.base.state_dict())
-        entries = window_state(self.window, self.interval, self.swaps[0] if self.swaps else None)
+        entries = window_state(self.window, self.schedule, self.swaps[0] if self.swaps else None)
         attach(state_dict, entries, self.param_groups, self.buffers.now())
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state_dict)
@@ -678,7 +678,7 @@ class LAWA(Optimizer):
         try:
             self._load_base(state_dict)
             self.window.replace(rings)
-            set_interval(self.interval, [entry for _, entry in entries])
+            set_schedule(self.schedule, [entry for _, entry in entries])
         except BaseException:
             undo()
             raise
@@ -691,10 +691,10 @@ class LAWA(Optimizer):
             post_hook(self)
 
     def _undo(self) -> Callable[[], None]:
-        """Return what brings back optimizer, window and interval as they are now."""
+        """Return what brings back optimizer, window and schedule as they are now."""
         base = dict(vars(self.base))
         groups = [(group, dict(group)) for group in self.base.param_groups]
-        rings, interval = list(self.window.rings), dict(vars(self.interval))
+        rings, schedule = list(self.window.rings), dict(vars(self.schedule))
 
         def undo() -> None:
             vars(self.base).update(base)
@@ -702,7 +702,7 @@ class LAWA(Optimizer):
                 group.clear()
                 group.update(before)
             self.window.replace(rings)
-            vars(self.interval).update(interval)
+            vars(self.schedule).update(schedule)
 
         return undo
 
@@ -780,4 +780,4 @@ class _Averaged(ContextDecorator, AbstractContextManager[None]):
             self.lawa._swap_out(self.swap)
 
 
-_STATE = ("base", "window", "interval", "buffers", "swaps", "said")
+_STATE = ("base", "window", "schedule", "buffers", "swaps", "said")

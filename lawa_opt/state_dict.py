@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.dlpack import from_dlpack
 
-from lawa_opt.interval import Interval
 from lawa_opt.ring import Ring
+from lawa_opt.schedule import CollectSchedule
 from lawa_opt.sharding import local, part_of
 from lawa_opt.state_check import (
     PREFIX,
@@ -29,13 +29,13 @@ from lawa_opt.window import Window
 
 
 def window_state(
-    window: Window, interval: Interval, swap: Swap | None
+    window: Window, schedule: CollectSchedule, swap: Swap | None
 ) -> dict[int, dict[str, Any]]:
     """Return what a state dict says of each tensor in the window, by the tensor's id.
 
     Args:
         window: its snapshots are not copied.
-        interval: its position, and whether it is switched on.
+        schedule: its position, and whether it is switched on.
         swap: the live weights, where averaged ones are in the model and so in a checkpoint of it.
     """
     entries: dict[int, dict[str, Any]] = {}
@@ -54,9 +54,9 @@ def window_state(
                 f"{PREFIX}held": ring.num_snapshots,
                 # The mean adds up slot by slot, and so depends on them in its last bit.
                 f"{PREFIX}next": ring.write_index,
-                f"{PREFIX}step": interval.step,
-                f"{PREFIX}newest": interval.newest,
-                f"{PREFIX}enabled": int(interval.enabled),
+                f"{PREFIX}step": schedule.steps,
+                f"{PREFIX}newest": schedule.last_collect,
+                f"{PREFIX}enabled": int(schedule.enabled),
                 f"{PREFIX}averaged": int(swap is not None),
             }
     if swap is not None:
@@ -213,15 +213,15 @@ def restored_rings(window: Window, saved: Sequence[tuple[Tensor, Mapping[str, An
     return made.rings
 
 
-def set_interval(interval: Interval, saved: Sequence[Mapping[str, Any]]) -> None:
-    """Set the position of an interval as checked entries say, from the beginning if none says.
+def set_schedule(schedule: CollectSchedule, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Set the position of a schedule as checked entries say, from the beginning if none says.
 
-    What was saved without `lawa_enabled` leaves the interval switched on or off as it is.
+    What was saved without `lawa_enabled` leaves the schedule switched on or off as it is.
     """
     entry = next((entry for entry in saved if entry), {})
-    interval.step = entry.get(f"{PREFIX}step", 0)
-    interval.newest = entry.get(f"{PREFIX}newest", 0)
-    interval.enabled = bool(entry.get(f"{PREFIX}enabled", interval.enabled))
+    schedule.steps = entry.get(f"{PREFIX}step", 0)
+    schedule.last_collect = entry.get(f"{PREFIX}newest", 0)
+    schedule.enabled = bool(entry.get(f"{PREFIX}enabled", schedule.enabled))
 
 
 def local_copies(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from baselines.experiment.comparison import Plan
 from baselines.methods.method import MethodError, Settings, find
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
-from lawa_opt.interval import Every
+from lawa_opt.schedule import Every
 from timing import POLICIES, Budget, Profile, ProfileError, parse_seconds
 from timing.calibration.processes import MOST_THREADS
 

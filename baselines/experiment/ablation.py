@@ -21,7 +21,7 @@ from baselines.training.loop import check_budget, dearest_reading, dearest_step,
 from baselines.training.results import Point
 from baselines.workloads.base import Workload
 from lawa_opt import LAWA
-from lawa_opt.interval import Every
+from lawa_opt.schedule import Every
 from timing import Account, Profile
 from timing.rst.schedules import constant
 
@@ -53,8 +53,8 @@ class SharedWindow:
 
     def collected_after(self, step: int) -> bool:
         """Whether a snapshot was collected after this step, the latest; whoever asks first does."""
-        if step > self.lawa.interval.step:
-            self._collected = self.lawa.interval.advance()
+        if step > self.lawa.schedule.steps:
+            self._collected = self.lawa.schedule.step()
             if self._collected:
                 self.lawa.collect()
         return self._collected

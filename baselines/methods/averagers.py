@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from lawa_opt import LAWA
-from lawa_opt.interval import Every
+from lawa_opt.schedule import Every
 from timing import Operation
 
 SWA_EVERY = 10
@@ -131,8 +131,8 @@ class Lawa(Live):
 
     def after_step(self, spent: float) -> str | None:  # noqa: ARG002
         """LAWA has collected in its step, or not."""
-        interval = self.optimizer.interval
-        return "collect" if interval.newest == interval.step else None
+        schedule = self.optimizer.schedule
+        return "collect" if schedule.last_collect == schedule.steps else None
 
     def reading(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """The model under `averaged()`; live until the first collect."""

@@ -25,7 +25,7 @@ from baselines.methods.averagers import (
     growing_half_life,
 )
 from baselines.workloads.base import Workload
-from lawa_opt.interval import Every
+from lawa_opt.schedule import Every
 from timing.rst.schedules import (
     constant,
     cosine,

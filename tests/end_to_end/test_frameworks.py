@@ -50,7 +50,7 @@ def naive_means(optimizer_state):
 
 def assert_same_training(opt, other):
     """The same live weights, position and snapshots, bit for bit."""
-    assert vars(opt.interval) == vars(other.interval)
+    assert vars(opt.schedule) == vars(other.interval)
     state, others = opt.state_dict()["state"], other.state_dict()["state"]
     for group, others_group in zip(opt.param_groups, other.param_groups, strict=True):
         for mine, its in zip(group["params"], others_group["params"], strict=True):
@@ -134,7 +134,7 @@ def test_lightning_proxies_see_and_change_the_same_lawa(tmp_path):
             self.manual_backward(self.net(batch).sum())
             proxy.step()
             proxy.eval()
-            seen.append((proxy.held, proxy.interval.step, len(proxy.optimizer.swaps)))
+            seen.append((proxy.held, proxy.schedule.steps, len(proxy.optimizer.swaps)))
 
     trainer = lightning.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET
@@ -154,7 +154,7 @@ def test_fabric_proxies_see_and_change_the_same_lawa():
         proxy.zero_grad()
         fabric.backward(wrapped(torch.ones(1, 3)).sum())
         proxy.step()
-    assert (opt.held, proxy.held, opt.interval.step) == (2, 2, 3)
+    assert (opt.held, proxy.held, opt.schedule.steps) == (2, 2, 3)
     live = copy.deepcopy(model.state_dict())
     with proxy.averaged(), pytest.raises(RuntimeError, match="averaged weights are in the model"):
         opt.step()
@@ -207,7 +207,7 @@ def test_trainer_evaluates_and_saves_the_average_and_resumes(tmp_path):
 
     shutil.copytree(checkpoint, tmp_path / "again" / "checkpoint-6")
     _, resumed = module["main"](tmp_path / "again", resume=True, **options)
-    assert resumed.interval.step == 12
+    assert resumed.schedule.steps == 12
     assert_same_training(opt, resumed)
 
 
@@ -247,7 +247,7 @@ def test_trainer_goes_on_in_the_same_process(tmp_path):
 
     module["main"].__globals__["Trainer"] = Halving
     _, again = module["main"](tmp_path / "halved", **options)
-    assert again.interval.step == 12
+    assert again.schedule.steps == 12
     assert_same_training(undisturbed, again)
 
 
@@ -285,7 +285,7 @@ def test_accelerate_keeps_schedule_and_hands_on_eval_and_train(tmp_path):
     lawa = opt.optimizer
     assert isinstance(lawa, LAWA)
     assert lawa.swaps, "eval() has reached it and put the average in"
-    assert lawa.interval.step == 3 * 1200 // 50
+    assert lawa.schedule.steps == 3 * 1200 // 50
     assert lawa.base.param_groups[0]["lr"] == pytest.approx(0.2 * (0.1 + 0.9 * 72 / 100))
     for weights, mean in zip(model.parameters(), naive_means(lawa.state_dict()), strict=True):
         torch.testing.assert_close(weights, mean, rtol=1e-6, atol=1e-7)

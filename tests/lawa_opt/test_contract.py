@@ -83,7 +83,7 @@ def test_copies_go_on_alike_and_apart(kind: type[Optimizer], copied: Any) -> Non
     assert same(before, twin_opt.averaged_state_dict(twin))
     train(twin, twin_opt, range(5, 9), closure=closure)
     assert same(before, opt.averaged_state_dict(model))
-    assert (opt.interval.step, twin_opt.interval.step) == (5, 9)
+    assert (opt.schedule.steps, twin_opt.schedule.steps) == (5, 9)
     train(model, opt, range(5, 9), closure=closure)
     assert same(opt.averaged_state_dict(model), twin_opt.averaged_state_dict(twin))
     assert same(model.state_dict(), twin.state_dict())
@@ -191,7 +191,7 @@ def test_a_step_skipped_by_the_scaler_is_no_step(fused: bool) -> None:
         else:
             skipped += 1
             assert all(map(torch.equal, before, weights_of(scaled)))
-        assert (opt.held, opt.interval.step) == (taken, taken)
+        assert (opt.held, opt.schedule.steps) == (taken, taken)
     assert skipped > 0
     assert same(plain.state_dict(), scaled.state_dict())
 
@@ -254,7 +254,7 @@ def test_arguments_closures_and_results_pass_through() -> None:
 
     with pytest.raises(KeyError, match="no data"):
         opt.step(failing)
-    assert (opt.held, opt.interval.step) == (3, 3)
+    assert (opt.held, opt.schedule.steps) == (3, 3)
 
 
 def test_zero_grad_reaches_the_wrapped_optimizer() -> None:
@@ -542,12 +542,12 @@ def test_making_state_for_a_checkpoint_is_no_step() -> None:
         model = small_model()
         opt = LAWA(kind(model.parameters(), lr=0.01), every=1)
         get_optimizer_state_dict(model, opt)
-        assert (opt.interval.step, opt.held) == (0, 0)
+        assert (opt.schedule.steps, opt.held) == (0, 0)
     # An SGD without momentum never has a state, so that it is done in mid-training too.
     train(model, opt, 3)
     opt.zero_grad()
     get_optimizer_state_dict(model, opt)
-    assert (opt.interval.step, opt.held) == (3, 3)
+    assert (opt.schedule.steps, opt.held) == (3, 3)
 
 
 def test_a_warm_up_from_a_rate_of_zero_is_a_step() -> None:
@@ -555,7 +555,7 @@ def test_a_warm_up_from_a_rate_of_zero_is_a_step() -> None:
     opt = LAWA(torch.optim.AdamW(model.parameters(), lr=0.0), every=1)
     loss_of(model, 0).backward()
     opt.step(closure=None)
-    assert (opt.interval.step, opt.held) == (1, 1)
+    assert (opt.schedule.steps, opt.held) == (1, 1)
 
 
 def compiled_step(model: nn.Module, opt: Optimizer, backend: str) -> Any:
@@ -584,7 +584,7 @@ def test_compiling_the_training_step_adds_few_frames_that_are_never_compiled_aga
     assert (plain, ours) == (plain_later, ours_later)
     # Three in torch 2.13, none in 2.6; 2.11 compiles some of torch's own once in a process.
     assert ours <= plain + 3
-    assert (opt.interval.step, opt.held) == (23, 3)
+    assert (opt.schedule.steps, opt.held) == (23, 3)
     assert same(models[0].state_dict(), models[1].state_dict())
 
 

@@ -178,7 +178,7 @@ def test_flat_masters_are_told_of_also_after_a_resume() -> None:
         model = small_model()
         flat = torch.cat([p.detach().flatten() for p in model[0].parameters()]).requires_grad_()
         opt = LAWA(torch.optim.SGD([flat, *model[2].parameters()], lr=0.01), k=2, every=1)
-        opt.interval.step = resumed_at
+        opt.schedule.steps = resumed_at
         for step in range(60):
             loss_of(model, step).backward()
             flat.grad = torch.cat([p.grad.flatten() for p in model[0].parameters()])

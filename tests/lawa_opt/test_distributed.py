@@ -109,7 +109,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(ranks, undisturbed, 
     folder, expected = undisturbed
     model, opt = setting("one")
     load(folder / kind, model, opt)
-    assert (opt.interval.step, opt.held) == (SAVED_AT, K)
+    assert (opt.schedule.steps, opt.held) == (SAVED_AT, K)
     train(model, opt, range(SAVED_AT, STEPS))
     assert torch.equal(outputs(model), expected["live"])
     with opt.averaged():
@@ -129,7 +129,7 @@ def test_checkpoint_from_before_the_first_collect_keeps_the_step(tmp_path):
     fresh = make_model()
     resumed = long_interval(fresh)
     load(tmp_path, fresh, resumed)
-    assert (resumed.interval.step, resumed.held) == (3, 0)
+    assert (resumed.schedule.steps, resumed.held) == (3, 0)
     train(fresh, resumed, range(3, 7))
     assert resumed.held == 1, "collected at step 5 of the whole run"
     with opt.averaged(), resumed.averaged():
@@ -144,13 +144,13 @@ def test_checkpoint_that_does_not_say_leaves_collecting_switched_off(tmp_path):
         del entry["lawa_enabled"]
     dcp.save(state, checkpoint_id=tmp_path, **ALONE)
     fresh, resumed = setting("one")
-    resumed.interval.enabled = False
+    resumed.schedule.enabled = False
     state = {"opt": get_optimizer_state_dict(fresh, resumed)}
     planner = DefaultLoadPlanner(allow_partial_load=True)
     dcp.load(state, checkpoint_id=tmp_path, planner=planner, **ALONE)
     set_optimizer_state_dict(fresh, resumed, state["opt"])
-    assert (resumed.interval.step, resumed.held) == (SAVED_AT, K)
-    assert not resumed.interval.enabled
+    assert (resumed.schedule.steps, resumed.held) == (SAVED_AT, K)
+    assert not resumed.schedule.enabled
 
 
 def test_checkpoint_of_the_base_optimizer_starts_an_empty_window(tmp_path):
@@ -179,14 +179,14 @@ def test_state_dict_in_mid_training_of_momentum_free_sgd_is_no_step(lr):
     opt.zero_grad()
     before = copy.deepcopy(model.state_dict())
     state = get_optimizer_state_dict(model, opt)
-    assert (opt.interval.step, opt.held) == (2, 2)
+    assert (opt.schedule.steps, opt.held) == (2, 2)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     fresh = make_model()
     resumed = LAWA(torch.optim.SGD(fresh.parameters(), lr=0.1), k=K, every=1)
     set_optimizer_state_dict(fresh, resumed, state)
-    assert (resumed.interval.step, resumed.held) == (2, 2)
+    assert (resumed.schedule.steps, resumed.held) == (2, 2)
     train(model, opt, range(2, 3))
-    assert opt.interval.step == 3
+    assert opt.schedule.steps == 3
 
 
 def test_steps_at_a_rate_of_zero_are_steps():
@@ -195,7 +195,7 @@ def test_steps_at_a_rate_of_zero_are_steps():
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.0), k=K, every=1)
     model(torch.ones(1, 5)).sum().backward()
     opt.step(closure=None)
-    assert (opt.interval.step, opt.held) == (1, 1)
+    assert (opt.schedule.steps, opt.held) == (1, 1)
 
 
 def test_averaged_weights_saved_through_dcp_never_become_live_in_silence(tmp_path):

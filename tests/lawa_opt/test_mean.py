@@ -25,12 +25,14 @@ SHAPES = [(), (0,), (3, 0, 2), (1,), (5,), (17,), (7, 9), (65, 5), (3, 4, 5, 2)]
 LAYOUTS = ["contiguous", "transposed", "channels_last", "with gaps"]
 
 
-def naive_snapshots(weights: list[Any], k: int, every: int | str, span: float, start: int) -> list:
+def naive_snapshots(
+    weights: list[Any], k: int, every: int | str, horizon: float, start: int
+) -> list:
     """The k latest of the weights after each step that are due by the documented rule."""
     snapshots: list[Any] = []
     newest = 0
     for step, weight in enumerate(weights, start=1):
-        age = max(1, span * step / k)
+        age = max(1, horizon * step / k)
         due = step - newest >= age if every == "auto" else step % every == 0
         if due and step >= start:
             snapshots.append(weight)
@@ -97,7 +99,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
     shapes, dtypes, _ = map(list, zip(*kinds, strict=True))
     k = data.draw(st.integers(1, 6))
     every = data.draw(st.sampled_from([1, 2, 3, 7, "auto"]))
-    span = data.draw(st.sampled_from([0.125, 0.5, 1.0]))
+    horizon = data.draw(st.sampled_from([0.125, 0.5, 1.0]))
     start = data.draw(st.sampled_from([1, 1, 5]))
     weights = random_weights(
         shapes, dtypes, data.draw(st.integers(0, 25)), data.draw(st.integers(0, 2**32))
@@ -106,7 +108,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
         nn.Parameter(laid_out(torch.ones(shape, dtype=dtype), layout))
         for shape, dtype, layout in kinds
     ]
-    opt = LAWA(Replay(parameters, weights), k=k, every=every, span=span, start=start)
+    opt = LAWA(Replay(parameters, weights), k=k, every=every, horizon=horizon, start=start)
     with pytest.MonkeyPatch.context() as patch:  # so that small tensors have several tiles
         patch.setattr(reduction, "TILE", {"cpu": 32})
         patch.setattr(reduction, "SMALL", {"cpu": 8})
@@ -114,7 +116,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
             patch.setitem(reduction.BLOCKS, dtype, 16)
         for _ in weights:
             opt.step()
-        held = naive_snapshots(weights, k, every, span, start)
+        held = naive_snapshots(weights, k, every, horizon, start)
         assert opt.held == len(held)
         for latest in range(1, len(held) + 1):
             with opt.averaged(latest):

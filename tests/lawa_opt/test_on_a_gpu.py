@@ -69,9 +69,9 @@ def collected(opt: LAWA, model: nn.Module, step: Callable[[int], object]) -> Sna
     """Train, and return copies of the weights that were collected."""
     snapshots = []
     for number in range(STEPS):
-        before = opt.interval.newest
+        before = opt.schedule.last_collect
         step(number)
-        if opt.interval.newest != before:
+        if opt.schedule.last_collect != before:
             snapshots.append(copies(model))
     return snapshots
 
@@ -120,7 +120,7 @@ def test_autocast_a_grad_scaler_and_fused_adamw(device: str, window: str | None)
         plain(number)
     snapshots = collected(opt, models[1], step_of(models[1], opt, scalers[1]))
     # A step that the scaler left out is none.
-    assert opt.interval.step == STEPS - 1
+    assert opt.schedule.steps == STEPS - 1
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
     check(opt, models[1], snapshots)
 
@@ -260,7 +260,7 @@ def test_a_step_recorded_as_a_cuda_graph_is_collected_after_its_replays() -> Non
     def step(number: int) -> None:
         inputs.copy_(batch(number, "cuda"))
         training.replay()
-        if opt.interval.advance():
+        if opt.schedule.step():
             opt.collect()
 
     snapshots = collected(opt, model, step)

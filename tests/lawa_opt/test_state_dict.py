@@ -39,19 +39,19 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 def test_resuming_goes_on_as_if_never_stopped(kind: Any, every: Any) -> None:
     model, resumed = small_model(), small_model(seed=1)
     closure = kind in NEEDS_CLOSURE
-    opt = LAWA(make(kind, model), k=3, every=every, span=0.5)
+    opt = LAWA(make(kind, model), k=3, every=every, horizon=0.5)
     train(model, opt, 10, closure=closure)
     weights, state_dict = through_a_file((model.state_dict(), opt.state_dict()))
     resumed.load_state_dict(weights)
-    again = LAWA(make(kind, resumed), k=3, every=every, span=0.5)
+    again = LAWA(make(kind, resumed), k=3, every=every, horizon=0.5)
     again.load_state_dict(state_dict)
     assert same(opt.averaged_state_dict(model), again.averaged_state_dict(resumed))
     for _ in range(3):
-        steps = range(opt.interval.step, opt.interval.step + 2)
+        steps = range(opt.schedule.steps, opt.schedule.steps + 2)
         train(model, opt, steps, closure=closure)
         train(resumed, again, steps, closure=closure)
         assert same(model.state_dict(), resumed.state_dict())
-        assert vars(opt.interval) == vars(again.interval)
+        assert vars(opt.schedule) == vars(again.schedule)
         assert opt.held == again.held
         assert same(opt.averaged_state_dict(model), again.averaged_state_dict(resumed))
 
@@ -63,7 +63,7 @@ def test_the_interval_goes_on_where_nothing_was_collected_yet() -> None:
     again = LAWA(torch.optim.SGD(model.parameters(), lr=0.01), every=10)
     again.load_state_dict(through_a_file(opt.state_dict()))
     train(model, again, 3)
-    assert (again.held, again.interval.step, again.interval.newest) == (1, 10, 10)
+    assert (again.held, again.schedule.steps, again.schedule.last_collect) == (1, 10, 10)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -71,16 +71,16 @@ def test_switched_off_in_mid_training_it_comes_back_so(enabled: bool) -> None:
     model = small_model()
     opt = LAWA(adamw(model), k=2, every=1, buffers=[torch.zeros(1)])
     train(model, opt, 3)
-    opt.interval.enabled = enabled
+    opt.schedule.enabled = enabled
     train(model, opt, 1)
     again = LAWA(adamw(small_model()), k=2, every=3, start=2, buffers=[torch.zeros(1)])
-    again.interval.enabled = not enabled
+    again.schedule.enabled = not enabled
     again.load_state_dict(through_a_file(opt.state_dict()))
-    assert again.interval.enabled is enabled
-    assert (again.interval.every, again.interval.start) == (3, 2), "settings are not in it"
-    newest = again.interval.newest
+    assert again.schedule.enabled is enabled
+    assert (again.schedule.every, again.schedule.start) == (3, 2), "settings are not in it"
+    newest = again.schedule.last_collect
     train(model, again, range(4, 8))
-    assert again.interval.newest == (6 if enabled else newest)
+    assert again.schedule.last_collect == (6 if enabled else newest)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -88,15 +88,15 @@ def test_a_state_dict_that_does_not_say_leaves_it_switched_as_it_is(enabled: boo
     model = small_model()
     opt = LAWA(adamw(model), k=2, every=1)
     train(model, opt, 3)
-    opt.interval.enabled = not enabled
+    opt.schedule.enabled = not enabled
     unsaid = opt.state_dict()
     for entry in unsaid["state"].values():
         del entry["lawa_enabled"]
     for state_dict in (unsaid, opt.base.state_dict()):
         again = LAWA(adamw(small_model()), k=2, every=1)
-        again.interval.enabled = enabled
+        again.schedule.enabled = enabled
         again.load_state_dict(through_a_file(state_dict))
-        assert again.interval.enabled is enabled
+        assert again.schedule.enabled is enabled
     assert again.held == 0
 
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_the_plain_optimizer_is_adopted_in_mid_training() -> Non
     opt = LAWA(adamw(adopted), k=3, every=2)
     opt.collect()  # belongs to other weights, so that loading must forget it
     opt.load_state_dict(through_a_file(alone.state_dict()))
-    assert (opt.held, opt.interval.step) == (0, 0)
+    assert (opt.held, opt.schedule.steps) == (0, 0)
     train(plain, alone, range(4, 9))
     train(adopted, opt, range(4, 9))
     assert same(plain.state_dict(), adopted.state_dict())

@@ -345,7 +345,7 @@ def resumes_undisturbed(kind, folder):
     for source in (kind, "one"):
         fresh, resumed = setting(kind)
         load(folder / source, fresh, resumed)
-        assert (resumed.interval.step, resumed.held) == (SAVED_AT, K)
+        assert (resumed.schedule.steps, resumed.held) == (SAVED_AT, K)
         train(fresh, resumed, range(SAVED_AT, STEPS))
         assert torch.equal(outputs(fresh), live)
         with resumed.averaged():
@@ -368,13 +368,13 @@ def check_switched_off_comes_back_through_distributed_checkpoint(folder):
     for kind in IN_PARTS:
         model, opt = setting(kind)
         train(model, opt, range(SAVED_AT))
-        opt.interval.enabled = False
+        opt.schedule.enabled = False
         save(folder / f"{kind}_off", model, opt)
         fresh, resumed = setting(kind)
         load(folder / f"{kind}_off", fresh, resumed)
-        assert not resumed.interval.enabled
+        assert not resumed.schedule.enabled
         load(folder / kind, fresh, resumed)
-        assert resumed.interval.enabled
+        assert resumed.schedule.enabled
 
 
 CHECKS = [name for name in list(globals()) if name.startswith("check_")]

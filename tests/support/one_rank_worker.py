@@ -60,7 +60,7 @@ def check_fsdp2(device, mesh, window):
             each_optimizer.zero_grad()
             each(batch(step, device)).square().mean().backward()
             each_optimizer.step()
-        if opt.interval.newest == opt.interval.step:
+        if opt.schedule.last_collect == opt.schedule.steps:
             snapshots.append(wholes(parameters))
     assert opt.held == K
     for whole, expected in zip(wholes(parameters), plain.parameters(), strict=True):
@@ -85,7 +85,7 @@ def check_dtensor(device, mesh, window):
         opt.zero_grad()
         (parameter * (step + 1)).square().sum().backward()
         opt.step()
-        if opt.interval.newest == opt.interval.step:
+        if opt.schedule.last_collect == opt.schedule.steps:
             snapshots.append(wholes([parameter]))
     check_mean(opt, [parameter], snapshots)
 

@@ -95,7 +95,7 @@ def everything(model: nn.Module, optimizer: Any) -> dict[str, Any]:
         "base": optimizer.base.state_dict(),
         "rows": [ring.storage.rows for ring in optimizer.window.rings],
         "positions": [(ring.num_snapshots, ring.write_index) for ring in optimizer.window.rings],
-        "interval": vars(optimizer.interval),
+        "schedule": vars(optimizer.schedule),
         "swaps": [swap.live for swap in optimizer.swaps],
     }
     return copy.deepcopy(parts)

@@ -1,4 +1,4 @@
-"""When a snapshot is collected."""
+"""After which steps a snapshot is due."""
 
 from numbers import Real
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 Every = int | Literal["auto", "manual"]
 
 
-class Interval:
+class CollectSchedule:
     """Counts optimizer steps and says after which of them a snapshot is due.
 
     Steps count from 1 and a snapshot is taken after the update, so that a reading at step t can
@@ -15,15 +15,16 @@ class Interval:
 
     Attributes:
         every: optimizer steps between two collects (freq in the paper's code, nu in 2502.06761);
-            "auto" keeps the k snapshots spread over about the latest `span` of training so far,
+            "auto" keeps the k snapshots spread over about the latest `horizon` of training so far,
             which needs no knowledge of its length and collects ever more rarely: about
-            (k / span) * (1 + ln(span * t / k)) times in t steps; "manual" leaves it to `collect()`.
+            (k / horizon) * (1 + ln(horizon * t / k)) times in t steps; "manual" leaves it to
+            `collect()`.
         k: snapshots in the window.
-        span: the share of the steps so far that an "auto" window reaches back.
+        horizon: the share of the steps so far that an "auto" window reaches back.
         start: the first step that may be collected.
         enabled: False to count steps without collecting.
-        step: optimizer steps so far.
-        newest: the step of the newest snapshot, 0 before the first.
+        steps: optimizer steps so far.
+        last_collect: the step of the newest snapshot, 0 before the first.
 
     Raises:
         ValueError: a value out of its range, here or set later; nothing has been changed.
@@ -31,19 +32,19 @@ class Interval:
     """
 
     def __init__(
-        self, every: Every = "auto", k: int = 5, span: float = 0.1, start: int = 1
+        self, every: Every = "auto", k: int = 5, horizon: float = 0.1, start: int = 1
     ) -> None:
         self._k = k
         self.every = every
-        self.span = span
+        self.horizon = horizon
         self.start = start
         self.enabled = True
-        self.step = 0
-        self.newest = 0
+        self.steps = 0
+        self.last_collect = 0
 
     def __repr__(self) -> str:
         values = (f"{name.lstrip('_')}={value!r}" for name, value in vars(self).items())
-        return f"Interval({', '.join(values)})"
+        return f"CollectSchedule({', '.join(values)})"
 
     @property
     def every(self) -> Every:
@@ -71,15 +72,15 @@ class Interval:
         )
 
     @property
-    def span(self) -> float:
+    def horizon(self) -> float:
         """The share of the steps so far that an "auto" window reaches back."""
-        return self._span
+        return self._horizon
 
-    @span.setter
-    def span(self, span: float) -> None:
-        if not _is_share(span):
-            raise ValueError(f"span must be a share of training in (0, 1]: {span!r}")
-        self._span = span
+    @horizon.setter
+    def horizon(self, horizon: float) -> None:
+        if not _is_share(horizon):
+            raise ValueError(f"horizon must be a share of training in (0, 1]: {horizon!r}")
+        self._horizon = horizon
 
     @property
     def start(self) -> int:
@@ -103,20 +104,20 @@ class Interval:
             raise ValueError(f"enabled must be True or False: {enabled!r}")
         self._enabled = enabled
 
-    def advance(self) -> bool:
+    def step(self) -> bool:
         """Count one optimizer step and say whether a snapshot is due after it."""
         # Every step of a training comes through here, and a property costs as much as all the rest;
         # what is hardly ever false is asked last.
-        step = self.step = self.step + 1
+        steps = self.steps = self.steps + 1
         every = self._every
         if every == "auto":
-            age = step - self.newest
-            due = age * self._k >= self._span * step and age >= 1
+            age = steps - self.last_collect
+            due = age * self._k >= self._horizon * steps and age >= 1
         elif every == "manual":
             due = False
         else:
-            due = step % every == 0
-        return due and self._enabled and step >= self._start
+            due = steps % every == 0
+        return due and self._enabled and steps >= self._start
 
 
 def _is_count(value: object) -> bool:

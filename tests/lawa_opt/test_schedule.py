@@ -16,13 +16,13 @@ from lawa_opt import LAWA
 
 def collected(steps: int, **options: Any) -> list[int]:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), **options)
-    return [opt.interval.step for _ in range(steps) if takes_snapshot(opt)]
+    return [opt.schedule.steps for _ in range(steps) if takes_snapshot(opt)]
 
 
 def takes_snapshot(opt: LAWA) -> bool:
-    newest = opt.interval.newest
+    newest = opt.schedule.last_collect
     opt.step()
-    return opt.interval.newest > newest
+    return opt.schedule.last_collect > newest
 
 
 @given(every=st.integers(1, 40), start=st.integers(1, 60), steps=st.integers(0, 100))
@@ -31,20 +31,20 @@ def test_every_so_many_steps_from_the_start_step_on(every: int, start: int, step
     assert collected(steps, every=every, start=start) == due
 
 
-@pytest.mark.parametrize(("k", "span"), [(5, 0.1), (5, 0.5), (1, 0.25), (16, 1.0)])
-def test_auto_spans_the_latest_share_of_training_at_a_falling_cost(k: int, span: float) -> None:
+@pytest.mark.parametrize(("k", "horizon"), [(5, 0.1), (5, 0.5), (1, 0.25), (16, 1.0)])
+def test_auto_spans_the_latest_share_of_training_at_a_falling_cost(k: int, horizon: float) -> None:
     steps = 10_000
-    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=k, every="auto", span=span)
+    opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=k, every="auto", horizon=horizon)
     due: list[int] = []
     for step in range(1, steps + 1):
-        if opt.interval.advance():
+        if opt.schedule.step():
             due.append(step)
-            opt.interval.newest = step
-        if step > 20 * k / span:  # the k latest are k - 1 to k gaps of span * step / k back
+            opt.schedule.last_collect = step
+        if step > 20 * k / horizon:  # the k latest are k - 1 to k gaps of horizon * step / k back
             reach = (step - due[-k]) / step
-            assert 1 - (1 - span / k) ** (k - 1) <= reach + 0.01
-            assert reach - 0.05 * span <= 1 - (1 - span / k) ** k
-    assert len(due) == pytest.approx(k / span * (1 + math.log(span * steps / k)), rel=0.25)
+            assert 1 - (1 - horizon / k) ** (k - 1) <= reach + 0.01
+            assert reach - 0.05 * horizon <= 1 - (1 - horizon / k) ** k
+    assert len(due) == pytest.approx(k / horizon * (1 + math.log(horizon * steps / k)), rel=0.25)
 
 
 def test_manual_collects_when_told_and_only_then() -> None:
@@ -53,7 +53,7 @@ def test_manual_collects_when_told_and_only_then() -> None:
         opt.step()
     assert opt.held == 0
     opt.collect()
-    assert (opt.held, opt.interval.newest) == (1, 4)
+    assert (opt.held, opt.schedule.last_collect) == (1, 4)
 
 
 def test_nothing_from_before_the_start_enters_the_window() -> None:
@@ -70,22 +70,22 @@ def test_switched_off_and_on() -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=9, every=2)
     due = []
     for step in range(1, 13):
-        opt.interval.enabled = not 4 <= step <= 8
+        opt.schedule.enabled = not 4 <= step <= 8
         due += [step] if takes_snapshot(opt) else []
     assert due == [2, 10, 12]
     assert opt.held == 3
-    opt.interval.every = 5
+    opt.schedule.every = 5
     assert [step for step in range(13, 21) if takes_snapshot(opt)] == [15, 20]
 
 
 def test_settings_changed_later_count_from_the_next_step() -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), every="manual")
-    interval = opt.interval
+    schedule = opt.schedule
     assert not any(takes_snapshot(opt) for _ in range(10))
-    interval.every, interval.start = 2, 15
+    schedule.every, schedule.start = 2, 15
     assert [step for step in range(11, 20) if takes_snapshot(opt)] == [16, 18]
-    interval.every, interval.start, interval.span = "auto", 1, 1.0
-    assert (interval.every, interval.start, interval.span) == ("auto", 1, 1.0)
+    schedule.every, schedule.start, schedule.horizon = "auto", 1, 1.0
+    assert (schedule.every, schedule.start, schedule.horizon) == ("auto", 1, 1.0)
     # k=5 snapshots spread over all steps so far: 5 * (step - 18) >= step first holds at 23.
     assert [step for step in range(20, 29) if takes_snapshot(opt)] == [23]
 
@@ -95,10 +95,10 @@ BAD_SETTINGS = [
     ("every", True, "every must be .*: True"),
     ("every", 1.5, "every must be .*: 1.5"),
     ("every", "epoch", "every must be .*: 'epoch'"),
-    ("span", 0.0, r"span must be a share of training in \(0, 1\]: 0.0"),
-    ("span", 1.1, "span must be .*: 1.1"),
-    ("span", math.nan, "span must be .*: nan"),
-    ("span", "0.1", "span must be .*: '0.1'"),
+    ("horizon", 0.0, r"horizon must be a share of training in \(0, 1\]: 0.0"),
+    ("horizon", 1.1, "horizon must be .*: 1.1"),
+    ("horizon", math.nan, "horizon must be .*: nan"),
+    ("horizon", "0.1", "horizon must be .*: '0.1'"),
     ("start", 0, "start must be a step from 1 on: 0"),
     ("start", 2.0, "start must be .*: 2.0"),
 ]
@@ -119,15 +119,15 @@ def test_bad_values_set_later_are_refused_and_change_nothing(
 ) -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), every=3)
     opt.step()
-    before = dict(vars(opt.interval))
+    before = dict(vars(opt.schedule))
     with pytest.raises(ValueError, match=message):
-        setattr(opt.interval, name, value)
-    assert vars(opt.interval) == before
+        setattr(opt.schedule, name, value)
+    assert vars(opt.schedule) == before
     assert [step for step in range(2, 8) if takes_snapshot(opt)] == [3, 6]
 
 
 def test_k_cannot_be_changed_since_the_window_has_its_slots() -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=3)
     with pytest.raises(AttributeError, match=r"k cannot be set to 9: the window has 3 slots"):
-        opt.interval.k = 9
-    assert (opt.interval.k, opt.window.k) == (3, 3)
+        opt.schedule.k = 9
+    assert (opt.schedule.k, opt.window.k) == (3, 3)
