@@ -16,6 +16,7 @@ from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
 from baselines.training.loop import dearest_reading, dearest_step, train
 from baselines.workloads import digits
+from tests.support.commands import command
 from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
 from tests.support.user_files import assert_said_in_one_line, write
 from tests.timing.test_profile import profile_of
@@ -321,18 +322,8 @@ def test_the_command_compares_with_it(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     plan = Plan(WORKLOAD, (), (0,), Budget(1.0), Settings(0.1, 5, "auto"))
     profile_of([OWN_COSTS] * 5, plan.signature).write(tmp_path / "reference.json")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "baselines", "compare", "--workload", "digits"),
-            *("--seeds", "2", "--budget", "0.3s", "--reference", "reference.json"),
-            *("--methods", f"decayed,{EXAMPLE}"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = "--workload digits --seeds 2 --budget 0.3s --reference reference.json"
+    done = command(tmp_path, "compare", *options.split(), "--methods", f"decayed,{EXAMPLE}")
     assert done.returncode == 0, done.stderr
     assert "│ own_method " in done.stdout
     assert f"{EXAMPLE}, seed 1: " in done.stdout

@@ -2,11 +2,8 @@
 
 import dataclasses
 import itertools
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 
 from baselines.workloads import NAMES, Workload, WorkloadError, load
 from baselines.workloads.check import faults
+from tests.support.commands import command, measured_here
 from tests.support.user_files import CHANGED, EXAMPLE, assert_said_in_one_line, write
 
 
@@ -241,17 +239,9 @@ def test_weights_drawn_elsewhere_are_found(tmp_path: Path) -> None:
 
 def test_the_command_compares_on_it(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "baselines", "compare", "--workload", str(EXAMPLE)),
-            *("--seeds", "2", "--budget", "0.2s", "--methods", "constant,lawa"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    reference = measured_here(tmp_path, str(EXAMPLE), None, k=5)
+    options = "--seeds 2 --budget 0.2s --methods constant,lawa --reference"
+    done = command(tmp_path, "compare", "--workload", str(EXAMPLE), *options.split(), reference)
     assert done.returncode == 0, done.stderr
     assert "diabetes, 0.2 s of RST each" in done.stdout
     assert "LAWA of the constant rate" in done.stdout

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from baselines.experiment.store import (
 )
 from baselines.methods.method import Settings, find
 from baselines.workloads import load
+from tests.support.commands import command
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE, plan_of, results
 
@@ -170,16 +169,7 @@ def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Pat
     )
     PROFILE.write(tmp_path / "reference.json")
     options = "--workload digits --k 3 --seeds 1 --methods mine.py --budget 0.2s,0.3s"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "baselines", "compare", *options.split()),
-            *("--reference", "reference.json"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command(tmp_path, "compare", *options.split(), "--reference", "reference.json")
     assert done.returncode == 1
     assert "digits, 0.2 s of RST each" in done.stdout
     assert "0.3 s of RST" not in done.stdout

@@ -28,6 +28,7 @@ from baselines.experiment.store import (
 from baselines.methods.method import Settings
 from baselines.workloads import load
 from tests.support.kept_comparison import PROFILE, results
+from tests.support.stores import empty_store
 from tests.support.waiting import wait_for
 from timing import Budget, commandline
 
@@ -45,8 +46,8 @@ def plan_of(budget_seconds: float, methods: str = METHODS) -> Plan:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One for all, for making one takes MLflow seconds; each test has an experiment of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    """One for all; each test has an experiment of its own."""
+    return empty_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 from baselines.experiment.store import read_comparison
 from tests.support.kept_comparison import PROFILE, results
 from tests.support.one_node_slurm import missing, one_node
+from tests.support.stores import empty_store
 
 pytest.importorskip("mlflow")
 pytest.importorskip("submitit", reason="needs the extra: pip install 'lawa-opt[cluster]'")
@@ -73,7 +74,7 @@ def test_a_cancelled_job_is_marked_and_gone_on_with(
     tmp_path: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PROFILE.write(tmp_path / "reference.json")
-    slurm = {**slurm, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    slurm = {**slurm, "MLFLOW_TRACKING_URI": empty_store(tmp_path)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     (whole / "go").touch()

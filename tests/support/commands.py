@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 from baselines.experiment.calibration import calibratable
+from tests.support.stores import empty_store
 from timing import Profile, calibrate, this_machine, this_software
 
 
 def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, where MLflow has a store already."""
+    empty_store(folder)
     return subprocess.run(
         [sys.executable, "-m", "baselines", *arguments],
         cwd=folder,
@@ -20,7 +23,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def measured_here(folder: Path, workload: str, data: str, k: int) -> str:
+def measured_here(folder: Path, workload: str, data: str | None, k: int) -> str:
     """A profile of one process, this one: it is quick, and good enough to train under."""
     measured = calibratable(workload, data, k)
     every = {name: operation.every for name, operation in measured.operations.items()}

@@ -28,15 +28,21 @@ def profile_path() -> Path:
     return GOLDEN / ("profile-of-1792e2a.json" if is_old else "profile.json")
 
 
-def comparison(folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """Return what the command leaves of each training, in the order of their folders' names."""
+def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]:
+    """Return what the command leaves of each training, in the order of their folders' names.
+
+    Args:
+        folder: where it runs.
+        jobs: trainings in parallel.
+        store: of MLflow; one in the folder by default.
+    """
     subprocess.run(
         [
             *(sys.executable, "-m", "baselines", "compare", "--workload", "digits"),
             *("--budget", "1s", "--seeds", "2", "--reference", profile_path(), "--jobs", str(jobs)),
         ],
         cwd=folder,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""},
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": store},
         check=True,
         capture_output=True,
     )
