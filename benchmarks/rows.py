@@ -7,7 +7,6 @@ import json
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from timing.calibration.cpu_probe import cpu_probe_seconds, is_disturbed, undisturbed_probe
+from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed
 
 # What is shorter is repeated within a round, to be well above the clocks' grain.
 SHORTEST_SECONDS = 0.02
@@ -153,56 +152,40 @@ def cuda_seconds(call: Callable[[], object]) -> float:
     return before.elapsed_time(after) / 1e3
 
 
-class FreeProcessor:
-    """Measures while no neighbour on the same host slows the processor down.
+# How many times as many rounds as asked for are run, to find the processor undisturbed.
+MAX_EFFORT = 3
+# Of all rounds behind the rows, and those among them on a processor that a neighbour slowed down.
+ROUNDS = {"all": 0, "disturbed": 0}
 
-    Neighbours come and go within seconds, or stay for an hour; so there is an end to its patience.
+
+def undisturbed_rounds(
+    samplers: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """Samples of each, everyone in turn in each round, while no neighbour slows the processor down.
+
+    Other rounds are run for those that were disturbed. Neighbours may stay for an hour, so there is
+    an end to that, and what is still missing then is taken from the latest as they were.
     """
-
-    tries = 3
-
-    def __init__(self, patience_seconds: float = 900.0) -> None:
-        self.patience_seconds = patience_seconds
-        self.paces = deque([cpu_probe_seconds() for _ in range(100)], maxlen=100)
-        self.own = undisturbed_probe(self.paces)
-        self.samples = self.slowed = 0
-
-    def measure(self, sample: Callable[[], float]) -> float:
-        """A sample of a free processor; after some tries, one as it is, which is counted."""
-        self.samples += 1
-        for _ in range(self.tries):
-            before, taken, after = self.wait(), sample(), self.look()
-            if not is_disturbed(max(before, after), self.own):
-                return taken
-        self.slowed += 1
-        return taken
-
-    def look(self) -> float:
-        """The pace just now."""
-        self.paces.append(cpu_probe_seconds())
-        # The fastest so far, for all of the latest may be of a slowed processor.
-        self.own = min(self.own, undisturbed_probe(self.paces))
-        return self.paces[-1]
-
-    def wait(self) -> float:
-        """The pace once the processor is free, or when patience has an end."""
-        pace = self.look()
-        while is_disturbed(pace, self.own) and self.patience_seconds > 0:
-            begin = time.monotonic()
-            time.sleep(0.02)
-            self.patience_seconds -= time.monotonic() - begin
-            pace = self.look()
-        return pace
-
-    def notes(self) -> list[str]:
-        """How much of what was measured was slowed down; nothing where nothing was measured."""
-        if not self.samples:
-            return []
-        share = self.slowed / self.samples
-        return [f"{share:.0%} of the samples are of a processor slowed down by its neighbours."]
-
-
-FREE_PROCESSOR = FreeProcessor()
+    taken: list[dict[str, float]] = []
+    slowest_probes: list[float] = []
+    undisturbed: list[int] = []
+    while len(undisturbed) < rounds and len(taken) < MAX_EFFORT * rounds:
+        probes, sampled = [cpu_probe_seconds()], {}
+        for name, sample in samplers.items():
+            sampled[name] = sample()
+            probes.append(cpu_probe_seconds())
+        taken.append(sampled)
+        slowest_probes.append(max(probes))
+        # Of one round alone nothing shows.
+        if len(taken) > 1 or rounds == 1:
+            numbered = list(zip(slowest_probes, range(len(taken)), strict=True))
+            undisturbed = drop_disturbed(numbered) if len(taken) > 1 else [0]
+    disturbed = [number for number in range(len(taken)) if number not in undisturbed]
+    missing = max(0, rounds - len(undisturbed))
+    ROUNDS["all"] += rounds
+    ROUNDS["disturbed"] += missing
+    kept = undisturbed[:rounds] + disturbed[len(disturbed) - missing :]
+    return {name: [taken[number][name] for number in kept] for name in samplers}
 
 
 def seconds_of(
@@ -215,7 +198,7 @@ def seconds_of(
     A call runs once before its clock starts, or it would pay for writing to memory what the one
     before left in the cache.
     """
-    samples: dict[str, tuple[Callable[[], float], int]] = {}
+    samplers: dict[str, Callable[[], float]] = {}
     for name, call in calls.items():
         call()
         repeats = max(1, round(SHORTEST_SECONDS / max(1e-6, seconds(call))))
@@ -226,15 +209,13 @@ def seconds_of(
                     call()
 
             call()
-            return seconds(repeat)
+            return seconds(repeat) / repeats
 
-        samples[name] = sample, repeats
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, (sample, repeats) in samples.items():
-            whole = FREE_PROCESSOR.measure(sample) if seconds is cpu_seconds else sample()
-            taken[name].append(whole / repeats)
-    return taken
+        samplers[name] = sample
+    if seconds is cpu_seconds:
+        return undisturbed_rounds(samplers, rounds)
+    taken = [{name: sample() for name, sample in samplers.items()} for _ in range(rounds)]
+    return {name: [sampled[name] for sampled in taken] for name in samplers}
 
 
 def scaled(samples: Iterable[float], factor: float) -> list[float]:
@@ -267,7 +248,9 @@ def none(work, size, count):
 
 def finish(rows: Sequence[Row], notes: Sequence[str], arguments: argparse.Namespace) -> None:
     """Print the rows, write them where they were asked for, and exit with 1 if one is missed."""
-    notes = [*notes, *FREE_PROCESSOR.notes()]
+    if ROUNDS["all"]:
+        share = ROUNDS["disturbed"] / ROUNDS["all"]
+        notes = [*notes, f"{share:.0%} of the rounds are of a processor disturbed by neighbours."]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for part in tables(rows):
         table = Table()

@@ -45,7 +45,7 @@ from baselines.methods.method import Settings, find
 from baselines.training.loop import _Follower
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
-from timing.calibration.cpu_probe import cpu_probe_seconds, is_disturbed, undisturbed_probe
+from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 OPERATIONS = (
@@ -86,7 +86,7 @@ CALIBRATION, TRAINING = 0, 1
 
 
 class Steps:
-    """What each step of a training ran, how long it took, and the pace of the processor meanwhile.
+    """What each step of a training ran, how long it took, and the processor's probe meanwhile.
 
     A step ends where the next batch is asked for. What evaluation took is left out, and what the
     methods' books did, which is some 2 µs each.
@@ -95,7 +95,7 @@ class Steps:
     def __init__(self, turns, file):
         self.turns, self.file = turns, file
         self.rows = []
-        self.pace = None
+        self.probe = None
 
     def watch(self, workload):
         """The same workload, looked at."""
@@ -148,19 +148,19 @@ class Steps:
         return account
 
     def end_step(self):
-        now, before, self.pace = time.perf_counter(), self.pace, cpu_probe_seconds()
+        now, before, self.probe = time.perf_counter(), self.probe, cpu_probe_seconds()
         if before is not None:
             counts = {name: times for name, times in self.counts.items() if name != "evaluate"}
             seconds = now - self.begin - self.left_out
-            paces = (before, self.pace)
-            self.rows.append((seconds, max(paces), counts | dict.fromkeys(SHARED, 1)))
+            probes = (before, self.probe)
+            self.rows.append((seconds, max(probes), counts | dict.fromkeys(SHARED, 1)))
         if self.turns.is_over():
             with self.file.open("a") as file:
                 file.write(json.dumps(self.rows) + "\n")
             self.rows = []
             self.turns.hand_over(TRAINING)
             # The first step of a turn finds its memory in no cache.
-            self.pace = None
+            self.probe = None
         self.counts, self.left_out = Counter(), 0.0
         self.begin = time.perf_counter()
 
@@ -188,7 +188,7 @@ def calibratable(workload, folder):
             turns.hand_over(CALIBRATION)
         return cpu_probe_seconds()
 
-    # There it looks at the pace between passes, off the clock.
+    # There it probes the processor between passes, off the clock.
     calibration.cpu_probe_seconds = look
     return baselines.experiment.calibration.calibratable(workload)
 
@@ -222,11 +222,11 @@ def difference(steps, costs):
     return 100 * (account.rst_seconds / sum(seconds for seconds, _, _ in steps) - 1)
 
 
-def free_steps(steps, pace):
-    """Those in the middle of three during which the processor was free, as far as is known."""
-    own = min(pace, undisturbed_probe([step_pace for _, step_pace, _ in steps]))
-    slowed = [is_disturbed(step_pace, own) for _, step_pace, _ in steps]
-    return [steps[i] for i in range(1, len(steps) - 1) if not any(slowed[i - 1 : i + 2])]
+def undisturbed_steps(steps, known_probe):
+    """Those in the middle of three during which the processor was undisturbed."""
+    threes = zip(steps, steps[1:], steps[2:], strict=False)
+    samples = [(max(probe for _, probe, _ in three), three[1]) for three in threes]
+    return drop_disturbed(samples, known_probe)
 
 
 def row_of(workload_name, options, notes):
@@ -247,12 +247,12 @@ def row_of(workload_name, options, notes):
         turns = [map(json.loads, file.read_text().splitlines()) for file in files]
     runs = [list(chain.from_iterable(of_run)) for of_run in turns]
     notes += [f"Profile of {workload_name}: {warning}" for warning in profile_warnings(profile)]
-    pace = min(process.cpu_probe_seconds for process in profile.processes)
+    known_probe = min(process.cpu_probe_seconds for process in profile.processes)
     differences, over_all = [], []
     for number, steps in enumerate(runs, 1):
         # The first are warm-up, as in a calibration.
         steps = steps[10:]
-        free = free_steps(steps, pace)
+        free = undisturbed_steps(steps, known_probe)
         over_all.append(difference(steps, profile.seconds))
         said = "left out, too few"
         if len(free) >= FEWEST_FREE * len(steps):

@@ -41,6 +41,9 @@ def accounting(budget, account):
         budget.spent(account)
 
 
+NEXT_STEP = {"train_step": 1, "collect": 1}
+
+
 def accounting_in_training(budget, account):
     # What the training loop asks for in a step of LAWA, the learning rate's schedule included.
     for _ in range(STEPS):
@@ -48,9 +51,7 @@ def accounting_in_training(budget, account):
         budget.spent(account)
         account.charge("collect")
         budget.spent(account)
-        budget.left(account)
-        budget.spent(account)
-        budget.left(account)
+        budget.affords(account, NEXT_STEP)
 
 
 def timed_blocks(timer):

@@ -16,7 +16,7 @@ import time
 import torch
 from peers import DECAY, EMA, LAWAScheduler, ema, swa
 from rich.progress import track
-from rows import FREE_PROCESSOR, Limit, Row, cpu_seconds, finish, parser, scaled, seconds_of
+from rows import Limit, Row, cpu_seconds, finish, parser, scaled, seconds_of, undisturbed_rounds
 from torch import nn
 
 from baselines.workloads import pydocs
@@ -128,15 +128,17 @@ def contestants(make_model, loss, batches):
 def whole_step_rows(rounds):
     for size, training in (("pydocs", pydocs_training), ("MLP of 8.4 M", mlp_training)):
         steps = contestants(*training())
-        taken = {name: [] for name in steps}
-        for _ in track(range(rounds + 1), f"whole steps, {size}"):
-            for name, step in steps.items():
-                block = FREE_PROCESSOR.measure(
-                    lambda step=step: cpu_seconds(lambda: [step() for _ in range(BLOCK)])
-                )
-                taken[name].append(block / BLOCK * 1e3)
-        # The first round warms up, and fills windows.
-        taken = {name: each[1:] for name, each in taken.items()}
+        blocks = {
+            name: lambda step=step: cpu_seconds(lambda: [step() for _ in range(BLOCK)])
+            for name, step in steps.items()
+        }
+        # The first block warms up, and fills windows.
+        for block in track(blocks.values(), f"warm-up, {size}"):
+            block()
+        taken = {
+            name: scaled(each, 1e3 / BLOCK)
+            for name, each in undisturbed_rounds(blocks, rounds).items()
+        }
         floor = taken.pop("plain AdamW")
         ours = {name: taken.pop(name) for name in [*taken] if name.startswith("LAWA,")}
         for name, samples in ours.items():

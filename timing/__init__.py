@@ -20,7 +20,6 @@ from timing.gpu.meter import GpuMeter, GpuUse
 from timing.rst.account import Account
 from timing.rst.budget import Budget, parse_seconds
 from timing.rst.policy import POLICIES, Policy
-from timing.scaling import ScaledEstimate, scaled_seconds
 from timing.statistics import Interval
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "Policy",
     "Profile",
     "ProfileError",
-    "ScaledEstimate",
     "Software",
     "StepTimer",
     "Stopwatch",
@@ -53,7 +51,6 @@ __all__ = [
     "parse_seconds",
     "profile_warnings",
     "rst_interval",
-    "scaled_seconds",
     "this_machine",
     "this_software",
 ]

@@ -6,12 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import psutil
-from rows import FREE_PROCESSOR, parser
+from rows import parser
 
 from timing import this_machine, this_software
-
-# A GPU's time is too dear to wait for a free processor for long.
-PATIENCE_SECONDS = 5.0
 
 
 class Part:
@@ -39,7 +36,6 @@ class Part:
         self._found = {"rows": [], "notes": [], "data": {}}
         self._found["machine"] = str(this_machine())
         self._found["software"] = this_software().model_dump()
-        FREE_PROCESSOR.patience_seconds = 0.0 if self.smoke else PATIENCE_SECONDS
 
     @property
     def seconds_left(self):

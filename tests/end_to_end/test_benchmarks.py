@@ -1,10 +1,10 @@
 """The benchmarks' report: what is missed is marked, and what fails is not left out."""
 
 import importlib.util
+import itertools
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -103,66 +103,40 @@ def test_every_benchmark_is_run() -> None:
     assert scripts - {"all"} == {name.strip(' ",') for name in listed.split("\n") if name.strip()}
 
 
-class Host:
-    """A clock, and a neighbour on the same core until `leaves`, and from `returns` on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, leaves: float, returns: float) -> None:
-        self.seconds = 0.0
-        self.leaves, self.returns = leaves, returns
-        spec = importlib.util.spec_from_file_location("rows", FOLDER / "rows.py")
-        assert spec is not None
-        assert spec.loader is not None
-        rows: Any = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "rows", rows)
-        spec.loader.exec_module(rows)
-        monkeypatch.setattr(rows, "cpu_probe_seconds", lambda: 1e-4)
-        self.processor = rows.FreeProcessor(patience_seconds=10.0)
-        monkeypatch.setattr(rows, "cpu_probe_seconds", lambda: 1e-4 if self.free else 2e-4)
-        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(time, "sleep", self.work)
-
-    @property
-    def free(self) -> bool:
-        return self.leaves <= self.seconds < self.returns
-
-    def work(self, seconds: float) -> None:
-        self.seconds += seconds
-
-    def sample(self) -> float:
-        """The second at which it was begun; it takes one."""
-        begun = self.seconds
-        self.work(1.0)
-        return begun
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("rows", FOLDER / "rows.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "rows", module)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_a_sample_waits_until_the_processor_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host(monkeypatch, leaves=5.0, returns=100.0)
-    assert host.processor.measure(host.sample) == pytest.approx(5.0, abs=0.02)
-    assert host.processor.notes()[0].startswith("0% of the samples")
-
-
-def test_a_sample_that_was_slowed_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host(monkeypatch, leaves=0.0, returns=0.5)
-    begun: list[float] = []
+def sampled(rows: Any, monkeypatch: pytest.MonkeyPatch, disturbed: set[int]) -> list[float]:
+    """The numbers of the samples that make four rounds, where a neighbour is there during some."""
+    taken = itertools.count()
+    latest = -1
 
     def sample() -> float:
-        begun.append(host.sample())
-        host.leaves, host.returns = 3.0, 100.0
-        return begun[-1]
+        nonlocal latest
+        latest = next(taken)
+        return float(latest)
 
-    assert host.processor.measure(sample) == begun[1] == pytest.approx(3.0, abs=0.02)
-    assert host.processor.notes()[0].startswith("0% of the samples")
-
-
-def test_patience_has_an_end_and_what_was_slowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host(monkeypatch, leaves=1000.0, returns=2000.0)
-    # Ten seconds of waiting, and three tries of a second.
-    assert host.processor.measure(host.sample) == pytest.approx(12.0, abs=0.02)
-    assert host.processor.notes()[0].startswith("100% of the samples")
+    probe = lambda: 2e-4 if latest in disturbed else 1e-4  # noqa: E731
+    monkeypatch.setattr(rows, "cpu_probe_seconds", probe)
+    return rows.undisturbed_rounds({"a": sample}, 4)["a"]
 
 
-def test_a_sample_that_began_slowed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host(monkeypatch, leaves=0.5, returns=100.0)
-    host.processor.patience_seconds = 0.0
-    assert host.processor.measure(host.sample) == 1.0
-    assert host.processor.notes()[0].startswith("0% of the samples")
+def test_for_disturbed_rounds_others_are_run(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The probe before a round is the one after the round before.
+    assert sampled(rows, monkeypatch, disturbed={1, 4}) == [0.0, 3.0, 6.0, 7.0]
+    assert rows.ROUNDS == {"all": 4, "disturbed": 0}
+
+
+def test_effort_has_an_end_and_what_was_disturbed_is_told(
+    rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sampled(rows, monkeypatch, disturbed=set(range(2, 100))) == [0.0, 1.0, 10.0, 11.0]
+    assert rows.ROUNDS == {"all": 4, "disturbed": 2}

@@ -28,10 +28,6 @@ class Budget:
                 f"a budget must be a positive number of seconds: {self.seconds!r}"
             ) from error
 
-    def left(self, account: Account) -> float:
-        """Reference seconds that may still be charged; below zero if more was charged."""
-        return (self.femtoseconds - account.femtoseconds) / FEMTOSECONDS
-
     def spent(self, account: Account) -> float:
         """The fraction spent, from 0 to 1."""
         fraction = account.femtoseconds / self.femtoseconds

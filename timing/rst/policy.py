@@ -16,7 +16,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 """All of them; the first is the default."""
 
 # What looks at training or feeds it, and changes neither weights nor averages nor statistics.
-_BESIDE_TRAINING = frozenset({"evaluate", "load_data", "checkpoint", "log"})
+_BESIDE_TRAINING = frozenset({"evaluate", "load_data"})
 # What makes the model that is reported out of what training holds.
 _REPORTED_MODEL = frozenset({"average", "swap", "statistics"})
 
