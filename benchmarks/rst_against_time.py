@@ -165,7 +165,7 @@ class Steps:
         self.begin = time.perf_counter()
 
 
-def calibratable(workload, folder):
+def calibration_target(workload, folder):
     """What is calibrated in a fresh process, which trains too whenever the calibration's turn ends.
 
     The steps of each turn are added to a file in the folder, as a line.
@@ -190,7 +190,7 @@ def calibratable(workload, folder):
 
     # There it probes the processor between passes, off the clock.
     calibration.cpu_probe_seconds = look
-    return baselines.experiment.calibration.calibratable(workload)
+    return baselines.experiment.calibration.calibration_target(workload)
 
 
 def train_for_long(workload_name, steps):
@@ -234,7 +234,7 @@ def row_of(workload_name, options, notes):
     with Progress() as progress, tempfile.TemporaryDirectory() as folder:
         bar = progress.add_task(workload_name, total=1.0)
         profile = calibrate_in_processes(
-            f"{__file__}:calibratable",
+            f"{__file__}:calibration_target",
             {"workload": workload_name, "folder": folder},
             seconds=options.calibration_seconds,
             force=True,

@@ -5,13 +5,13 @@ RST, so that runs on any machines, however loaded, can be compared.
 """
 
 from timing.calibration.disturbance import Noise, NoiseWatch
+from timing.calibration.environment import Machine, Software, this_machine, this_software
 from timing.calibration.flops import Flops, count_flops
-from timing.calibration.machine import Machine, this_machine
-from timing.calibration.measure import Calibratable, Operation, calibrate
+from timing.calibration.measure import calibrate
 from timing.calibration.processes import CalibrationError, calibrate_in_processes
 from timing.calibration.profile import Profile, ProfileError
 from timing.calibration.row import Calibration, Cost
-from timing.calibration.software import Software, this_software
+from timing.calibration.target import CalibrationTarget, Operation
 from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import profile_warnings
 from timing.clocks.step_timer import Phase, StepTimer
@@ -26,9 +26,9 @@ __all__ = [
     "POLICIES",
     "Account",
     "Budget",
-    "Calibratable",
     "Calibration",
     "CalibrationError",
+    "CalibrationTarget",
     "Cost",
     "Flops",
     "GpuMeter",

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from timing import commandline
-from timing.calibration.machine import this_machine
+from timing.calibration.environment import this_machine
 from timing.calibration.processes import (
     LIMIT_SECONDS,
     SECONDS,
@@ -63,7 +63,7 @@ def calibrate(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="MODULE:FUNCTION or FILE.py:FUNCTION, which returns a timing.Calibratable.",
+            help="MODULE:FUNCTION or FILE.py:FUNCTION, which returns a timing.CalibrationTarget.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Where the profile is written.")],
@@ -91,7 +91,7 @@ def calibrate(
 ) -> None:
     """Measure a reference profile on this machine, in fresh processes, in a loop like the real one.
 
-    The function sets up model, optimizer and data, and returns a `timing.Calibratable`: the
+    The function sets up model, optimizer and data, and returns a `timing.CalibrationTarget`: the
     workload's signature and its operations.
     """
     pairs = list(map(_key_and_value, argument or []))

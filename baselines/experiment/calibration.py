@@ -19,7 +19,14 @@ from baselines.methods.method import DEFAULT, MethodError, Settings, find
 from baselines.training.loop import dearest_reading, dearest_step, draw_from, training_step
 from baselines.workloads import load
 from baselines.workloads.base import Batch, Workload
-from timing import Budget, Calibratable, Operation, Profile, calibrate_in_processes, count_flops
+from timing import (
+    Budget,
+    CalibrationTarget,
+    Operation,
+    Profile,
+    calibrate_in_processes,
+    count_flops,
+)
 from timing.calibration.profile import FLOPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.rst.schedules import constant
@@ -55,7 +62,7 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     least, most = SECONDS
     seconds = min(max(least, SHARE * training_seconds), most)
     return calibrate_in_processes(
-        "baselines.experiment.calibration:calibratable",
+        "baselines.experiment.calibration:calibration_target",
         {
             "workload": name,
             "data": data,
@@ -71,10 +78,10 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     )
 
 
-def calibratable(
+def calibration_target(
     workload: str, data: str | None = None, k: int = 5, methods: str = ""
-) -> Calibratable:
-    """What `python -m timing calibrate baselines.experiment.calibration:calibratable` measures.
+) -> CalibrationTarget:
+    """Return what `python -m timing calibrate` of this module's name and this function's measures.
 
     Args:
         workload: a name or a Python file, as of `--workload`.
@@ -88,7 +95,7 @@ def calibratable(
     plan = Plan(loaded, (), (), Budget(loaded.budget_seconds), settings)
     signature = {**plan.signature, **flops_per_step(loaded)}
     asked = [name.strip() for name in methods.split(",") if name.strip()]
-    return Calibratable(signature, operations(loaded, settings, asked))
+    return CalibrationTarget(signature, operations(loaded, settings, asked))
 
 
 def flops_per_step(workload: Workload) -> dict[str, int]:

@@ -66,7 +66,7 @@ from baselines.training.checkpoint import (
 from baselines.training.results import Point, Run, Trajectory
 from baselines.workloads import load
 from timing import Profile
-from timing.calibration.worker import end_with_the_starter
+from timing.calibration.worker import exit_when_parent_dies
 
 # An extra: the cluster's.
 if TYPE_CHECKING:
@@ -548,5 +548,5 @@ if __name__ == "__main__":
         help="a file of the user's own that may be run, and the digest of its text",
     )
     arguments = parser.parse_args()
-    end_with_the_starter()
+    exit_when_parent_dies()
     work(arguments.folder, arguments.index, dict(arguments.may_run))

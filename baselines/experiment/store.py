@@ -35,7 +35,7 @@ from baselines.training.checkpoint import Checkpoints, StorageError, write_atomi
 from baselines.training.results import Trajectory
 from baselines.workloads.base import Workload
 from timing import Budget, Policy, Profile, ProfileError
-from timing.calibration.software import this_software
+from timing.calibration.environment import this_software
 
 DESCRIPTION, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
 

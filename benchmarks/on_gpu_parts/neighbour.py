@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from timing.calibration.worker import end_with_the_starter
+from timing.calibration.worker import exit_when_parent_dies
 
 # In a row, before it waits for the device: some 10 ms.
 PRODUCTS = 50
@@ -26,7 +26,7 @@ def neighbour(device):
 
 
 def main():
-    end_with_the_starter()
+    exit_when_parent_dies()
     torch.set_num_threads(1)
     device = sys.argv[1]
     side, dtype = (4096, torch.bfloat16) if device == "cuda" else (128, torch.float32)

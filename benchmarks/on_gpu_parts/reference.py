@@ -14,7 +14,9 @@ SECONDS_ALONE = 2.0
 def target(part):
     """What is to be calibrated: the function and its arguments."""
     name = "smoke_transformer" if part.smoke else "transformer"
-    return "baselines.experiment.calibration:calibratable", {"workload": str(HERE / f"{name}.py")}
+    return "baselines.experiment.calibration:calibration_target", {
+        "workload": str(HERE / f"{name}.py")
+    }
 
 
 def profile_of(part):
@@ -23,12 +25,12 @@ def profile_of(part):
         if found := part.data_of(other, "profile"):
             return Profile.model_validate(found)
     part.note("The calibration left no profile: calibrated anew, in this process alone.")
-    calibratable = baselines.experiment.calibration.calibratable(**target(part)[1])
-    operations = calibratable.operations
+    calibration_target = baselines.experiment.calibration.calibration_target(**target(part)[1])
+    operations = calibration_target.operations
     profile = Profile(
         machine=this_machine(),
         software=this_software(),
-        workload=dict(calibratable.workload),
+        workload=dict(calibration_target.workload),
         every={name: operation.every for name, operation in operations.items()},
         processes=(calibrate(operations, 0.1 if part.smoke else SECONDS_ALONE, math.inf),),
     )

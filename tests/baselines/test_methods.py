@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.experiment.calibration import calibratable, measure_profile, operations
+from baselines.experiment.calibration import calibration_target, measure_profile, operations
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
 from baselines.training.loop import dearest_reading, dearest_step, train
@@ -262,7 +262,7 @@ def test_a_profile_serves_every_method_of_the_table_but_schedule_free() -> None:
 
 def test_what_is_asked_for_is_measured_too_and_runs() -> None:
     both = f"schedule-free, {EXAMPLE}"
-    found = calibratable("digits", k=3, methods=both)
+    found = calibration_target("digits", k=3, methods=both)
     assert found.operations.keys() == OWN_COSTS.keys()
     for _ in range(2):
         for operation in found.operations.values():

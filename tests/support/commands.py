@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from baselines.experiment.calibration import calibratable
+from baselines.experiment.calibration import calibration_target
 from tests.support.stores import empty_store
 from timing import Profile, calibrate, this_machine, this_software
 
@@ -25,7 +25,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 def measured_here(folder: Path, workload: str, data: str | None, k: int) -> str:
     """A profile of one process, this one: it is quick, and good enough to train under."""
-    measured = calibratable(workload, data, k)
+    measured = calibration_target(workload, data, k)
     every = {name: operation.every for name, operation in measured.operations.items()}
     calibration = calibrate(measured.operations, 0.1, float("inf"))
     path = folder / "measured-here.json"

@@ -13,7 +13,8 @@ from tests.support.waiting import wait_for
 from tests.timing.test_profile import MACHINE, SOFTWARE, WORKLOAD, process
 from timing import Calibration, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import processes as module
-from timing.calibration.worker import Order, Result, load
+from timing.calibration.target import load
+from timing.calibration.worker import WorkerRequest, WorkerResult
 
 SETUP = '''
 """A workload that says which processes measured it."""
@@ -24,7 +25,7 @@ import time
 
 import torch
 
-from timing import Calibratable, Operation
+from timing import CalibrationTarget, Operation
 
 
 def sleeps(log, batch=8):
@@ -34,7 +35,7 @@ def sleeps(log, batch=8):
     with open(log, "a") as file:
         print(os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], file=file)
     operations = {"train_step": Operation(step), "collect": Operation(step, every=5)}
-    return Calibratable({"workload": "sleeps", "batch": batch}, operations)
+    return CalibrationTarget({"workload": "sleeps", "batch": batch}, operations)
 
 
 def broken():
@@ -55,7 +56,7 @@ def crashes():
 
 
 def immense():
-    return Calibratable({"flops": 10**400}, {"sleep": Operation(lambda: time.sleep(600))})
+    return CalibrationTarget({"flops": 10**400}, {"sleep": Operation(lambda: time.sleep(600))})
 
 
 def other():
@@ -63,7 +64,7 @@ def other():
 
 
 def vague():
-    return Calibratable({"shape": (8, 8)}, {})
+    return CalibrationTarget({"shape": (8, 8)}, {})
 
 
 def hangs():
@@ -122,7 +123,7 @@ def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
             "broken",
             r"failed \(exit code 1\): \S*of_sleeps\.py, line 25: RuntimeError: there is no such",
         ),
-        ("other", r"TypeError: .*:other must return a timing\.Calibratable, not int"),
+        ("other", r"TypeError: .*:other must return a timing\.CalibrationTarget, not int"),
         ("vague", r"TypeError: .*:vague has shape=\(8, 8\): a signature holds text and numbers"),
         ("missing", r"ValueError: .* has no function 'missing'"),
         ("leaves", r"of_sleeps\.py, line 29: it ends the process \(sys\.exit\): raise an error"),
@@ -211,13 +212,13 @@ LOUD = process(STEADY, warnings=("other processes kept 1.0 cores busy",))
 OPEN = process(STEADY, additivity_error=0.2)
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> list[Order]:
+def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> list[WorkerRequest]:
     """Processes that report what they are told to."""
-    orders: list[Order] = []
+    requests: list[WorkerRequest] = []
 
-    def run(order: Order, _: float) -> Result:
-        orders.append(order)
-        return Result(
+    def run(request: WorkerRequest, _: float) -> WorkerResult:
+        requests.append(request)
+        return WorkerResult(
             machine=MACHINE,
             software=SOFTWARE,
             workload=WORKLOAD,
@@ -226,15 +227,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch, rows: Iterator[Calibration]) -> li
         )
 
     monkeypatch.setattr(module, "_run", run)
-    return orders
+    return requests
 
 
 def test_five_quiet_processes_make_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = scripted(monkeypatch, iter([process(STEADY)] * 9))
+    requests = scripted(monkeypatch, iter([process(STEADY)] * 9))
     profile = calibrate_in_processes("a:b", seconds=100.0)
-    assert (len(orders), len(profile.processes), profile.discarded) == (5, 5, 0)
+    assert (len(requests), len(profile.processes), profile.discarded) == (5, 5, 0)
     # Half of the time is left for starting and for the loops timed as a whole.
-    assert {order.seconds for order in orders} == {10.0}
+    assert {request.seconds for request in requests} == {10.0}
 
 
 def test_three_disturbed_processes_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,12 +297,12 @@ def test_a_processor_found_faster_later_discards_the_disturbed_before(
 ) -> None:
     shared, free = with_probe(1.9), with_probe(1.0)
     said: list[str] = []
-    orders = scripted(monkeypatch, iter([shared, shared, with_probe(1.05), *[free] * 4]))
+    requests = scripted(monkeypatch, iter([shared, shared, with_probe(1.05), *[free] * 4]))
     profile = calibrate_in_processes("a:b", on_progress=lambda _, what: said.append(what))
     assert profile.processes == (with_probe(1.05), *[free] * 4)
     assert profile.discarded == 2
     assert profile_warnings(profile) == ()
-    assert [order.known_probe for order in orders] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
+    assert [request.known_probe for request in requests] == [None, 1.9, 1.9, 1.05, 1.0, 1.0, 1.0]
     assert sum("the processor took 1.81 times as long" in what for what in said) == 2
 
 
@@ -330,9 +331,9 @@ def test_processes_that_measure_something_else_are_refused(
 ) -> None:
     counter = iter(range(9))
 
-    def run(*_: object) -> Result:
+    def run(*_: object) -> WorkerResult:
         workload = {**WORKLOAD, "batch": next(counter)}
-        return Result(
+        return WorkerResult(
             machine=MACHINE,
             software=SOFTWARE,
             workload=workload,
@@ -350,8 +351,8 @@ def test_a_machine_that_is_given_memory_meanwhile_is_the_same(
 ) -> None:
     sizes = iter(range(2**30, 2**31, 2**20))
 
-    def run(*_: object) -> Result:
-        return Result(
+    def run(*_: object) -> WorkerResult:
+        return WorkerResult(
             machine=MACHINE.model_copy(update={"memory_bytes": next(sizes)}),
             software=SOFTWARE,
             workload=WORKLOAD,

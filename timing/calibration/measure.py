@@ -19,6 +19,7 @@ import torch
 from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed, undisturbed_probe
 from timing.calibration.disturbance import MAX_DISTURBED_SHARE, NoiseWatch
 from timing.calibration.row import Calibration, Cost
+from timing.calibration.target import Operation
 from timing.statistics import interquartile_range
 
 _T = TypeVar("_T")
@@ -29,27 +30,6 @@ SHORTEST_CHUNK = 20
 ATTEMPTS = 3
 # How many times as much as is needed it measures, to find the processor free.
 MAX_EFFORT = 4
-
-
-@dataclass(frozen=True)
-class Operation:
-    """Something with a cost: `run` it after every `every`-th pass through the loop."""
-
-    run: Callable[[], object]
-    every: int = 1
-
-
-@dataclass(frozen=True)
-class Calibratable:
-    """What is to be measured: the function that `python -m timing calibrate` calls returns it.
-
-    Attributes:
-        workload: what the costs depend on: model, batch, shapes, dtype, optimizer, k.
-        operations: by name, in the order in which they follow one another in a pass of the loop.
-    """
-
-    workload: Mapping[str, str | int | float]
-    operations: Mapping[str, Operation]
 
 
 @dataclass(frozen=True)

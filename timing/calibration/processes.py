@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from timing.calibration.profile import Profile
+from timing.calibration.target import check_target
 from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
-from timing.calibration.worker import Order, Result, check_target
+from timing.calibration.worker import WorkerRequest, WorkerResult
 
 SECONDS = 120.0
 RETRIES = 3
@@ -62,7 +63,7 @@ def calibrate_in_processes(
     0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
 
     Args:
-        target: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; the function returns a `Calibratable`.
+        target: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; the function returns a `CalibrationTarget`.
         arguments: what the function is called with; values that JSON can hold.
         processes: the fewest, 5 or more unless forced.
         seconds: for all processes together; the fewest are run even if they take longer.
@@ -88,18 +89,18 @@ def calibrate_in_processes(
             raise ValueError(f"{name} must be above zero: {value}")
         if value > most:
             raise ValueError(f"{name} must be at most {most:g}: {value:g}")
-    order = Order(
+    request = WorkerRequest(
         target=target,
         arguments=dict(arguments or {}),
         seconds=seconds / (2 * processes),
         threads=threads,
     )
     end = time.monotonic() + seconds
-    kept: list[Result] = []
+    kept: list[WorkerResult] = []
     discarded = 0
     known_probe: float | None = None
     while True:
-        kept.append(_run(order.model_copy(update={"known_probe": known_probe}), limit_seconds))
+        kept.append(_run(request.model_copy(update={"known_probe": known_probe}), limit_seconds))
         _check_alike(kept[0], kept[-1])
         known_probe = _fastest(known_probe, kept[-1].calibration.cpu_probe_seconds)
         busy = ""
@@ -148,18 +149,18 @@ def _check_processes(processes: int, force: bool) -> None:
         raise ValueError(f"processes must be at most {MOST_PROCESSES}: {processes}")
 
 
-def _run(order: Order, limit_seconds: float) -> Result:
-    check_target(order.target)
+def _run(request: WorkerRequest, limit_seconds: float) -> WorkerResult:
+    check_target(request.target)
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(order.threads),
+        "OMP_NUM_THREADS": str(request.threads),
         # The child finds its modules where this process does.
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
     }
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-        order_path, result_path = Path(folder, "order.json"), Path(folder, "result.json")
-        order_path.write_bytes(order.model_dump_json().encode())
-        command = [sys.executable, "-c", CHILD, str(order_path), str(result_path)]
+        request_path, result_path = Path(folder, "request.json"), Path(folder, "result.json")
+        request_path.write_bytes(request.model_dump_json().encode())
+        command = [sys.executable, "-c", CHILD, str(request_path), str(result_path)]
         # Nothing is written: it ends with this process, however that ends, and the child then too.
         reading, writing = os.pipe()
         try:
@@ -176,7 +177,7 @@ def _run(order: Order, limit_seconds: float) -> Result:
         except subprocess.TimeoutExpired as error:
             said = error.stderr or b""
             raise CalibrationError(
-                f"a process that calibrates {order.target} was not done after "
+                f"a process that calibrates {request.target} was not done after "
                 f"{limit_seconds:g} s and was ended: give a higher limit, or see why it hangs",
                 said.decode(errors="replace") if isinstance(said, bytes) else said,
             ) from error
@@ -186,11 +187,11 @@ def _run(order: Order, limit_seconds: float) -> Result:
         if done.returncode != 0:
             before, _, last = done.stderr.rstrip().rpartition("\n")
             raise CalibrationError(
-                f"a process that calibrates {order.target} failed ({_ending(done.returncode)}): "
+                f"a process that calibrates {request.target} failed ({_ending(done.returncode)}): "
                 f"{last or 'it said nothing'}",
                 before and f"{before}\n",
             )
-        return Result.model_validate_json(result_path.read_bytes())
+        return WorkerResult.model_validate_json(result_path.read_bytes())
 
 
 def _ending(status: int) -> str:
@@ -199,7 +200,7 @@ def _ending(status: int) -> str:
     return f"ended by {signal.Signals(-status).name}"
 
 
-def _check_alike(first: Result, later: Result) -> None:
+def _check_alike(first: WorkerResult, later: WorkerResult) -> None:
     # A virtual machine may be given more memory while it runs, which makes it no other.
     if later.machine.memory_bytes != first.machine.memory_bytes:
         memory = {"memory_bytes": first.machine.memory_bytes}
@@ -212,7 +213,7 @@ def _check_alike(first: Result, later: Result) -> None:
             )
 
 
-def _profile(results: list[Result], discarded: int) -> Profile:
+def _profile(results: list[WorkerResult], discarded: int) -> Profile:
     first = results[0]
     return Profile(
         machine=first.machine,
@@ -224,7 +225,7 @@ def _profile(results: list[Result], discarded: int) -> Profile:
     )
 
 
-def _done(kept: list[Result], processes: int) -> float:
+def _done(kept: list[WorkerResult], processes: int) -> float:
     return min(1.0, len(kept) / (processes + 1))
 
 

@@ -21,9 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from timing.calibration.machine import Machine
+from timing.calibration.environment import Machine, Software
 from timing.calibration.row import LARGEST_NUMBER, Calibration, Cost
-from timing.calibration.software import Software
 
 MOST_PASSES = 10**9
 MOST_BYTES = 2**26

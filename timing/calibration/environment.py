@@ -1,8 +1,10 @@
-"""A fingerprint of the machine that computes."""
+"""The machine and the software of this process, as a profile records them."""
 
 from __future__ import annotations
 
+import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -41,7 +43,7 @@ class Machine(BaseModel):
 
 
 def this_machine() -> Machine:
-    """The fingerprint of the machine and process this is called in."""
+    """Return the fingerprint of the machine and process this is called in."""
     return Machine(
         processor=_processor(),
         physical_cores=limits.physical_core_count(),
@@ -56,10 +58,57 @@ def this_machine() -> Machine:
 
 
 def _processor() -> str:
-    """The processor's model name; `platform.processor()` is empty on many Linux systems."""
+    """Return the processor's model name; `platform.processor()` is empty on many Linux systems."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+class Software(BaseModel):
+    """Versions and flags, each able to change what a training step takes.
+
+    None where there is none: no CUDA in this build of torch, no driver, a variable that is not set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    python: str
+    torch: str
+    cuda: str | None
+    cudnn: int | None
+    driver: str | None
+    lawa_opt: str
+    torch_threads: int
+    float32_matmul_precision: str
+    deterministic_algorithms: bool
+    cudnn_benchmark: bool
+    omp_wait_policy: str | None
+    omp_num_threads: str | None
+
+
+def this_software() -> Software:
+    """Return versions and settings of the process this is called in, as they are at the moment."""
+    return Software(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
+        driver=read_gpus().driver,
+        lawa_opt=_own_version(),
+        torch_threads=torch.get_num_threads(),
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
+        omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+    )
+
+
+def _own_version() -> str:
+    try:
+        return version("lawa-opt")
+    except PackageNotFoundError:
+        return "not installed"
