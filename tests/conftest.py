@@ -11,6 +11,8 @@ from hypothesis import settings
 from tests.support.fake_nvml import FakeNvml, build
 
 torch.set_num_threads(1)
+# Rich keeps the width that it finds when it is imported; each test says its own.
+os.environ.pop("COLUMNS", None)
 
 # The same cases each time: what passed here passes there. `--hypothesis-profile=default` looks for
 # others.
