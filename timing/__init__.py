@@ -14,9 +14,11 @@ from timing.calibration.row import Calibration, Cost
 from timing.calibration.target import CalibrationTarget, Operation
 from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import profile_warnings
-from timing.clocks.step_timer import Phase, StepTimer
+from timing.clocks.phase import Phase
+from timing.clocks.step_timer import StepTimer
 from timing.clocks.stopwatch import Stopwatch
-from timing.gpu.meter import GpuMeter, GpuUse
+from timing.gpu.meter import GpuMeter
+from timing.gpu.span import GpuUse
 from timing.rst.account import Account
 from timing.rst.budget import Budget, parse_seconds
 from timing.rst.policy import POLICIES, Policy

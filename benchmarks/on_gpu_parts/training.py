@@ -17,7 +17,7 @@ from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target
 from timing import Budget, GpuMeter
-from timing.gpu import meter as gpu
+from timing.gpu import span as gpu
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 SECONDS, SMOKE_SECONDS = 61.0, 1.0

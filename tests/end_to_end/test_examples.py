@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lawa_opt.__main__ import main as lawa_opt_command
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
-from timing.gpu import meter as gpu
-from timing.gpu.nvml import visible_devices
+from timing.gpu import span as gpu
+from timing.gpu.visible_devices import visible_devices
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

@@ -14,16 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_nvml import GPU_IS_LOST, NOT_SUPPORTED, TIMEOUT, FakeNvml
-from timing.gpu import meter as gpu
-from timing.gpu.meter import (
-    GpuMeter,
-    GpuUse,
-    PowerIntegral,
-    SampledActivity,
-    active_by_accounting,
-    probe_gpus,
-)
-from timing.gpu.nvml import THROTTLE_FIELDS, ProcessShare, visible_devices
+from timing.gpu import span as gpu
+from timing.gpu.active_time import SampledActivity, active_by_accounting
+from timing.gpu.gauge import PowerIntegral
+from timing.gpu.meter import GpuMeter, probe_gpus
+from timing.gpu.nvml import THROTTLE_FIELDS, ProcessShare
+from timing.gpu.span import GpuUse
+from timing.gpu.visible_devices import visible_devices
 
 POLL_SECONDS = 0.01
 

@@ -16,7 +16,8 @@ import torch
 from tests.support.fake_nvml import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, TIMEOUT, FakeNvml
 from timing import this_machine
 from timing.gpu import nvml as nvml_module
-from timing.gpu.nvml import THROTTLE_FIELDS, Device, read_gpus, visible_devices
+from timing.gpu.nvml import THROTTLE_FIELDS, Device, read_gpus
+from timing.gpu.visible_devices import visible_devices
 
 QUANTITIES = {
     # Name in the fake library -> the method, and the quantity of its refusal.
@@ -31,8 +32,8 @@ QUANTITIES = {
     "fields": (Device.throttled_seconds, "throttled time"),
     "processes": (Device.process_ids, "processes"),
     "accounting samples": (lambda device: device.process_share(os.getpid()), "process accounting"),
-    "monitor": (Device.activity_mark, "performance monitor"),
-    "monitor mark": (Device.activity_mark, "performance monitor"),
+    "monitor": (Device.gpm_sample, "performance monitor"),
+    "monitor mark": (Device.gpm_sample, "performance monitor"),
 }
 
 
@@ -149,7 +150,7 @@ def test_the_first_reason_is_said_once(nvml: FakeNvml) -> None:
 def test_an_older_driver_lacks_functions(old_nvml: FakeNvml) -> None:
     device = first()
     assert device.energy_joules() is None
-    assert device.activity_mark() is None
+    assert device.gpm_sample() is None
     assert device.process_share(os.getpid()) is None
     assert set(device.unavailable.values()) == {"Function Not Found"}
     old_nvml.process(os.getppid())
@@ -164,7 +165,7 @@ def test_an_older_binding_lacks_functions(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delattr(pynvml, "nvmlDeviceGetAccountingStats_v2")
     monkeypatch.delattr(pynvml, "nvmlGpmQueryDeviceSupport")
     assert device.process_share(os.getpid()) is None
-    assert device.activity_mark() is None
+    assert device.gpm_sample() is None
     assert "nvmlDeviceGetAccountingStats_v2" in device.unavailable["process accounting"]
     assert "nvmlGpmQueryDeviceSupport" in device.unavailable["performance monitor"]
 
@@ -247,18 +248,18 @@ def test_the_monitor_gives_a_per_cent_between_marks(nvml: FakeNvml) -> None:
     nvml.set("monitor", 1)
     nvml.set("monitor percent", 62.5)
     device = first()
-    begin, end = device.activity_mark(), device.activity_mark()
-    assert device.active_percent(begin, end) == 62.5
-    assert device.active_percent(end, begin) is None
+    begin, end = device.gpm_sample(), device.gpm_sample()
+    assert device.gpm_utilization(begin, end) == 62.5
+    assert device.gpm_utilization(end, begin) is None
     assert device.unavailable == {"performance monitor": "Invalid Argument"}
-    device.free_mark(begin)
-    device.free_mark(end)
+    device.gpm_free(begin)
+    device.gpm_free(end)
     assert nvml.marks_alive() == 0
 
 
 def test_a_card_without_a_monitor_says_so(nvml: FakeNvml) -> None:
     device = first()
-    assert device.activity_mark() is None
+    assert device.gpm_sample() is None
     assert device.unavailable == {"performance monitor": "this card has none"}
 
 
@@ -425,7 +426,7 @@ def test_utilisation_under_mig_is_not_measured(nvml: FakeNvml) -> None:
     device = first()
     assert device.utilisation_percent() is None
     assert device.utilisation_samples(0) is None
-    assert device.activity_mark() is None
+    assert device.gpm_sample() is None
     assert set(device.unavailable) == {"utilisation", "utilisation samples", "performance monitor"}
     assert set(device.unavailable.values()) == {"NVML does not measure it under MIG"}
     assert device.memory_used_bytes() == 2**30

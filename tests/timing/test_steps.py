@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from timing.clocks import step_timer as steps
+from timing.clocks.phase import PhaseTally
 from timing.clocks.step_timer import StepTimer
 
 
@@ -167,13 +168,13 @@ def test_processor_time_is_counted_and_sleep_is_not() -> None:
 
 def test_median_and_spread_are_those_of_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
-    add = steps._Tally.add
+    add = PhaseTally.add
 
     def recorded(tally: Any, seconds: float, *rest: Any) -> None:
         taken.append(seconds)
         add(tally, seconds, *rest)
 
-    monkeypatch.setattr(steps._Tally, "add", recorded)
+    monkeypatch.setattr(PhaseTally, "add", recorded)
     timer = a_timer()
     for number in range(101):
         with timer("train_step"):
@@ -186,9 +187,9 @@ def test_median_and_spread_are_those_of_all_passes(monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_is_bounded_and_the_sample_is_fair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "MOST_SAMPLES", 2000)
+    monkeypatch.setattr("timing.clocks.phase.MOST_SAMPLES", 2000)
     before = torch.random.get_rng_state(), random.getstate()
-    tally = steps._Tally(warm_up=0)
+    tally = PhaseTally(warm_up=0)
     passes = 20_000
     for number in range(passes):
         # Every other pass is long: a sample of every n-th would see one kind alone.
@@ -408,7 +409,7 @@ def test_a_phase_may_be_read_while_the_one_around_it_runs(stream: Stream) -> Non
 
 
 def test_host_times_of_before_become_warm_up() -> None:
-    tally = steps._Tally(warm_up=2)
+    tally = PhaseTally(warm_up=2)
     for _ in range(5):
         tally.add(0.001, 0.001, "host")
     for _ in range(6):

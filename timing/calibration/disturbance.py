@@ -14,8 +14,9 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from timing.clocks.stopwatch import Stopwatch
-from timing.gpu.meter import throttled_between
-from timing.gpu.nvml import Device, visible_devices
+from timing.gpu.nvml import Device
+from timing.gpu.span import throttled_between
+from timing.gpu.visible_devices import visible_devices
 
 # A quiet machine shows 0.05, a competitor that keeps a core busy 1.0.
 LARGEST_OTHER_CORES = 0.25

@@ -10,30 +10,23 @@ What is measured here never enters RST, which counts operations; it shows where 
 
 from __future__ import annotations
 
-import random
-import statistics
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from timing.statistics import interquartile_range
+from timing.clocks.phase import HOST, Phase, PhaseTally
 
 WARM_UP_PASSES = 10
 # A pass of these comes once in many steps: there is nothing to spare for warming up.
 SELDOM = ("evaluate", "checkpoint")
 
-HOST = "host"
 # A GPU's queue holds about as many launches, so the host is hardly ever held up by this bound.
 MOST_PENDING = 1024
 HARVESTED_A_PASS = 2
-# Half a megabyte a phase; all passes of most runs.
-MOST_SAMPLES = 2**16
 
 
 class Event(Protocol):
@@ -43,41 +36,13 @@ class Event(Protocol):
         """Put it behind the work launched so far."""
 
     def query(self) -> bool:
-        """Whether the device has come to it."""
+        """Return whether the device has come to it."""
 
     def synchronize(self) -> None:
         """Wait until the device has come to it."""
 
     def elapsed_time(self, end_event: Any, /) -> float:
-        """Milliseconds from this event to a later one, both reached."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The passes of one phase; what ran in a phase inside it is counted there, and not here.
-
-    Attributes:
-        count: passes counted: not the warm-up, and none that raised an exception.
-        median_seconds: of the counted passes, by `clock`; None where there is none.
-        spread_seconds: their interquartile range; None where there are fewer than two.
-        total_seconds: their sum, by `clock`.
-        cpu_seconds: processor time of this process in them, all threads together; worker processes
-            of a data loader have their own.
-        clock: "host" (elapsed time by the host's clock), or "cuda events" (time on the GPU, from
-            the moment it was done with all before the pass to the moment it was done with the
-            pass), or "events" (the same on the accelerator whose events the timer was given).
-        warm_up_count: passes left out as warm-up.
-        warm_up_seconds: their sum.
-    """
-
-    count: int
-    median_seconds: float | None
-    spread_seconds: float | None
-    total_seconds: float
-    cpu_seconds: float
-    clock: str
-    warm_up_count: int
-    warm_up_seconds: float
+        """Return milliseconds from this event to a later one, both reached."""
 
 
 class StepTimer:
@@ -117,13 +82,13 @@ class StepTimer:
         self._warm_up = warm_up
         self._seldom = frozenset(seldom)
         self._event = event
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: dict[str, PhaseTally] = {}
         self._running: list[_Pass] = []
         self._pending: deque[_Pass] = deque()
         self._free_events: list[Event] = []
 
     def __call__(self, phase: str) -> AbstractContextManager[None]:
-        """One pass of a phase, to be used in one `with`."""
+        """Return one pass of a phase, to be used in one `with`."""
         return _Pass(self, phase, is_block=True)
 
     def start(self, phase: str) -> None:
@@ -151,7 +116,7 @@ class StepTimer:
         self._end(latest)
 
     def phases(self) -> dict[str, Phase]:
-        """What each phase took so far, in the order they first began.
+        """Return what each phase took so far, in the order they first began.
 
         Waits for the GPU where passes are timed there: call it once in a while, not every step.
         """
@@ -162,7 +127,7 @@ class StepTimer:
         tally = self._tallies.get(this.phase)
         if tally is None:
             warm_up = 0 if this.phase in self._seldom else self._warm_up
-            tally = self._tallies[this.phase] = _Tally(warm_up)
+            tally = self._tallies[this.phase] = PhaseTally(warm_up)
         if tally.runs:
             raise RuntimeError(
                 f"phase {this.phase!r} runs already: end it before it begins again (`with` ends it "
@@ -252,7 +217,7 @@ class _Pass:
         "timer",
     )
 
-    tally: _Tally
+    tally: PhaseTally
     began: float
     cpu_began: float
     cpu_seconds: float
@@ -291,69 +256,3 @@ class _Pass:
                 f"phase {self.phase!r} was ended by the one around it, which was left first: end "
                 "phases in the reverse order of their beginnings"
             )
-
-
-class _Tally:
-    """Running sums of a phase, and the sample its median is taken from."""
-
-    __slots__ = (
-        "clock",
-        "count",
-        "cpu_seconds",
-        "random",
-        "runs",
-        "samples",
-        "seconds",
-        "warm_up",
-        "warm_up_count",
-        "warm_up_left",
-        "warm_up_seconds",
-    )
-
-    def __init__(self, warm_up: int) -> None:
-        self.runs = False
-        self.warm_up = self.warm_up_left = warm_up
-        self.warm_up_count = 0
-        self.warm_up_seconds = 0.0
-        # A generator of its own, so that timing a run does not change it.
-        self.random = random.Random(0).random
-        self.clock = HOST
-        self._clear()
-
-    def _clear(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-        self.cpu_seconds = 0.0
-        self.samples = array("d")
-
-    def add(self, seconds: float, cpu_seconds: float, clock: str) -> None:
-        if clock != self.clock:
-            self.clock = clock
-            self.warm_up_count += self.count
-            self.warm_up_seconds += self.seconds
-            self.warm_up_left = self.warm_up
-            self._clear()
-        if self.warm_up_left:
-            self.warm_up_left -= 1
-            self.warm_up_count += 1
-            self.warm_up_seconds += seconds
-            return
-        self.count += 1
-        self.seconds += seconds
-        self.cpu_seconds += cpu_seconds
-        if len(self.samples) < MOST_SAMPLES:
-            self.samples.append(seconds)
-        elif (place := int(self.random() * self.count)) < MOST_SAMPLES:
-            self.samples[place] = seconds
-
-    def summary(self) -> Phase:
-        return Phase(
-            count=self.count,
-            median_seconds=statistics.median(self.samples) if self.samples else None,
-            spread_seconds=interquartile_range(self.samples) if len(self.samples) > 1 else None,
-            total_seconds=self.seconds,
-            cpu_seconds=self.cpu_seconds,
-            clock=self.clock,
-            warm_up_count=self.warm_up_count,
-            warm_up_seconds=self.warm_up_seconds,
-        )

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import psutil
 import pynvml
-import torch
 from pydantic import BaseModel, ConfigDict
 
 
@@ -58,7 +57,7 @@ _initialised_by: int | None = None
 
 
 class ProcessShare(NamedTuple):
-    """What the driver's accounting counted for one process since it began; None is not here."""
+    """Counts of the driver's accounting for one process since it began."""
 
     samples: int
     percent_sum: float
@@ -88,36 +87,36 @@ class Device:
         return f"{self.name} ({self.uuid})"
 
     def energy_joules(self) -> float | None:
-        """The counter of energy used since the driver was loaded."""
+        """Return the counter of energy used since the driver was loaded."""
         millijoules = self._ask("energy counter", "nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1000
 
     def power_watts(self) -> float | None:
-        """Power drawn: on newer cards the mean over the last second."""
+        """Return power drawn: on newer cards the mean over the last second."""
         milliwatts = self._ask("power", "nvmlDeviceGetPowerUsage")
         return None if milliwatts is None else milliwatts / 1000
 
     def sm_clock_mhz(self) -> int | None:
-        """Clock of the streaming multiprocessors."""
+        """Return clock of the streaming multiprocessors."""
         return self._clock("SM clock", "NVML_CLOCK_SM")
 
     def memory_clock_mhz(self) -> int | None:
-        """Clock of the memory."""
+        """Return clock of the memory."""
         return self._clock("memory clock", "NVML_CLOCK_MEM")
 
     def temperature_celsius(self) -> int | None:
-        """Temperature of the GPU's die."""
+        """Return temperature of the GPU's die."""
         sensor = pynvml.NVML_TEMPERATURE_GPU
         celsius = self._ask("temperature", "nvmlDeviceGetTemperature", sensor)
         return None if celsius is None else int(celsius)
 
     def memory_used_bytes(self) -> int | None:
-        """Memory in use by all processes and the driver."""
+        """Return memory in use by all processes and the driver."""
         memory = self._ask("memory", "nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.used)
 
     def utilisation_percent(self) -> int | None:
-        """Share of the last sample period, 1/6 to 1 s, in which any kernel was resident."""
+        """Return share of the last sample period, 1/6 to 1 s, in which any kernel was resident."""
         if self.mig:
             self._refuse("utilisation", _NO_MIG)
             return None
@@ -125,7 +124,7 @@ class Device:
         return None if rates is None else int(rates.gpu)
 
     def utilisation_samples(self, after_seconds: float) -> list[tuple[float, float]] | None:
-        """The driver's buffered utilisation samples that ended after a moment.
+        """Return the driver's buffered utilisation samples that ended after a moment.
 
         Args:
             after_seconds: seconds since the epoch.
@@ -149,7 +148,7 @@ class Device:
         )
 
     def process_share(self, pid: int) -> ProcessShare | None:
-        """What the driver's accounting (version 2) has of a process; root must have enabled it."""
+        """Return the driver's accounting (version 2) of a process; root must have enabled it."""
         stats = self._ask("process accounting", "nvmlDeviceGetAccountingStats_v2", pid)
         if stats is None:
             return None
@@ -165,8 +164,8 @@ class Device:
             return None
         return share
 
-    def activity_mark(self) -> Any:
-        """A mark for `active_percent` by the GPU performance monitor (Hopper and later)."""
+    def gpm_sample(self) -> Any:
+        """Return a sample for `gpm_utilization` by the performance monitor (Hopper and later)."""
         if self.mig:
             self._refuse("performance monitor", _NO_MIG)
             return None
@@ -176,16 +175,16 @@ class Device:
         if not support.isSupportedDevice:
             self._refuse("performance monitor", "this card has none")
             return None
-        mark = self._ask("performance monitor", "nvmlGpmSampleAlloc", of_device=False)
-        if mark is None:
+        sample = self._ask("performance monitor", "nvmlGpmSampleAlloc", of_device=False)
+        if sample is None:
             return None
-        if self._ask("performance monitor", "nvmlGpmSampleGet", mark) is None:
-            self.free_mark(mark)
+        if self._ask("performance monitor", "nvmlGpmSampleGet", sample) is None:
+            self.gpm_free(sample)
             return None
-        return mark
+        return sample
 
-    def active_percent(self, begin: Any, end: Any) -> float | None:
-        """Per cent of the time between two marks in which any kernel was resident."""
+    def gpm_utilization(self, begin: Any, end: Any) -> float | None:
+        """Return per cent of the time between two samples in which any kernel was resident."""
         wanted = pynvml.c_nvmlGpmMetricsGet_t()
         wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION
         wanted.numMetrics = 1
@@ -200,12 +199,12 @@ class Device:
             return None
         return float(metric.value)
 
-    def free_mark(self, mark: Any) -> None:
-        """Give a mark's memory back to the driver."""
-        self._ask("performance monitor", "nvmlGpmSampleFree", mark, of_device=False)
+    def gpm_free(self, sample: Any) -> None:
+        """Give a sample's memory back to the driver."""
+        self._ask("performance monitor", "nvmlGpmSampleFree", sample, of_device=False)
 
     def throttled_seconds(self) -> dict[str, float] | None:
-        """The counters of time in which the clocks were held down, by reason.
+        """Return the counters of time in which the clocks were held down, by reason.
 
         A reason that is refused is left out; None where none is told.
         """
@@ -224,7 +223,7 @@ class Device:
         return seconds or None
 
     def process_ids(self) -> tuple[int, ...] | None:
-        """The processes that compute or draw on the device."""
+        """Return the processes that compute or draw on the device."""
         try:
             _initialise()
             running = _running("Compute", self._handle)
@@ -237,7 +236,7 @@ class Device:
         return tuple(sorted({int(process.pid) for process in running}))
 
     def other_process_ids(self) -> tuple[int, ...] | None:
-        """The processes on the device other than this one; None where they cannot be told apart."""
+        """Return the processes on the device but this one; None where they cannot be told apart."""
         ids = self.process_ids()
         if ids is None:
             return None
@@ -262,7 +261,7 @@ class Device:
         of_device: bool = True,
         no_data: Any = None,
     ) -> Any:
-        """The function's answer, or None with the reason kept.
+        """Return the function's answer, or None with the reason kept.
 
         Args:
             quantity: what the answer would tell.
@@ -291,13 +290,6 @@ class Device:
 _NO_DATA = (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND)
 
 
-class Visible(NamedTuple):
-    """The devices that this process may use, and what is missing of them; None if nothing is."""
-
-    devices: tuple[Device, ...]
-    unavailable: str | None
-
-
 def read_gpus() -> Gpus:
     """Ask NVML for the machine's GPUs; never raises without a GPU, driver or permission."""
     try:
@@ -319,37 +311,7 @@ def read_gpus() -> Gpus:
         )
 
 
-def visible_devices() -> Visible:
-    """The devices that CUDA gives to this process, in its order; never starts CUDA, never raises.
-
-    Where torch has started CUDA it is asked for the UUIDs. Otherwise CUDA_VISIBLE_DEVICES is read
-    as CUDA does: indices, UUIDs or unique beginnings of them; a wrong entry hides itself and all
-    behind it. CUDA counts the fastest card first unless CUDA_DEVICE_ORDER is PCI_BUS_ID, NVML by
-    bus, so an index is taken only where the two cannot differ. Of a card in MIG mode CUDA takes the
-    first instance, unless an instance is named.
-    """
-    try:
-        _initialise()
-        cards = [_card(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except _REFUSALS as refusal:
-        return Visible((), f"no GPU is read: NVML says {refusal}")
-    if not cards:
-        return Visible((), "NVML runs and sees no GPU")
-    if torch.cuda.is_initialized():
-        uuids = [
-            str(torch.cuda.get_device_properties(index).uuid)
-            for index in range(torch.cuda.device_count())
-        ]
-        return _select([f"GPU-{uuid}|MIG-{uuid}" for uuid in uuids], cards)
-    entries = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if entries is None:
-        return _select([str(index) for index in range(len(cards))], cards)
-    if entries.strip() in ("", "-1"):
-        return Visible((), f"CUDA_VISIBLE_DEVICES={entries!r} hides every GPU")
-    return _select([entry.strip() for entry in entries.split(",")], cards)
-
-
-class _Card(NamedTuple):
+class Card(NamedTuple):
     """A card as a whole; its `device` is None where NVML refuses even to name it."""
 
     device: Device | None
@@ -358,11 +320,20 @@ class _Card(NamedTuple):
     instances: tuple[Device, ...]
 
 
-def _card(index: int) -> _Card:
+def read_cards() -> list[Card] | str:
+    """Return the machine's cards in NVML's order, or why none can be read."""
+    try:
+        _initialise()
+        return [_card(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except _REFUSALS as refusal:
+        return f"no GPU is read: NVML says {refusal}"
+
+
+def _card(index: int) -> Card:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     except _REFUSALS as refusal:
-        return _Card(None, f"NVML says {refusal}", mig_mode=False, instances=())
+        return Card(None, f"NVML says {refusal}", mig_mode=False, instances=())
     mode = _or_none("nvmlDeviceGetMigMode", handle)
     mig_mode = mode is not None and bool(mode[0])
     instances = []
@@ -371,70 +342,7 @@ def _card(index: int) -> _Card:
         instance = _or_none("nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
         if instance is not None:
             instances.append(Device(instance, mig=True))
-    return _Card(Device(handle), None, mig_mode, tuple(instances))
-
-
-def _select(entries: list[str], cards: list[_Card]) -> Visible:
-    """The devices that entries name, up to the first that is wrong."""
-    indices = {int(entry) for entry in entries if entry.isdecimal()}
-    # The order is sure where it is NVML's own, and does not matter where every card is named.
-    sure = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or indices >= set(range(len(cards)))
-    devices: list[Device] = []
-    absent = []
-    for entry in entries:
-        if entry.isdecimal() and int(entry) < len(cards) and not sure:
-            reason = (
-                f"GPU {entry} of CUDA_VISIBLE_DEVICES is counted in CUDA's own order, which NVML "
-                "does not know: set CUDA_DEVICE_ORDER=PCI_BUS_ID, name it by its UUID, or use "
-                "torch.cuda first"
-            )
-            return Visible((), reason)
-        found, wrong = _find(entry, cards)
-        if wrong is not None:
-            absent.append(f"{wrong}; CUDA ignores it and all behind it")
-            break
-        if isinstance(found, str):
-            absent.append(found)
-        elif found in devices:
-            return Visible((), f"{found.uuid} is visible twice, so CUDA gives no GPU")
-        elif found is not None:
-            devices.append(found)
-    return Visible(tuple(devices), "; ".join(absent) or None)
-
-
-def _find(entry: str, cards: list[_Card]) -> tuple[Device | str | None, str | None]:
-    """The device an entry names, or why it cannot be read; and what is wrong with the entry."""
-    if entry.isdecimal():
-        if int(entry) >= len(cards):
-            return None, f"there is no GPU {entry}, only {len(cards)}"
-        return _whole(cards[int(entry)], f"GPU {entry}"), None
-    names = tuple(name.lower() for name in entry.split("|"))
-    if not all(name.startswith(("gpu-", "mig-")) for name in names):
-        return None, f"{entry!r} is neither an index nor a GPU's or MIG instance's UUID"
-    found: list[Device | str] = [
-        _whole(card, card.device.uuid)
-        for card in cards
-        if card.device is not None and card.device.uuid.lower().startswith(names)
-    ]
-    found += [
-        instance
-        for card in cards
-        for instance in card.instances
-        if instance.uuid.lower().startswith(names)
-    ]
-    if len(found) != 1:
-        what = "no GPU or MIG instance" if not found else f"{len(found)} of them"
-        return None, f"{what} has a UUID that begins with {entry}"
-    return found[0], None
-
-
-def _whole(card: _Card, called: str) -> Device | str:
-    """The device CUDA uses for a card, or why there is none to read."""
-    if card.device is None:
-        return f"{called} is not read: {card.refusal}"
-    if not card.mig_mode:
-        return card.device
-    return card.instances[0] if card.instances else f"{called} is in MIG mode without an instance"
+    return Card(Device(handle), None, mig_mode, tuple(instances))
 
 
 def _initialise() -> None:
@@ -457,7 +365,7 @@ def _gpu(handle: Any) -> Gpu:
 
 
 def _or_none(function: str, *arguments: Any) -> Any:
-    """The function's answer, or None where the card, the driver or a permission refuses it."""
+    """Return the function's answer, or None where card, driver or a permission refuses it."""
     try:
         return getattr(pynvml, function)(*arguments)
     except _REFUSALS:
@@ -465,7 +373,7 @@ def _or_none(function: str, *arguments: Any) -> Any:
 
 
 def _running(kind: str, handle: Any) -> list[Any]:
-    """The processes on a device, "Compute" or "Graphics"."""
+    """Return the processes on a device, "Compute" or "Graphics"."""
     function = f"nvmlDeviceGet{kind}RunningProcesses"
     try:
         return list(getattr(pynvml, function)(handle))
@@ -475,7 +383,7 @@ def _running(kind: str, handle: Any) -> list[Any]:
 
 
 def _member(value: Any, kind: int) -> float:
-    """What an nvmlValue_t holds."""
+    """Return what an nvmlValue_t holds."""
     return float(getattr(value, _VALUE_MEMBERS[kind]))
 
 
