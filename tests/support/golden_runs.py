@@ -7,7 +7,6 @@ Steps, operations and reference seconds are the same on any machine; metrics onl
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,15 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import timing
+
 GOLDEN = Path(__file__).with_name("golden")
 MEASURED_HERE = {"value", "train_loss", "test", "measured_seconds", "other_cores"}
 
 
-def profile_path() -> Path:
-    """Return the profile's place, in the format that the imported code reads."""
-    # The commit that benchmarks/golden.py runs beside this code reads version 2, and has no `rst`.
-    is_old = importlib.util.find_spec("timing.rst") is None
-    return GOLDEN / ("profile-of-1792e2a.json" if is_old else "profile.json")
+# At benchmarks/golden.py's commit. No import that fails tells, for an editable install finds in
+# this tree what that commit lacks.
+IS_BEFORE_THE_MOVES = not Path(timing.__file__).with_name("rst").is_dir()
+PROFILE = GOLDEN / ("profile-of-1792e2a.json" if IS_BEFORE_THE_MOVES else "profile.json")
 
 
 def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]
     subprocess.run(
         [
             *(sys.executable, "-m", "baselines", "compare", "--workload", "digits"),
-            *("--budget", "1s", "--seeds", "2", "--reference", profile_path(), "--jobs", str(jobs)),
+            *("--budget", "1s", "--seeds", "2", "--reference", PROFILE, "--jobs", str(jobs)),
         ],
         cwd=folder,
         env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": store},
@@ -52,22 +52,21 @@ def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]
 
 def ablation() -> list[dict[str, Any]]:
     """Return what an ablation finds, a training a seed."""
-    try:
-        from baselines.experiment.ablation import Cell, ablate
-        from baselines.experiment.comparison import Plan
-        from baselines.methods.method import Settings
-    # Where they were at the commit that benchmarks/golden.py runs beside this code.
-    except ImportError:
-        from baselines.ablation import Cell, ablate  # type: ignore[no-redef]
-        from baselines.comparison import Plan  # type: ignore[no-redef]
+    if IS_BEFORE_THE_MOVES:
+        from baselines.ablation import Cell, ablate
+        from baselines.comparison import Plan
 
-        from baselines.methods import Settings  # type: ignore[no-redef]
+        from baselines.methods import Settings
+    else:
+        from baselines.experiment.ablation import Cell, ablate  # type: ignore[assignment]
+        from baselines.experiment.comparison import Plan  # type: ignore[assignment]
+        from baselines.methods.method import Settings
     from baselines.workloads import load
     from timing import Budget, Profile
 
     plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
     cells = [Cell(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
-    found = ablate(plan, Profile.read(profile_path()), cells)
+    found = ablate(plan, Profile.read(PROFILE), cells)
     return [json.loads(json.dumps(asdict(trajectory))) for trajectory in found.trajectories]
 
 
