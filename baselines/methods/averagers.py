@@ -24,7 +24,7 @@ SWA_EVERY = 10
 CYCLES_START, CYCLE, CYCLES, LOWEST = 0.75, 0.04, 6, 0.01
 
 # How often calibration runs what costs less often than every step, as the default settings do.
-COLLECTS_APART, READINGS_APART = 5, 20
+CALIBRATE_COLLECT_EVERY, CALIBRATE_READING_EVERY = 5, 20
 
 
 class Averager(Protocol):
@@ -151,8 +151,8 @@ class Lawa(Live):
                 pass
 
         return {
-            "collect": Operation(self.optimizer.collect, every=COLLECTS_APART),
-            "average": Operation(average, every=READINGS_APART),
+            "collect": Operation(self.optimizer.collect, every=CALIBRATE_COLLECT_EVERY),
+            "average": Operation(average, every=CALIBRATE_READING_EVERY),
         }
 
 
@@ -288,7 +288,10 @@ class Swa(Live):
         update = Operation(lambda: self.average.update_parameters(self.model), every=SWA_EVERY)
         if not self.statistics_batches:
             return {"swa_update": update}
-        return {"swa_update": update, "statistics": Operation(recompute, every=READINGS_APART)}
+        return {
+            "swa_update": update,
+            "statistics": Operation(recompute, every=CALIBRATE_READING_EVERY),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and how far the last part is."""

@@ -12,7 +12,12 @@ from schedulefree import AdamWScheduleFree, ScheduleFreeWrapper, SGDScheduleFree
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from baselines.methods.averagers import READINGS_APART, Live, has_batchnorm, recompute_statistics
+from baselines.methods.averagers import (
+    CALIBRATE_READING_EVERY,
+    Live,
+    has_batchnorm,
+    recompute_statistics,
+)
 from timing import Operation
 
 
@@ -90,9 +95,9 @@ class ScheduleFree(Live):
         def statistics() -> None:
             recompute_statistics(self.model, self.statistics_batches)
 
-        found = {"swap": Operation(swap, every=READINGS_APART)}
+        found = {"swap": Operation(swap, every=CALIBRATE_READING_EVERY)}
         if self.statistics_batches:
-            found["statistics"] = Operation(statistics, every=READINGS_APART)
+            found["statistics"] = Operation(statistics, every=CALIBRATE_READING_EVERY)
         return found
 
 

@@ -108,7 +108,7 @@ def count_flops(
 
 
 class _Recorder(TorchDispatchMode):
-    """How often each operation ran."""
+    """A mode that counts how often each operation ran."""
 
     supports_higher_order_operators = True
 

@@ -115,27 +115,27 @@ class Profile(BaseModel):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Charged seconds by operation, one run each: the medians."""
+        """Return charged seconds by operation, one run each: the medians."""
         return {name: cost.median_seconds for name, cost in self.costs.items()}
 
     @property
     def other_cores(self) -> float:
-        """Cores that other processes kept busy, in the worst of the processes."""
+        """Return the cores that other processes kept busy, in the worst of the processes."""
         return max(process.noise.other_cores for process in self.processes)
 
     @property
     def cores_elsewhere(self) -> float:
-        """Busy cores on which the processes could not run, in the worst of the processes."""
+        """Return the busy cores on which the processes could not run, in the worst of them."""
         return max(process.noise.cores_elsewhere for process in self.processes)
 
     @property
     def disturbed_share(self) -> float:
-        """Of the passes, those on a processor slowed from outside, in the worst process."""
+        """Return the share of the passes on a disturbed processor, in the worst process."""
         return max(process.noise.disturbed_share or 0.0 for process in self.processes)
 
     @property
     def reference_iteration(self) -> dict[str, int]:
-        """Counts of the operations in the shortest loop that has all in their proportions."""
+        """Return the operations' counts in the shortest loop that has all in proportion."""
         passes = math.lcm(*self.every.values())
         return {name: passes // every for name, every in self.every.items()}
 

@@ -79,23 +79,23 @@ class Stopwatch:
 
     @property
     def other_cores(self) -> float:
-        """Cores kept busy by others, see above; 0 before anything was measured."""
+        """Return the cores kept busy by others, see above; 0 before anything was measured."""
         if self.wall_seconds == 0:
             return 0.0
         return max(0.0, (self._busy_seconds - self.cpu_seconds) / self.wall_seconds)
 
     @property
     def stolen_cores(self) -> float:
-        """Cores that the host gave to others, see above; 0 before anything was measured."""
+        """Return the cores that the host gave to others, see above; 0 before any measurement."""
         return self._stolen_seconds / self.wall_seconds if self.wall_seconds else 0.0
 
     @property
     def cores_elsewhere(self) -> float:
-        """Cores busy where this process may not run, see above; 0 before anything was measured."""
+        """Return the busy cores that are not ours, see above; 0 before any measurement."""
         return max(0.0, self._elsewhere_seconds) / (self.wall_seconds or 1.0)
 
     def _clocks(self) -> tuple[float, ...]:
-        """Seconds: wall time, of this process, busy but for the children, stolen, elsewhere."""
+        """Return seconds: wall, of this process, busy but for children, stolen, elsewhere."""
         busy = stolen = elsewhere = 0.0
         for times, ours in self._processor_times():
             if ours:
@@ -107,7 +107,7 @@ class Stopwatch:
         return time.perf_counter(), time.process_time(), busy, stolen, elsewhere
 
     def _processor_times(self) -> list[tuple[Any, bool]]:
-        """What psutil says of the whole machine, or of each core, and whether it is ours."""
+        """Return what psutil says of the whole machine, or of each core, and whether it is ours."""
         if self._cores is not None:
             each = psutil.cpu_times(percpu=True)
             numbers = limits.online_cores()
@@ -117,7 +117,7 @@ class Stopwatch:
         return [(psutil.cpu_times(), True)]
 
     def _children_seconds(self) -> float:
-        """Processor time of the children left out; of one that has ended, what it last had."""
+        """Return processor time of the children left out; of one that ended, what it last had."""
         children = self._children or {}
         for child in children:
             with contextlib.suppress(psutil.Error):

@@ -15,7 +15,7 @@ FEMTOSECONDS = 10**15
 
 
 def to_femtoseconds(seconds: float) -> int:
-    """Whole femtoseconds, rounded; the sum of a billion is then exact in any order.
+    """Return whole femtoseconds, rounded; the sum of a billion is then exact in any order.
 
     Raises:
         ValueError: it is no finite number, or below half a femtosecond.
@@ -73,11 +73,11 @@ class Account:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each operation ran, those that did not left out; a copy."""
+        """Return how often each operation ran, those that did not left out; a copy."""
         return {operation: times for operation, times in self._counts.items() if times}
 
     def cost_femtoseconds(self, operations: Mapping[str, int]) -> int:
-        """What operations would be charged, exactly; charges nothing.
+        """Return what operations would be charged, exactly; charges nothing.
 
         Raises:
             KeyError: one has no cost.
@@ -92,7 +92,7 @@ class Account:
         return total
 
     def cost(self, operations: Mapping[str, int]) -> float:
-        """Reference seconds of operations, the uncharged ones left out; charges nothing.
+        """Return reference seconds of operations, the uncharged ones left out; charges nothing.
 
         Raises:
             KeyError: one has no cost.
@@ -101,11 +101,11 @@ class Account:
 
     @property
     def rst_seconds(self) -> float:
-        """Reference seconds charged so far."""
+        """Return the reference seconds charged so far."""
         return self.femtoseconds / FEMTOSECONDS
 
     def totals(self) -> dict[Policy, float]:
-        """Reference seconds that each policy would have charged for what ran."""
+        """Return the reference seconds that each policy would have charged for what ran."""
         return {
             policy: sum(
                 self._costs[operation] * times
@@ -117,7 +117,7 @@ class Account:
         }
 
     def lines(self) -> list[dict[str, str | int | float | bool]]:
-        """The account as a table: a line an operation."""
+        """Return the account as a table, a line an operation."""
         return [
             {
                 "operation": operation,
@@ -130,7 +130,7 @@ class Account:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, and the identity of what they were charged by; plain values, fit for JSON."""
+        """Return the counts, and the identity of what they were charged by, as values for JSON."""
         return {
             "counts": self.counts,
             "costs_sha256": self._costs_sha256(),

@@ -29,12 +29,12 @@ class Budget:
             ) from error
 
     def spent(self, account: Account) -> float:
-        """The fraction spent, from 0 to 1."""
+        """Return the fraction spent, from 0 to 1."""
         fraction = account.femtoseconds / self.femtoseconds
         return fraction if fraction < 1.0 else 1.0
 
     def affords(self, account: Account, operations: Mapping[str, int]) -> bool:
-        """Whether these operations, run once more, stay within the budget: ask before a step.
+        """Return whether these operations, run once more, fit in the budget; ask before a step.
 
         Raises:
             KeyError: one has no cost.
@@ -50,7 +50,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds in "90", "90s", "1.5m", "6h" or "1d".
+    """Return the seconds in "90", "90s", "1.5m", "6h" or "1d".
 
     Raises:
         ValueError: it is none of these, below a femtosecond, or above `LONGEST_SECONDS`.

@@ -9,34 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+from timing.rst.operations import operations_for
+
 Policy = Literal["algoperf", "ntng", "mlperf"]
 """The name of a policy."""
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 """All of them; the first is the default."""
 
-# What looks at training or feeds it, and changes neither weights nor averages nor statistics.
-_BESIDE_TRAINING = frozenset({"evaluate", "load_data"})
-# What makes the model that is reported out of what training holds.
-_REPORTED_MODEL = frozenset({"average", "swap", "statistics"})
-
 UNCHARGED: Mapping[Policy, frozenset[str]] = {
     # The submission pays for its update, and for preparing the model that is evaluated; evaluation
     # and checkpoints are off its clock. AlgoPerf's clock also runs while the input pipeline keeps a
     # step waiting. That tells of disks rather than of methods, and RST counts no waiting.
-    "algoperf": _BESIDE_TRAINING,
+    "algoperf": operations_for("beside training"),
     # No Train No Gain adds a cost to its counter for each training step (and, with RHO loss, for
     # each forward pass that selects) and nowhere else: validation, and all that is done for it,
     # leave the counter as it is. What runs in the loop itself, a collect or an EMA update, is part
     # of the step that it would time.
-    "ntng": _BESIDE_TRAINING | _REPORTED_MODEL,
+    "ntng": operations_for("beside training", "reported model"),
     # MLPerf's clock runs from the first touch of the data until the target is seen to be reached.
     "mlperf": frozenset(),
 }
 
 
 def uncharged(policy: Policy) -> frozenset[str]:
-    """The operations that a policy counts and does not charge.
+    """Return the operations that a policy counts and does not charge.
 
     Raises:
         ValueError: there is no such policy.
