@@ -1,6 +1,6 @@
 """All that only a GPU can answer, in eight minutes: tests, averaging, RST against time, methods.
 
-    python benchmarks/on_gpu.py --out DIR [--wheels DIR] [--smoke]
+    python benchmarks/on_gpu.py --out DIR [--wheels DIR] [--smoke] [--only PART ...]
     python benchmarks/on_gpu.py --publish DIR [--into FILE]
 
 For a machine with one large GPU (H100, H200), PyTorch for it, and no network: CONTRIBUTING says
@@ -8,6 +8,7 @@ which wheels to bring. Each part is a process of its own with a limit of its own
 finds as it goes, so that one that fails or is killed keeps what it had and stops no other. All ends
 with the page `gpu.md`, and `--publish` writes it into RESULTS.md. `--smoke` does all of it on a
 CPU, with tiny sizes and a small NVML library that a C compiler makes: its figures say nothing.
+`--only` runs parts again in the folder of an earlier run, and keeps what the others found.
 """
 
 import argparse
@@ -30,10 +31,11 @@ RESULTS = HERE / "RESULTS.md"
 FOLDER = "on_gpu_parts"
 PAGE = "gpu.md"
 
-# In seconds, all parts together with looking around before them and the page after them.
+# In seconds, all parts together with looking around before them and the page after them. What one
+# leaves of its own is there for the next.
 TOTAL = 480
 LOOK, WRITE_PAGE = 45, 14
-# In this order; each is a file in FOLDER. The last one gets what the others have left of TOTAL.
+# In this order; each is a file in FOLDER.
 PARTS = {
     "gpu_tests": 100,
     "on_the_device": 65,
@@ -44,6 +46,7 @@ PARTS = {
 }
 # So many times as long on a machine that is only to try it, and may be busy with other things.
 SMOKE_PATIENCE = 3
+KILLED = "killed at its limit"
 # Most of the end of what a part printed is kept beside what it found.
 KEPT_CHARACTERS = 6000
 
@@ -122,7 +125,7 @@ def run(command, limit_seconds, log, env):
             status = process.wait(limit_seconds)
             failure = f"exit status {status}" if status else ""
         except subprocess.TimeoutExpired:
-            failure = f"killed at its limit of {limit_seconds:.0f} s"
+            failure = f"{KILLED} of {limit_seconds:.0f} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -172,13 +175,16 @@ def pack(work, out):
             )
 
 
-def everything(out, wheels, smoke):
-    """Run all parts; returns those that did not end well, by name."""
+def everything(out, wheels, smoke, only):
+    """Run all parts, or only some again; returns those that did not end well, by name."""
     start = time.monotonic()
     patience = SMOKE_PATIENCE if smoke else 1
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    if only and not any((out / f"{name}.json").exists() for name in PARTS):
+        sys.exit(f"{out} holds no run of which parts could be run again: leave --only out")
+    if not only and any(out.iterdir()):
         sys.exit(f"{out} is not empty: give a folder of its own, so that no two runs are mixed")
+    parts = {name: limit for name, limit in PARTS.items() if not only or name in only}
     failures = {}
     with tempfile.TemporaryDirectory(prefix="on-gpu-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
@@ -186,13 +192,16 @@ def everything(out, wheels, smoke):
         log = work / "look.log"
         failure = run(module("look", *["--smoke"] * smoke), patience * LOOK, log, env)
         print(log.read_text(errors="replace").strip(), flush=True)
-        if failure:
+        # What is only slow the first time may be there all the same.
+        if failure and not failure.startswith(KILLED):
             sys.exit(f"nothing was run: {failure}, see above")
-        for name, limit_seconds in PARTS.items():
+        planned_end = LOOK
+        for name, limit in parts.items():
             begin = time.monotonic()
-            limit_seconds *= patience
+            planned_end += limit
             if name == [*PARTS][-1]:
-                limit_seconds = int(patience * (TOTAL - WRITE_PAGE) - (begin - start))
+                planned_end = TOTAL - WRITE_PAGE
+            limit_seconds = int(patience * planned_end - (begin - start))
             failure = run_part(name, limit_seconds, out, work, env, smoke)
             taken = time.monotonic() - begin
             print(f"{name}: {failure or 'ended well'}, {taken:.0f} s", flush=True)
@@ -224,6 +233,9 @@ def main():
         "--publish", type=Path, metavar="DIR", help="write the page of that run into RESULTS.md"
     )
     arguments.add_argument("--wheels", type=Path, metavar="DIR", help="packages to bring along")
+    arguments.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART", help="run these again, in --out"
+    )
     arguments.add_argument("--smoke", action="store_true", help="on a CPU, tiny, to try it")
     arguments.add_argument(
         "--into", type=Path, metavar="FILE", help=f"publish there, not into {RESULTS.name}"
@@ -232,7 +244,10 @@ def main():
     if options.publish is not None:
         sys.exit(publish(options.publish.resolve(), options.into and options.into.resolve()))
     failures = everything(
-        options.out.resolve(), options.wheels and options.wheels.resolve(), options.smoke
+        options.out.resolve(),
+        options.wheels and options.wheels.resolve(),
+        options.smoke,
+        options.only,
     )
     page = options.out / PAGE
     if page.exists():

@@ -25,14 +25,15 @@ class Recorder:
         self.outcomes = {}
 
     def pytest_collection_modifyitems(self, items):
-        # Last, so that a part that is killed has all others.
-        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+        # Last, so that a part that is killed has all others; of them, what must be compiled.
+        def when(item):
+            return item.get_closest_marker("slow") is not None, "compiled" in item.name
+
+        items.sort(key=when)
 
     def pytest_collectreport(self, report):
         if report.failed:
-            why = report.longreprtext[-KEPT_CHARACTERS:]
-            self.outcomes[report.nodeid] = {"outcome": "failed", "seconds": 0.0, "why": why}
-            self.part.add(tests=self.outcomes)
+            self.keep(report, 0.0)
 
     def pytest_runtest_logstart(self, nodeid):
         self.part.add(running=nodeid)
@@ -40,11 +41,16 @@ class Recorder:
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.outcome == "passed":
             return
-        kept = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
+        self.keep(report, round(report.duration, 2))
+
+    def keep(self, report, seconds):
+        kept = {"outcome": report.outcome, "seconds": seconds}
         if report.skipped:
             kept["why"] = report.longrepr[-1]
         elif report.failed:
             kept["why"] = report.longreprtext[-KEPT_CHARACTERS:]
+            last = kept["why"].strip().splitlines()[-1][:300]
+            self.part.note(f"FAILED: {report.nodeid}: {last}")
         self.outcomes[report.nodeid] = kept
         self.part.add(running=None, tests=self.outcomes)
 
@@ -70,9 +76,6 @@ def main():
     failed = counts["failed"]
     row = Row("tests marked `gpu` that fail", size, len(outcomes), failed, None, "")
     part.add(row.held_to(Limit(0), failed))
-    for nodeid, each in outcomes.items():
-        if each["outcome"] == "failed":
-            part.note(f"FAILED: {nodeid}: {each['why'].strip().splitlines()[-1][:300]}")
     skipped = Counter(each["why"] for each in outcomes.values() if each["outcome"] == "skipped")
     for why, count in skipped.items():
         part.note(f"{count} of them: {why}")

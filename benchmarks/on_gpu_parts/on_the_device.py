@@ -155,9 +155,10 @@ def main():
     part.add(*(row.at(f"{row.size}, {part.device}") for row in step_rows(1, part.device)))
     part.add(*whole_step_rows(millions, part.device, rounds, seconds))
     part.add(*beside_a_step_rows(millions, part.device, window, rounds, seconds))
-    all_sizes(part, rounds, seconds)
     for row in in_pinned_memory(2, (millions,), seconds, part.device, window):
         part.add(row)
+    # Last, so that a part that is killed lacks the largest alone.
+    all_sizes(part, rounds, seconds)
 
 
 if __name__ == "__main__":

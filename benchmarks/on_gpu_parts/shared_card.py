@@ -1,4 +1,4 @@
-"""The same training for a quarter as long, beside a second process that keeps the card busy.
+"""The same training for an eighth as long, beside a second process that keeps the card busy.
 
 RST at each evaluation is to be that of the training alone, to the last bit, however much longer it
 takes; of SWA it is not looked at, for it averages in the last quarter of a run, which is another
@@ -11,7 +11,7 @@ from on_gpu_parts.neighbour import neighbour
 from on_gpu_parts.part import Part
 from on_gpu_parts.training import trained
 
-SHARE = 0.25
+SHARE = 0.125
 
 
 def main():

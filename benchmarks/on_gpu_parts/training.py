@@ -31,7 +31,9 @@ def budget_seconds(part, profile):
     """The RST with which a training takes the minute, or what there is left of the part's time."""
     # Where single timings add up to more than a loop, its measured time is less than its RST.
     over = 1 + max(0.0, profile.additivity_error)
-    seconds = SMOKE_SECONDS if part.smoke else min(SECONDS, part.seconds_left - SECONDS_TO_END)
+    evaluations = len(FOLLOWING) * (EVALUATIONS + 1) * profile.seconds["evaluate"]
+    left = part.seconds_left - SECONDS_TO_END - evaluations
+    seconds = SMOKE_SECONDS if part.smoke else min(SECONDS, left)
     return seconds * over
 
 

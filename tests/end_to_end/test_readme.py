@@ -57,7 +57,7 @@ def test_the_two_commands_are_one_line_each() -> None:
         assert line.count("\n") == 1
         assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -c ")
     assert compare.strip().endswith("&& .venv/bin/python -m baselines compare")
-    assert tests.strip().endswith("&& .venv/bin/python -m pytest")
+    assert tests.strip().endswith("&& .venv/bin/python -m pytest -n auto --dist loadfile")
 
 
 def test_the_other_pages_have_no_commands_that_are_not_run() -> None:

@@ -279,6 +279,22 @@ def test_process_ids_of_another_namespace_are_not_guessed_at(nvml: FakeNvml) -> 
     assert "as in a container" in device.unavailable["other processes"]
 
 
+@pytest.mark.parametrize("known", [(), (1,)])
+def test_where_this_process_is_not_among_those_on_its_gpu_the_others_are_not_guessed_at(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, known: tuple[int, ...]
+) -> None:
+    """As in containers whose kernel has process numbers of its own."""
+    for pid in known:
+        nvml.process(pid)
+    device = first()
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert device.other_process_ids() is None
+    assert "as in a container" in device.unavailable["other processes"]
+    nvml.process(os.getpid())
+    assert device.other_process_ids() == known
+
+
 @pytest.mark.parametrize(
     "struct",
     [
@@ -493,7 +509,8 @@ def test_a_real_gpu_under_load_tells_what_torch_reads_of_it() -> None:
         torch.mm(matrix, matrix, out=torch.empty_like(matrix))
     time.sleep(0.5)
     assert device.sm_clock_mhz() == pytest.approx(torch.cuda.clock_rate(), rel=0.3)
-    assert device.power_watts() == pytest.approx(torch.cuda.power_draw() / 1e3, rel=0.3)
+    # Each is the mean of a window of its own, and the load is a few seconds old.
+    assert device.power_watts() == pytest.approx(torch.cuda.power_draw() / 1e3, rel=0.5)
     assert device.temperature_celsius() == pytest.approx(torch.cuda.temperature(), abs=5)
     torch.cuda.synchronize()
     window = time.monotonic() - begin

@@ -240,7 +240,9 @@ class Device:
         ids = self.process_ids()
         if ids is None:
             return None
-        if not all(psutil.pid_exists(pid) for pid in ids):
+        # With CUDA at work on its only device, this process is one of them, if it is known as such.
+        is_here = torch.cuda.is_initialized() and torch.cuda.device_count() == 1
+        if (is_here and os.getpid() not in ids) or not all(map(psutil.pid_exists, ids)):
             reason = (
                 "the driver counts processes otherwise than this process does, as in a container, "
                 "so it cannot be told from others"
