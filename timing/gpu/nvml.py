@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pynvml
+import torch
 from pydantic import BaseModel, ConfigDict
 
 
