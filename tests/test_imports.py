@@ -1,6 +1,7 @@
 """Who may import whom: what keeps the three packages apart, and each vendor in one file."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import pkgutil
@@ -42,6 +43,54 @@ def test_imports_go_one_way(package: str) -> None:
     for path in files:
         forbidden = imported(path) & {*FORBIDDEN[package], "examples", "tests", "benchmarks"}
         assert not forbidden, f"{path} imports {forbidden}"
+
+
+# A package's folders and files from above to below; one may import what is in it and below it, and
+# those of one row nothing of each other.
+ROWS = {
+    "timing": (
+        {"__init__"},
+        {"__main__"},
+        {"commandline", "calibration"},
+        {"gpu", "clocks"},
+        {"rst", "statistics", "limits", "tracebacks"},
+        {"secrets"},
+    ),
+}
+
+
+def imports_inside(package: str) -> dict[str, set[str]]:
+    """The modules of a package that each of them imports, wherever in it."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in (ROOT / package).rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        asked = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                asked |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[name] = asked & names.keys()
+    return found
+
+
+@pytest.mark.parametrize("package", ROWS)
+def test_imports_inside_a_package_go_down(package: str) -> None:
+    rank = {name: number for number, row in enumerate(ROWS[package]) for name in row}
+    for name, asked in imports_inside(package).items():
+        importer = name.split(".")[1]
+        for other in asked:
+            part = other.split(".")[1]
+            assert part == importer or rank[part] > rank[importer], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", ROWS)
+def test_no_circle_of_imports(package: str) -> None:
+    # Sorting ends where there is a circle, and names it.
+    list(graphlib.TopologicalSorter(imports_inside(package)).static_order())
 
 
 @pytest.mark.parametrize("vendor", ONE_FILE)

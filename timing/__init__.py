@@ -4,8 +4,7 @@ No Train No Gain (Kaddour et al., arXiv 2307.06440) compares training methods un
 RST, so that runs on any machines, however loaded, can be compared.
 """
 
-from timing.calibration.disturbance import Noise, NoiseWatch
-from timing.calibration.environment import Machine, Software, this_machine, this_software
+from timing.calibration.environment import this_machine, this_software
 from timing.calibration.flops import Flops, count_flops
 from timing.calibration.measure import calibrate
 from timing.calibration.processes import CalibrationError, calibrate_in_processes
@@ -36,15 +35,11 @@ __all__ = [
     "GpuMeter",
     "GpuUse",
     "Interval",
-    "Machine",
-    "Noise",
-    "NoiseWatch",
     "Operation",
     "Phase",
     "Policy",
     "Profile",
     "ProfileError",
-    "Software",
     "StepTimer",
     "Stopwatch",
     "calibrate",
