@@ -1,4 +1,4 @@
-"""How this project's command lines speak and end.
+"""The way this project's command lines speak and end.
 
 Whatever goes wrong is one line on standard error, never a traceback. The exit code is 0 if all went
 well, 1 if something went wrong although the command was used rightly, 2 if it was used wrongly, 70
@@ -33,7 +33,7 @@ _CLICK_ERROR: Any = next(
 
 
 class CommandError(Exception):
-    """What went wrong although the command was used rightly: one line, and exit code 1."""
+    """An error although the command was used rightly: one line, and exit code 1."""
 
 
 def console() -> Console:

@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on: a container or a job often has a part of it.
+"""The part of its machine that this process may use: a container or a job often has a part of it.
 
 On Linux the part is set by control groups, of version 1 or 2, and by the cores that a process is
 bound to; elsewhere all of the machine is taken to be there.

@@ -1,4 +1,4 @@
-"""What no message and no file may hold: passwords and tokens, in the environment or an address."""
+"""Secrets that no message or file may hold: passwords, tokens, in variables or an address."""
 
 from __future__ import annotations
 

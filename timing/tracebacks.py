@@ -1,4 +1,4 @@
-"""What an exception says in one line, and in whose code it was raised."""
+"""Exceptions in one line, with the place in whose code they were raised."""
 
 from __future__ import annotations
 

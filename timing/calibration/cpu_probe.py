@@ -1,4 +1,4 @@
-"""How fast the processor runs just now, which no counter of a virtual machine tells.
+"""A probe of the processor's speed just now, which no counter of a virtual machine tells.
 
 Its cores may be halves of real ones. While a neighbour on the same host computes on the other half,
 all work here takes up to twice as long; neither the load nor the stolen time shows it. Fixed work,

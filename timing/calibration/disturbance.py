@@ -1,4 +1,4 @@
-"""What disturbed a measurement: other processes, a throttled or shared GPU, a slower processor.
+"""Disturbances of a measurement: other processes, a throttled or shared GPU, a slower processor.
 
     with NoiseWatch() as watch:
         ...
@@ -38,7 +38,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Noise(BaseModel):
-    """What disturbed a measurement; None is what could not be read, as `unavailable` says.
+    """Disturbances of a measurement; None is what could not be read, as `unavailable` says.
 
     Attributes:
         window_seconds: how long it was watched.

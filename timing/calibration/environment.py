@@ -15,7 +15,7 @@ from timing.gpu.nvml import Gpus, read_gpus
 
 
 class Machine(BaseModel):
-    """What the seconds of a profile are seconds of: hardware, software and threads.
+    """The machine whose seconds a profile counts: hardware, software and threads.
 
     Two fingerprints of a machine are equal while nothing that changes its speed has changed; there
     is no host name in it, so a profile can be published. Of a machine of which the process may use

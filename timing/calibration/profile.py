@@ -1,4 +1,4 @@
-"""What each operation costs on the reference machine, as a checked JSON document."""
+"""The costs of operations on the reference machine, as a checked JSON document."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Cost(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What one process measured.
+    """The measurement of one process.
 
     Attributes:
         costs: by operation.

@@ -1,4 +1,4 @@
-"""What is to be calibrated: operations by name, and the function that sets them up."""
+"""The target of a calibration: operations by name, and the function that sets them up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class CalibrationTarget:
-    """What is to be measured: the function that `python -m timing calibrate` calls returns it.
+    """Operations to be measured: the function that `python -m timing calibrate` calls returns it.
 
     Attributes:
         workload: what the costs depend on: model, batch, shapes, dtype, optimizer, k.

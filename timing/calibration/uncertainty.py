@@ -1,4 +1,4 @@
-"""How much of a reference second is chance in how the profile was measured.
+"""The uncertainty of reference seconds: chance in how the profile was measured.
 
 The uncertainty lies between processes, not between the steps of one: an interval from all samples
 pooled covers the truth a third of the time, one from the processes as often as it says. So each

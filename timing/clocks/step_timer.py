@@ -1,4 +1,4 @@
-"""How long the phases of a training loop take here: steps, data loading, evaluation, checkpoints.
+"""A timer of the phases of a training loop: steps, data loading, evaluation, checkpoints.
 
     timer = StepTimer()
     with timer("train_step"):

@@ -1,4 +1,4 @@
-"""What the GPUs did over a span of work: active time, energy, clocks, throttling, memory.
+"""A meter of the GPUs over a span of work: active time, energy, clocks, throttling, memory.
 
     with GpuMeter() as meter:
         ...

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library (NVML) says of the GPUs; the only file that imports pynvml.
+"""The GPUs by NVIDIA's management library (NVML); the only file that imports pynvml.
 
 A card, a driver or a permission may refuse any question. What is refused is None, never a zero that
 looks like a reading, and the reason is kept once for each device and quantity.
@@ -74,7 +74,7 @@ class Device:
         uuid: "GPU-…", or "MIG-…" of an instance.
         name: the card's name.
         mig: whether this is a MIG instance.
-        refusals: quantity -> reason.
+        unavailable: quantity -> reason.
     """
 
     def __init__(self, handle: Any, *, mig: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What one GPU did between the begin and the end of a span of work."""
+"""One GPU between the begin and the end of a span of work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MONITOR_PERIOD_SECONDS = 0.1
 
 
 class GpuUse(BaseModel):
-    """What one device did over a span; None is what could not be read, and `unavailable` says why.
+    """The use of one device over a span; None could not be read, and `unavailable` says why.
 
     Attributes:
         uuid: "GPU-…", or "MIG-…" of a MIG instance.

@@ -44,7 +44,7 @@ class Budget:
 
 
 LONGEST_SECONDS = 1e12
-"""What `parse_seconds` takes: some 30,000 years, far from where numbers of steps overflow."""
+"""The most that `parse_seconds` takes: 30,000 years, far from where numbers of steps overflow."""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 

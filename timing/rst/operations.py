@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 Purpose = Literal["training", "reported model", "beside training"]
-"""What an operation is for.
+"""The purpose of an operation.
 
 "training" changes weights, averages or statistics in the training loop; "reported model" makes the
 model that is reported out of what training holds; "beside training" looks at training or feeds it.

@@ -15,7 +15,7 @@ Policy = Literal["algoperf", "ntng", "mlperf"]
 """The name of a policy."""
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-"""All of them; the first is the default."""
+"""The policies; the first is the default."""
 
 UNCHARGED: Mapping[Policy, frozenset[str]] = {
     # The submission pays for its update, and for preparing the model that is evaluated; evaluation

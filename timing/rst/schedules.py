@@ -16,7 +16,7 @@ Schedule = Callable[[float], float]
 
 
 def constant(fraction: float) -> float:  # noqa: ARG001
-    """Return the peak rate to the end."""
+    """The peak rate to the end."""
     return 1.0
 
 
