@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from matplotlib import rcParams
 
-from baselines.analysis import plots, report
+from baselines.analysis import ablation, plots, report
 from baselines.analysis import score as scoring
 from baselines.analysis.heat_map import heat_map
 from baselines.cli import console as screen
@@ -26,8 +26,7 @@ from baselines.cli.options import (
     ThreadsOption,
     WorkloadOption,
 )
-from baselines.experiment import ablation
-from baselines.experiment.ablation import Cell, ablate, methods_of, plan_of
+from baselines.experiment.ablation import WindowConfig, ablate, check, methods_of, plan_of
 from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.store import FolderError, read_comparison, root_of
@@ -199,7 +198,7 @@ def ablate_command(
     options.set_threads(threads)
     ks = [options.count("--k", text) for text in k.split(",")]
     intervals = [options.interval(text.strip()) for text in every.split(",")]
-    cells = [Cell(length, interval) for interval in intervals for length in ks]
+    cells = [WindowConfig(length, interval) for interval in intervals for length in ks]
     if len(set(cells)) < len(cells):
         raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
     plans = options.plans(
@@ -210,7 +209,7 @@ def ablate_command(
     (plan,) = plans
     profile = options.read_profile(reference) if reference else conduct.calibrated(plan)
     try:
-        ablation.check(plan, profile, cells)
+        check(plan, profile, cells)
     except ValueError as error:
         raise typer.BadParameter(commandline.said_of(error)) from error
     whole = plan_of(plan, cells)

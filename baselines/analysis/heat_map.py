@@ -8,24 +8,25 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines.experiment.ablation import SHARES, Cell, means, title
+from baselines.analysis.ablation import SHARES, means, title
+from baselines.experiment.ablation import WindowConfig
 from baselines.experiment.comparison import Comparison
 
 
-def heat_map(comparison: Comparison, cells: Sequence[Cell]) -> Figure:
+def heat_map(comparison: Comparison, configs: Sequence[WindowConfig]) -> Figure:
     """A panel at half of the budget and one at its end; the darker the better, a box is the best.
 
     Each field has its number, the mean over seeds.
     """
-    ks = sorted({cell.k for cell in cells})
-    intervals = list(dict.fromkeys(cell.every for cell in cells))
+    ks = sorted({config.k for config in configs})
+    intervals = list(dict.fromkeys(config.every for config in configs))
     size = (2 + 1.8 * len(ks), 1.6 + 0.6 * len(intervals))
     figure = Figure(figsize=(size[0], len(SHARES) * size[1]), layout="constrained")
     for axes, share in zip(figure.subplots(len(SHARES)), SHARES, strict=True):
         fields = [[math.nan for _ in ks] for _ in intervals]
-        for cell, mean in means(comparison, cells, share).items():
+        for config, mean in means(comparison, configs, share).items():
             if mean:
-                fields[intervals.index(cell.every)][ks.index(cell.k)] = mean.mean
+                fields[intervals.index(config.every)][ks.index(config.k)] = mean.mean
         _panel(axes, fields)
         axes.set_xticks(range(len(ks)), [f"k={k}" for k in ks])
         axes.set_yticks(range(len(intervals)), [f"every {every}" for every in intervals])

@@ -30,14 +30,14 @@ from runs import (
 )
 
 from baselines.analysis.intervals import Estimate
-from baselines.experiment.ablation import Cell
+from baselines.experiment.ablation import WindowConfig
 from baselines.experiment.comparison import Comparison
 
-AUTO = Cell(K, "auto")
-FIXED = [Cell(K, every) for every in INTERVALS]
+AUTO = WindowConfig(K, "auto")
+FIXED = [WindowConfig(K, every) for every in INTERVALS]
 
 
-def best_fixed(values: Mapping[Cell, Sequence[float]]) -> list[Cell]:
+def best_fixed(values: Mapping[WindowConfig, Sequence[float]]) -> list[WindowConfig]:
     """For each seed the fixed interval that is best by the mean of the other seeds."""
     seeds = range(len(values[AUTO]))
     return [

@@ -31,7 +31,7 @@ from runs import (
 )
 
 from baselines.analysis.intervals import Estimate, estimate
-from baselines.experiment.ablation import Cell
+from baselines.experiment.ablation import WindowConfig
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import find
 from baselines.training.results import Run
@@ -76,7 +76,7 @@ def alone(comparison: Comparison) -> Finding:
     )
 
 
-def horizons(comparison: Comparison) -> dict[Cell, float]:
+def horizons(comparison: Comparison) -> dict[WindowConfig, float]:
     """How much of a training each cell's window spans at its end, at most all of it."""
     spans = {}
     for cell in CELLS:

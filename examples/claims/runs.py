@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.analysis.intervals import CONFIDENCE, Estimate, estimate
-from baselines.experiment.ablation import Cell, ablate, plan_of
+from baselines.experiment.ablation import WindowConfig, ablate, plan_of
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison, Plan, Silent, Task, check
 from baselines.experiment.lock import Lock, LockedError
@@ -43,7 +43,7 @@ SHORTER, SHORTER_METHODS = (0.25, 0.5), ("constant", "ema", "lawa", "decayed")
 EVALUATIONS, WINDOW_EVALUATIONS = 40, 20
 K = 5
 INTERVALS = (2, 5, 12, 30, 80, 200)
-CELLS = [Cell(k, every) for every in ("auto", *INTERVALS) for k in (2, K)]
+CELLS = [WindowConfig(k, every) for every in ("auto", *INTERVALS) for k in (2, K)]
 # A metric worse by less than this share of another one is tied with it.
 TIE = 0.01
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from baselines.experiment.ablation import Cell, ablate, table
+from baselines.analysis.ablation import table
+from baselines.experiment.ablation import WindowConfig, ablate
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.averagers import Lawa
 from baselines.methods.method import METHODS, Method, Settings
@@ -20,7 +21,7 @@ mlflow = pytest.importorskip("mlflow")
 
 PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.8), Settings(0.05, 4, "auto"), 4)
 PROFILE = profile_of([COSTS], PLAN.signature)
-CELLS = [Cell(k, every) for every in ("auto", 7) for k in (1, 2, 4)]
+CELLS = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
     for row, every in ((auto, "auto"), (seven, 7)):
         assert row[0] == str(every)
         for place, k in enumerate((1, 2, 4), start=1):
-            finals = [run.final for run in ablation.of(Cell(k, every).name)]
+            finals = [run.final for run in ablation.of(WindowConfig(k, every).name)]
             assert row[place].startswith(f"{sum(finals) / 2:.4f} ± ")
     halves = table(ablation, CELLS, 0.5)
     values = [run.value_at(0.4) for run in ablation.of("k=4 every=7")]
@@ -69,12 +70,12 @@ def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="wants cells, each once"):
+    with pytest.raises(ValueError, match="wants windows, each once"):
         ablate(PLAN, PROFILE, [])
-    with pytest.raises(ValueError, match="wants cells, each once"):
-        ablate(PLAN, PROFILE, [Cell(4, 7), Cell(4, 7)])
+    with pytest.raises(ValueError, match="wants windows, each once"):
+        ablate(PLAN, PROFILE, [WindowConfig(4, 7), WindowConfig(4, 7)])
     with pytest.raises(ValueError, match="the longest k is 3, and the plan is of k=4"):
-        ablate(PLAN, PROFILE, [Cell(3, 7)])
+        ablate(PLAN, PROFILE, [WindowConfig(3, 7)])
     other = profile_of([COSTS], {**PLAN.signature, "k": 5})
     with pytest.raises(ProfileError, match="measured with k=5 and this run has k=4"):
         ablate(PLAN, other, CELLS)

@@ -53,19 +53,23 @@ def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]
 def ablation() -> list[dict[str, Any]]:
     """Return what an ablation finds, a training a seed."""
     if IS_BEFORE_THE_MOVES:
-        from baselines.ablation import Cell, ablate
+        from baselines.ablation import Cell as WindowConfig
+        from baselines.ablation import ablate
         from baselines.comparison import Plan
 
         from baselines.methods import Settings
     else:
-        from baselines.experiment.ablation import Cell, ablate  # type: ignore[assignment]
+        from baselines.experiment.ablation import (  # type: ignore[assignment]
+            WindowConfig,
+            ablate,
+        )
         from baselines.experiment.comparison import Plan  # type: ignore[assignment]
         from baselines.methods.method import Settings
     from baselines.workloads import load
     from timing import Budget, Profile
 
     plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
-    cells = [Cell(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
+    cells = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
     found = ablate(plan, Profile.read(PROFILE), cells)
     return [json.loads(json.dumps(asdict(trajectory))) for trajectory in found.trajectories]
 
