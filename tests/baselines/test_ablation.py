@@ -11,8 +11,8 @@ from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.averagers import Lawa
 from baselines.methods.method import METHODS, Method, Settings
 from baselines.training.loop import train
+from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
-from tests.timing.test_profile import profile_of
 from timing import Budget, ProfileError, commandline
 from timing.rst.schedules import constant
 

@@ -17,9 +17,9 @@ from baselines.methods.method import METHODS, MethodError, Range, Settings, file
 from baselines.training.loop import dearest_reading, dearest_step, train
 from baselines.workloads import digits
 from tests.support.commands import command
+from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
 from tests.support.user_files import assert_said_in_one_line, write
-from tests.timing.test_profile import profile_of
 from timing import Budget, commandline
 from timing.rst.schedules import constant, linear
 

@@ -17,7 +17,7 @@ from baselines.experiment.comparison import Comparison
 from baselines.methods.method import METHODS, Settings
 from baselines.training.results import Run, Trajectory
 from tests.support.comparisons import CURVES, comparison, run
-from tests.timing.test_profile import profile_of
+from tests.support.profiles import profile_of
 
 
 def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:

@@ -31,8 +31,8 @@ from baselines.experiment.tuning import (
 from baselines.methods.method import Settings, find
 from baselines.training.loop import train
 from baselines.training.results import Run, Trajectory
+from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
-from tests.timing.test_profile import profile_of
 from timing import Budget, ProfileError, commandline
 
 METHODS = ("constant", "decayed", "ema", "swa", "lawa")

@@ -32,9 +32,9 @@ from baselines.methods.method import Settings
 from baselines.workloads import load
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE as OF_DIGITS
+from tests.support.profiles import ROWS, profile, profile_of
 from tests.support.trainings import COSTS
 from tests.support.user_files import CHANGED, EXAMPLE
-from tests.timing.test_profile import ROWS, profile, profile_of
 from timing import Budget, commandline
 
 ON_DIGITS = (

@@ -21,8 +21,8 @@ from baselines.experiment.store import Task, read_comparison, read_result
 from baselines.methods.method import Settings
 from baselines.training.results import Run, Trajectory
 from tests.support.comparisons import WORKLOAD, run
+from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
-from tests.timing.test_profile import profile_of
 from timing import Budget
 
 CLAIMS = Path(__file__).parent.parent.parent / "examples" / "claims"

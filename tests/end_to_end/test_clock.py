@@ -16,9 +16,9 @@ from baselines.experiment.comparison import Silent, compare
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.store import read_comparison
 from baselines.training.checkpoint import Checkpoints
+from tests.support.calibrated_file import SETUP
 from tests.support.kept_comparison import PROFILE, plan_of, results
 from tests.support.waiting import wait_for
-from tests.timing.test_processes import SETUP
 from timing import Profile
 
 # In every process of a command: as early as Python can.

@@ -20,10 +20,10 @@ import pytest
 
 from tests.support.commands import command
 from tests.support.kept_comparison import plan_of
+from tests.support.profiles import profile_of
 from tests.support.tracking_server import free_port, server, wait_until_it_answers
 from tests.support.trainings import COSTS
 from tests.support.waiting import wait_for
-from tests.timing.test_profile import profile_of
 
 # Of a user's own: one that averages nothing, one that reads a copy of the live weights, and one
 # that puts other weights in place behind torch's back.

@@ -8,7 +8,7 @@ from baselines.experiment.comparison import Comparison, Plan, tasks
 from baselines.methods.method import METHODS, Settings
 from baselines.training.results import Point, Run, Trajectory
 from baselines.workloads import digits
-from tests.timing.test_profile import profile_of
+from tests.support.profiles import profile_of
 from timing import Budget
 
 WORKLOAD = digits.load()

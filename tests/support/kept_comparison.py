@@ -17,8 +17,8 @@ from baselines.experiment.lock import Lock
 from baselines.experiment.resume import resume
 from baselines.methods.method import Settings
 from baselines.workloads import load
+from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
-from tests.timing.test_profile import profile_of
 from timing import Budget
 
 METHODS = ("constant", "ema", "swa", "lawa", "decayed", "lawa-decayed")

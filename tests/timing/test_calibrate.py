@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.timing.test_profile import profile_of
+from tests.support.profiles import profile_of
 from timing import Account, Operation, calibrate
 
 FREE = 1e-4

@@ -3,74 +3,19 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.profiles import ROWS, SOFTWARE, process, profile, profile_of
 from timing import (
-    Calibration,
     Cost,
     Profile,
     ProfileError,
     profile_warnings,
-    this_machine,
-    this_software,
 )
-from timing.calibration.disturbance import Noise
-
-WORKLOAD = {"workload": "digits", "batch": 64, "k": 5}
-MACHINE, SOFTWARE = this_machine(), this_software()
-
-
-def process(
-    seconds: Mapping[str, float], additivity_error: float = 0.0, warnings: tuple[str, ...] = ()
-) -> Calibration:
-    noise = Noise(
-        window_seconds=30.0,
-        other_cores=0.03,
-        throttled_seconds=None,
-        gpu_processes=None,
-        warnings=warnings,
-        unavailable=(),
-    )
-    costs = {
-        name: Cost(median_seconds=median, spread_seconds=median / 10, samples=100)
-        for name, median in seconds.items()
-    }
-    return Calibration(costs=costs, additivity_error=additivity_error, noise=noise)
-
-
-def profile_of(
-    rows: Sequence[Mapping[str, float] | Calibration],
-    workload: Mapping[str, Any] = WORKLOAD,
-    every: Mapping[str, int] | None = None,
-) -> Profile:
-    """A profile from what each process measured."""
-    processes = [row if isinstance(row, Calibration) else process(row) for row in rows]
-    every = every or dict.fromkeys(processes[0].costs, 1)
-    return Profile(
-        machine=MACHINE,
-        software=SOFTWARE,
-        workload=dict(workload),
-        every=dict(every),
-        processes=tuple(processes),
-    )
-
-
-ROWS = [
-    {"train_step": 0.01, "evaluate": 0.2},
-    {"train_step": 0.0102, "evaluate": 0.202},
-    {"train_step": 0.0099, "evaluate": 0.199},
-    {"train_step": 0.0101, "evaluate": 0.2},
-    {"train_step": 0.01, "evaluate": 0.201},
-]
-
-
-def profile() -> Profile:
-    return profile_of(ROWS)
-
 
 PROFILE_KEYS = {
     *("version", "created", "machine", "software", "workload", "every", "processes", "discarded"),

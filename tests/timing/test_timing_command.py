@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.calibrated_file import SETUP
 from tests.support.fake_nvml import NO_PERMISSION, FakeNvml
-from tests.timing.test_processes import SETUP
-from tests.timing.test_profile import ROWS, WORKLOAD, process, profile, profile_of
+from tests.support.profiles import ROWS, WORKLOAD, process, profile, profile_of
 from timing import Profile, rst_interval, this_machine
 from timing.__main__ import app
 from timing.calibration.uncertainty import operation_ratio

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.timing.test_profile import process, profile_of
+from tests.support.profiles import process, profile_of
 from timing import Interval, rst_interval
 from timing.calibration.uncertainty import operation_ratio
 
