@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,15 @@ def test_a_strange_timing_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert f"`timing` found at {tmp_path / 'timing.py'} is not lawa-opt's" in done.stderr
+
+
+def test_no_test_module_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        asked = {
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        }
+        wrong = {name for name in asked if re.match(r"tests\..*\btest_", name)}
+        assert not wrong, f"{path} imports {wrong}: what is shared goes to tests/support"
