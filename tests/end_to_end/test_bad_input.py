@@ -247,7 +247,7 @@ CASES = {
     # Reference profiles.
     "baselines compare --reference truncated.json": "--reference: truncated.json is not JSON",
     "baselines compare --reference deep.json": "--reference: deep.json is no profile",
-    "baselines ablate --reference samples.json": "--reference: samples.json: costs",
+    "baselines ablate --reference samples.json": "--reference: samples.json: processes",
     "baselines compare --workload digits --reference good.json": "the reference profile was measur",
     # Clusters, whether they are used or not.
     "baselines compare --dry-run --cluster-option a=1": "--cluster-option is for --cluster",
