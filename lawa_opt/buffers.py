@@ -43,7 +43,7 @@ class Buffers:
         """Return the buffers that there are now, each once."""
         if not self.modules:
             return self.tensors
-        return list({id(t): t for t in [*self.places().values(), *self.tensors]}.values())
+        return _each_once([*self.places().values(), *self.tensors])
 
     def places(self) -> dict[tuple[int, str], Tensor]:
         """Return the modules' buffers by the number of the module and their name in it."""
@@ -53,16 +53,24 @@ class Buffers:
             for name, buffer in saved_buffers(module)
         }
 
-    def replaced(self) -> dict[int, Tensor]:
-        """Return, by the id of each buffer that was replaced since the last call, the new one."""
+    def look_up(self) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Return the buffers that there are now, and those new since the last call.
+
+        The latter are by the ids of those that they replace.
+        """
         if not self.modules:
-            return {}
+            return self.tensors, {}
         before, self._known = self._known, self.places()
-        return {
+        replaced = {
             id(before[place]): buffer
             for place, buffer in self._known.items()
             if place in before and before[place] is not buffer
         }
+        return _each_once([*self._known.values(), *self.tensors]), replaced
+
+
+def _each_once(tensors: list[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

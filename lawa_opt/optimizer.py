@@ -1,4 +1,4 @@
-"""LAWA: a meta-optimizer that keeps the k latest weights and lends their mean."""
+"""LAWA: a meta-optimizer that keeps the k latest weights and swaps in their mean."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from lawa_opt.interrupts import HeldSignals
 from lawa_opt.messages import few, warn
 from lawa_opt.ring import Ring
 from lawa_opt.schedule import CollectSchedule, Every
-from lawa_opt.sharding import local
 from lawa_opt.state_check import check_entries
 from lawa_opt.state_dict import (
     attach,
     detach,
+    is_dcp_state_init,
     local_copies,
     restored_rings,
     set_schedule,
@@ -239,7 +239,7 @@ class LAWA(Optimizer):
         """
         if self.swaps:
             self._refuse_if_averaged("step()")
-        if kwargs and not args and self._only_makes_state(kwargs):
+        if kwargs and not args and is_dcp_state_init(self.base, kwargs):
             self.window.allocate(self._tensors())
             return self.base.step(**kwargs)
         theirs = fires_global_hooks(self.base) if global_pre_hooks or global_post_hooks else True
@@ -280,20 +280,6 @@ class LAWA(Optimizer):
         counted = first and not first[0].is_inference()
         self.version_after_step[:] = (first[0]._version,) if counted else ()
 
-    def _only_makes_state(self, kwargs: dict[str, Any]) -> bool:
-        """Whether this is torch.distributed.checkpoint's way of making an optimizer's state.
-
-        It calls step(closure=None) with rates and gradients of exactly zero, which is no step of
-        training. A warm-up may start at a rate of zero, but has gradients.
-        """
-        if kwargs != {"closure": None} or self.base.state:
-            return False
-        return all(
-            float(group.get("lr", 0.0)) == 0.0
-            and all(p.grad is None or not local(p.grad).any() for p in group["params"])
-            for group in self.param_groups
-        )
-
     def _refuse_if_captured(self) -> None:
         if is_current_stream_capturing():
             raise RuntimeError(
@@ -318,8 +304,9 @@ class LAWA(Optimizer):
                     f"{device} when the buffers were given: model.to() has put other tensors in "
                     "the place of these. Give LAWA the model itself, buffers=model"
                 )
-        self.window.rebind(self.buffers.replaced())
-        return parameters + self.buffers.now()
+        buffers, replaced = self.buffers.look_up()
+        self.window.rebind(replaced)
+        return parameters + buffers
 
     @_outside_graphs
     @torch.no_grad()
@@ -340,8 +327,8 @@ class LAWA(Optimizer):
                 "call train(), first"
             )
 
-    def _filled(self, latest: int | None) -> list[Ring]:
-        """The rings that hold snapshots, once `latest` is known to be in range."""
+    def _nonempty_rings(self, latest: int | None) -> list[Ring]:
+        """Return the rings that hold snapshots, once `latest` is known to be in range."""
         held = self.held
         if held == 0:
             raise RuntimeError(
@@ -353,18 +340,21 @@ class LAWA(Optimizer):
         if latest is not None and not (whole and 1 <= latest <= held):
             raise ValueError(f"latest must be from 1 to the {held} snapshots held: {latest!r}")
         tensors = self._tensors()
+        buffers = tensors[len(self._parameters()) :]
         # A cache that has grown since is no statistic: it stays as it is.
-        grown = self.window.reshaped(self.buffers.now()) if self.buffers else set()
+        grown = self.window.reshaped(buffers)
         rings = self.window.readable([t for t in tensors if id(t) not in grown])
         complete = sum(len(ring.tensors) for ring in rings) == len(tensors)
         if not complete or (self.buffers.modules and "coverage" not in self.said):
-            self._say_what_stays_live(rings, grown)
+            self._say_what_stays_live(rings, buffers, grown)
         return rings
 
-    def _say_what_stays_live(self, rings: list[Ring], grown: set[int]) -> None:
+    def _say_what_stays_live(
+        self, rings: list[Ring], buffers: list[Tensor], grown: set[int]
+    ) -> None:
         """Warn of what is trained and has no snapshot, as far as that can be seen from here."""
         averaged = {id(tensor) for ring in rings for tensor in ring.tensors}
-        for kind, tensors in (("parameters", self._parameters()), ("buffers", self.buffers.now())):
+        for kind, tensors in (("parameters", self._parameters()), ("buffers", buffers)):
             missing = len({id(t) for t in tensors} - averaged - grown)
             if missing:
                 self._say(
@@ -469,7 +459,7 @@ class LAWA(Optimizer):
     @torch.no_grad()
     def _new_swap(self, latest: int | None) -> tuple[Swap, list[Ring]]:
         """Return the live weights of all that an average will replace, and where that is from."""
-        rings = self._filled(latest)
+        rings = self._nonempty_rings(latest)
         return Swap([tensor for ring in rings for tensor in ring.tensors], self.buffers), rings
 
     @_outside_graphs
@@ -493,7 +483,7 @@ class LAWA(Optimizer):
         dtype: torch.dtype | None = None,
         others: Sequence[LAWA] = (),
     ) -> dict[str, Any]:
-        """`model.state_dict()` with the mean in place of each tensor the window holds.
+        """Return `model.state_dict()` with the mean in place of each tensor the window holds.
 
         Everything in it is a copy, tied weights too, so it can go to `safetensors.torch.save_file`
         or `torch.save` and training can go on. The model itself is not touched.
@@ -535,7 +525,7 @@ class LAWA(Optimizer):
     def _means(self, latest: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
         """Return the mean of each tensor that the window holds, by the tensor's id."""
         means: dict[int, Tensor] = {}
-        for ring in self._filled(latest):
+        for ring in self._nonempty_rings(latest):
             outs = [
                 torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
             ]
@@ -594,7 +584,7 @@ class LAWA(Optimizer):
                 "Adagrad makes its state when it is built and not again: restart without "
                 "reset_state and set its state yourself"
             )
-        rings = self._filled(latest)
+        rings = self._nonempty_rings(latest)
         forget_derived(self._tensors())
         for ring in rings:
             ring.write_mean(ring.tensors, latest)
@@ -604,7 +594,7 @@ class LAWA(Optimizer):
 
     @_outside_graphs
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict, with the window in each parameter's entry.
+        """Return the wrapped optimizer's state dict, with the window in each parameter's entry.
 
         As in torch, tensors are references: save or copy it before the next step. Taken while
         averaged weights are in the model, it carries the live ones too, and a LAWA that loads it

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
 from torch.utils.dlpack import from_dlpack
 
 from lawa_opt.ring import Ring
@@ -125,7 +126,7 @@ def detach(
             )
         pairs = list(_numbered(state_dict["param_groups"], groups))
         check_numbering(pairs)
-        plain, windows = _divided(state_dict["state"], {number for number, _ in pairs})
+        plain, windows = _split_state(state_dict["state"], {number for number, _ in pairs})
         named += [(f"parameter {i}", tensor, windows.get(i, {})) for i, tensor in pairs]
         state_dict["state"] = plain
     for name, entries in lists.items():
@@ -141,6 +142,21 @@ def detach(
     return named
 
 
+def is_dcp_state_init(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
+    """Return whether this is torch.distributed.checkpoint's way of making an optimizer's state.
+
+    It calls step(closure=None) with rates and gradients of exactly zero, which is no step of
+    training. A warm-up may start at a rate of zero, but has gradients.
+    """
+    if kwargs != {"closure": None} or optimizer.state:
+        return False
+    return all(
+        float(group.get("lr", 0.0)) == 0.0
+        and all(p.grad is None or not local(p.grad).any() for p in group["params"])
+        for group in optimizer.param_groups
+    )
+
+
 def has_torch_form(state_dict: Mapping[str, Any]) -> bool:
     """Return whether a state dict is as torch makes it; other packages may have their own form."""
     return "state" in state_dict and "param_groups" in state_dict
@@ -152,7 +168,7 @@ def _numbered(numbers: Groups, groups: Groups) -> Iterator[tuple[Any, Tensor]]:
         yield from zip(group["params"], own["params"], strict=True)
 
 
-def _divided(
+def _split_state(
     state: Mapping[Any, Any], numbers: set[Any]
 ) -> tuple[dict[Any, Any], dict[Any, dict[str, Any]]]:
     """Return a saved state without the window, and the window's part of it.
