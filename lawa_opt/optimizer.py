@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from itertools import chain
 from types import TracebackType
@@ -24,7 +24,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
+from lawa_opt.copies import copied_entries
 from lawa_opt.interrupts import HeldSignals
+from lawa_opt.loading import load_base, undo_of
 from lawa_opt.messages import few, warn
 from lawa_opt.ring import Ring
 from lawa_opt.schedule import CollectSchedule, Every
@@ -510,17 +512,7 @@ class LAWA(Optimizer):
         if not any(id(value) in means for value in entries.values()):
             raise ValueError(coverage.NOT_THE_MODELS)
         self._check_coverage(model, means, windows)
-        result: dict[str, Any] = {}
-        firsts: dict[int, str] = {}
-        for name, value in entries.items():
-            mean = means.pop(id(value), None)
-            if mean is None and isinstance(value, Tensor):
-                first = firsts.get(id(value))
-                source = value.detach() if first is None else result[first]
-                mean = source.clone()
-            firsts.setdefault(id(value), name)
-            result[name] = copy.deepcopy(value) if mean is None else mean
-        return result
+        return copied_entries(entries, means)
 
     def _means(self, latest: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
         """Return the mean of each tensor that the window holds, by the tensor's id."""
@@ -664,9 +656,9 @@ class LAWA(Optimizer):
         if live:
             tensors, weights = map(list, zip(*live, strict=True))
             swaps = [Swap(tensors, self.buffers, local_copies(weights, tensors))]
-        undo = self._undo()
+        undo = undo_of(self.base, self.window, self.schedule)
         try:
-            self._load_base(state_dict)
+            load_base(self.base, state_dict)
             self.window.replace(rings)
             set_schedule(self.schedule, [entry for _, entry in entries])
         except BaseException:
@@ -679,36 +671,6 @@ class LAWA(Optimizer):
         self.version_after_step.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _undo(self) -> Callable[[], None]:
-        """Return what brings back optimizer, window and schedule as they are now."""
-        base = dict(vars(self.base))
-        groups = [(group, dict(group)) for group in self.base.param_groups]
-        rings, schedule = list(self.window.rings), dict(vars(self.schedule))
-
-        def undo() -> None:
-            vars(self.base).update(base)
-            for group, before in groups:
-                group.clear()
-                group.update(before)
-            self.window.replace(rings)
-            vars(self.schedule).update(schedule)
-
-        return undo
-
-    def _load_base(self, state_dict: dict[str, Any]) -> None:
-        """Load the wrapped optimizer's part.
-
-        Raises:
-            ValueError: it is refused.
-        """
-        try:
-            self.base.load_state_dict(state_dict)
-        except Exception as error:
-            raise ValueError(
-                f"{type(self.base).__name__} refuses its part of this state dict: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
 
 class _Averaged(ContextDecorator, AbstractContextManager[None]):
