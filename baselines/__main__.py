@@ -159,7 +159,7 @@ def compare_command(
         ):
             # Only one of the processes that train together has something to say.
             screen.console.quiet = ranks.rank() > 0
-            comparisons = conduct.carry_out(root, plans, given, engine, jobs)
+            comparisons = conduct.run_comparison(root, plans, given, engine, jobs)
     except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
         raise commandline.CommandError(str(error)) from error
     if len(comparisons) > 1:

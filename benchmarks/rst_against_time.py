@@ -42,7 +42,7 @@ from rows import Limit, Row, finish, parser, spread
 import baselines.experiment.calibration
 import baselines.training.loop
 from baselines.methods.method import Settings, find
-from baselines.training.loop import _Follower
+from baselines.training.loop import MethodRun
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
 from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed
@@ -117,7 +117,7 @@ class Steps:
 
     def follower(self, name, averager, account, budget):
         """A method on its way, looked at."""
-        follower = _Follower(name, averager, account, budget)
+        follower = MethodRun(name, averager, account, budget)
         step, after_step = follower.step, averager.after_step
 
         def timed_step(loss):
@@ -199,7 +199,7 @@ def train_for_long(workload_name, steps):
     settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
     baselines.training.loop.Account = steps.account
-    baselines.training.loop._Follower = steps.follower
+    baselines.training.loop.MethodRun = steps.follower
     trajectory = baselines.training.loop.train(
         steps.watch(workload),
         {name: find(name) for name in FOLLOWING},

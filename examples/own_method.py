@@ -10,15 +10,15 @@ from collections.abc import Mapping
 
 import torch
 
-from baselines.methods.averagers import Live, check_keys
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
+from baselines.methods.averagers import check_keys
 from timing import Operation
 from timing.rst.schedules import linear
 
 EVERY = 6
 
 
-class Lookahead(Live):
+class Lookahead(NoAveraging):
     # The most that following one step adds. What is named here is charged to the budget, at the
     # cost that `operations` lets the calibration measure.
     step_operations: Mapping[str, int] = {"lookahead": 1}

@@ -12,7 +12,7 @@ from sklearn.datasets import load_diabetes
 from torch import nn
 from torch.nn import functional as F
 
-from baselines.workloads import Workload
+from baselines import Workload
 
 BATCH = 32
 

@@ -192,7 +192,7 @@ def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
         MethodError: a method cannot be made.
     """
     # BatchNorm statistics are made of real inputs, and hold nothing.
-    meta = replace(plan, workload=replace(plan.workload, statistics_batches=()))
+    meta = replace(plan, workload=replace(plan.workload, bn_batches=()))
     base = plan.workload.make_optimizer(model, plan.settings.learning_rate)
     try:
         return _window_bytes(methods, meta, *_on_meta(model, base))
@@ -224,7 +224,7 @@ def _window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module, base: 
         parts = [*model.parameters(), *model.buffers(), *_gradients(model), *_tensors(base.state)]
         own = _storages(parts, model)
         for averager in averagers:
-            with averager.reading()[0]:
+            with averager.evaluation_model()[0]:
                 # Not isinstance: it would wake lazy objects of other libraries.
                 made = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
                 held = _storages(made, model)

@@ -15,7 +15,7 @@ from baselines.cli.console import Screen, TuningBar, console, progress_bar, say,
 from baselines.experiment import tuning
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison, Listener, Plan, Silent, check
-from baselines.experiment.executor import Cluster, Engine, Processes, side_by_side
+from baselines.experiment.executor import Cluster, Engine, Processes, run_parallel
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     REFERENCE,
@@ -65,7 +65,7 @@ def refuse(plans: list[Plan], profile: Profile) -> None:
         raise typer.BadParameter(commandline.said_of(error)) from error
 
 
-def carry_out(
+def run_comparison(
     root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
 ) -> list[Comparison]:
     """Compare under each budget, going on with what is in the folder, and print the results.
@@ -81,7 +81,7 @@ def carry_out(
     refuse(plans, profile)
     train: Train = partial(resume, warn=say)
     if engine:
-        train = partial(side_by_side, engine=engine, jobs=jobs, warn=say)
+        train = partial(run_parallel, engine=engine, jobs=jobs, warn=say)
 
     def try_out(*arguments: Any) -> Comparison:
         refuse_changed(texts)
@@ -157,13 +157,13 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
     """The plan with the best settings of its trials, which are kept beside its own folder."""
     numbers = itertools.count()
 
-    def carry_out(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
+    def run_trial(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
         folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
         return train(trial, profile, listener, folder)
 
     try:
         with progress_bar() as progress:
-            found = tuning.tune(plan, profile, TuningBar(plan, progress), carry_out)
+            found = tuning.tune(plan, profile, TuningBar(plan, progress), run_trial)
     except tuning.CutOffError as error:
         raise commandline.CommandError(
             f"{error}. The same command tries again what did not end, and nothing else"

@@ -12,9 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.experiment.comparison import Comparison, Listener, Plan
-from baselines.methods.averagers import Averager, Live, check_keys
+from baselines.methods.averagers import Averager, NoAveraging, check_keys
 from baselines.methods.method import Method, Settings, find
-from baselines.training.loop import check_budget, dearest_reading, dearest_step, train
+from baselines.training.loop import (
+    check_budget,
+    max_evaluation_operations,
+    max_step_operations,
+    train,
+)
 from baselines.training.results import Point
 from baselines.workloads.base import Workload
 from lawa_opt import LAWA
@@ -55,11 +60,11 @@ class SharedWindow:
         return self._collected
 
 
-class SubWindow(Live):
+class SubWindow(NoAveraging):
     """An averager: the latest k snapshots of a shared window."""
 
     step_operations: Mapping[str, int] = {"collect": 1}
-    read_operations: Mapping[str, int] = {"average": 1}
+    evaluation_operations: Mapping[str, int] = {"average": 1}
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, window: SharedWindow, k: int
@@ -74,9 +79,9 @@ class SubWindow(Live):
         self._steps += 1
         return "collect" if self.window.collected_after(self._steps) else None
 
-    def reading(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
+    def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """The model under the mean of k snapshots, or of fewer at first; live before any."""
-        return self._averaged(), self.read_operations if self.window.lawa.held else {}
+        return self._averaged(), self.evaluation_operations if self.window.lawa.held else {}
 
     @contextmanager
     def _averaged(self) -> Iterator[nn.Module]:
@@ -172,7 +177,9 @@ def check(plan: Plan, profile: Profile, configs: Sequence[WindowConfig]) -> None
     optimizer = plan.workload.make_optimizer(model, plan.settings.learning_rate)
     window = SharedWindow(model, optimizer, longest, "manual")
     averager = SubWindow(model, optimizer, window, longest)
-    profile.require(plan.signature, {*dearest_step(averager), *dearest_reading(averager)})
+    profile.require(
+        plan.signature, {*max_step_operations(averager), *max_evaluation_operations(averager)}
+    )
     check_budget(averager, Account(profile.seconds, plan.policy), plan.budget)
 
 

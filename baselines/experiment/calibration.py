@@ -16,7 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import DEFAULT, MethodError, Settings, find
-from baselines.training.loop import dearest_reading, dearest_step, draw_from, training_step
+from baselines.training.loop import (
+    max_evaluation_operations,
+    max_step_operations,
+    seed_step,
+    training_step,
+)
 from baselines.workloads import load
 from baselines.workloads.base import Batch, Workload
 from timing import (
@@ -153,7 +158,7 @@ def operations(
             if averager.train_step != step:
                 waiting.setdefault(averager.train_step, []).append(name)
                 continue
-            needed[name] = {*dearest_step(averager), *dearest_reading(averager)}
+            needed[name] = {*max_step_operations(averager), *max_evaluation_operations(averager)}
             if optimizer is base:
                 optimizer = averager.optimizer
             own = averager.operations()
@@ -184,7 +189,7 @@ def _step(
     steps = itertools.count()
 
     def train_step() -> None:
-        draw_from(0, next(steps), 0)
+        seed_step(0, next(steps), 0)
         training_step(workload, model, optimizer, loaded[0])
         schedule.step()
 

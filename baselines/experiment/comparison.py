@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from baselines.methods.method import METHODS, Method, Settings, find
 from baselines.training.checkpoint import Checkpoints
-from baselines.training.loop import check_budget, dearest_reading, dearest_step, train
+from baselines.training.loop import (
+    check_budget,
+    max_evaluation_operations,
+    max_step_operations,
+    train,
+)
 from baselines.training.results import Point, Run, Trajectory
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
@@ -186,7 +191,7 @@ def check(plan: Plan, profile: Profile) -> dict[str, Method]:
         model = plan.workload.make_model()
         base = plan.workload.make_optimizer(model, settings.learning_rate)
         averager = method.averager(model, base, plan.workload, settings)
-        needed = {*dearest_step(averager), *dearest_reading(averager)}
+        needed = {*max_step_operations(averager), *max_evaluation_operations(averager)}
         profile.require(plan.signature, needed)
         check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(method))
     return methods
@@ -226,7 +231,7 @@ def tasks(plan: Plan) -> list[Task]:
     return [Task(methods, seed) for seed in plan.seeds for methods in trajectories_of(plan)]
 
 
-def carry_out(
+def run_training(
     plan: Plan,
     task: Task,
     methods: Mapping[str, Method],
@@ -269,7 +274,7 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
         ValueError: as `check` does, before anything is run.
     """
     methods = check(plan, profile)
-    trajectories = [carry_out(plan, task, methods, profile, listener) for task in tasks(plan)]
+    trajectories = [run_training(plan, task, methods, profile, listener) for task in tasks(plan)]
     return Comparison(plan, profile, tuple(trajectories))
 
 

@@ -40,8 +40,8 @@ from baselines.experiment.comparison import (
     Plan,
     Silent,
     Task,
-    carry_out,
     check,
+    run_training,
     tasks,
 )
 from baselines.experiment.lock import Lock
@@ -364,7 +364,7 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
             checkpoints = Checkpoints(own, SECONDS_BETWEEN)
             listener = _Writer(own, plan.seeds[0])
             methods = {name: find(name) for name in task.methods}
-            trajectory = carry_out(plan, task, methods, profile, listener, checkpoints)
+            trajectory = run_training(plan, task, methods, profile, listener, checkpoints)
             write_result(path, task, trajectory)
             if trajectory.error:
                 raise RuntimeError(trajectory.error)
@@ -471,7 +471,7 @@ class _Reader:
                 path.unlink()
 
 
-def side_by_side(
+def run_parallel(
     plan: Plan,
     profile: Profile,
     listener: Listener,

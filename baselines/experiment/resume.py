@@ -10,8 +10,8 @@ from baselines.experiment.comparison import (
     Listener,
     Plan,
     Task,
-    carry_out,
     check,
+    run_training,
     tasks,
 )
 from baselines.experiment.store import describe, read_result, task_folder, write_result
@@ -60,7 +60,7 @@ def resume(
             tell(done, listener)
             return done
         checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
-        trajectory = carry_out(plan, task, methods, profile, listener, checkpoints)
+        trajectory = run_training(plan, task, methods, profile, listener, checkpoints)
         if ranks.rank() == 0:
             write_result(folder, task, trajectory)
         return trajectory

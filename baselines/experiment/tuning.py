@@ -156,7 +156,7 @@ def tune(
     plan: Plan,
     profile: Profile,
     listener: Listener,
-    carry_out: Callable[[Plan, Profile, Listener], Comparison] = compare,
+    run_trial: Callable[[Plan, Profile, Listener], Comparison] = compare,
 ) -> Plan:
     """Try `plan.trials` settings for each method under the full budget, and take the best.
 
@@ -167,7 +167,7 @@ def tune(
         plan: what is to be compared with the settings found.
         profile: of the reference machine.
         listener: told of the trials' progress.
-        carry_out: runs one trial.
+        run_trial: runs one trial.
 
     Returns:
         The plan with `tuned` and `tried` set.
@@ -177,7 +177,7 @@ def tune(
         CutOffError: a training raised an error or was killed; all others have been tried.
     """
     check(plan, profile)
-    done = [carry_out(trial, profile, listener) for trial in trials(plan, plan.trials)]
+    done = [run_trial(trial, profile, listener) for trial in trials(plan, plan.trials)]
     cut_off = [
         f"trial {number} of {run.method}: {run.failure or 'its training was not kept'}"
         for number, comparison in enumerate(done)

@@ -13,17 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.external import digest_of, function_of, in_one_line
-from baselines.methods.averagers import (
-    Averager,
-    CyclicSwa,
-    Ema,
-    Lawa,
-    Live,
-    Swa,
-    falling_cycles,
-    fixed_decay,
-    growing_half_life,
-)
+from baselines.methods.averagers import Averager, NoAveraging
+from baselines.methods.averagers.ema import Ema, fixed_decay, growing_half_life
+from baselines.methods.averagers.lawa import Lawa
+from baselines.methods.averagers.swa import CyclicSwa, Swa, cyclic_linear
 from baselines.workloads.base import Workload
 from lawa_opt.schedule import Every
 from timing.rst.schedules import (
@@ -125,7 +118,7 @@ class Method:
 
 
 def _live(model: nn.Module, optimizer: Optimizer, _: Workload, __: Settings) -> Averager:
-    return Live(model, optimizer)
+    return NoAveraging(model, optimizer)
 
 
 def _ema(model: nn.Module, optimizer: Optimizer, _: Workload, settings: Settings) -> Averager:
@@ -141,13 +134,13 @@ def _ema_growing(
 def _swa(
     model: nn.Module, optimizer: Optimizer, workload: Workload, settings: Settings
 ) -> Averager:
-    return Swa(model, optimizer, workload.statistics_batches, settings.swa_start)
+    return Swa(model, optimizer, workload.bn_batches, settings.swa_start)
 
 
 def _swa_cyclic(
     model: nn.Module, optimizer: Optimizer, workload: Workload, _: Settings
 ) -> Averager:
-    return CyclicSwa(model, optimizer, workload.statistics_batches)
+    return CyclicSwa(model, optimizer, workload.bn_batches)
 
 
 def _lawa(model: nn.Module, optimizer: Optimizer, _: Workload, settings: Settings) -> Averager:
@@ -158,12 +151,12 @@ def _schedule_free(
     model: nn.Module, optimizer: Optimizer, workload: Workload, settings: Settings
 ) -> Averager:
     try:
-        from baselines.methods.schedule_free import ScheduleFree
+        from baselines.methods.averagers.schedule_free import ScheduleFree
     except ImportError as error:
         raise MethodError(
             f"schedule-free is trained by its own package ({error}): pip install schedulefree"
         ) from error
-    return ScheduleFree(model, optimizer, workload.statistics_batches, settings.beta)
+    return ScheduleFree(model, optimizer, workload.bn_batches, settings.beta)
 
 
 DEFAULT = ("constant", "decayed", "ema", "swa", "lawa", "lawa-decayed")
@@ -193,7 +186,7 @@ METHODS = {
         _ema_growing,
         space={"half_life_share": Range(0.005, 0.2, log=True)},
     ),
-    "swa-cyclic": Method("SWA of a cyclic rate", falling_cycles, _swa_cyclic),
+    "swa-cyclic": Method("SWA of a cyclic rate", cyclic_linear, _swa_cyclic),
     "cosine": Method("cosine decay", cosine, _live),
     "lawa-cosine": Method("LAWA of the cosine decay", cosine, _lawa, space=_LAWA),
     "wsd": Method("warm-up, stable, 1-sqrt decay", _wsd, _live),

@@ -48,14 +48,14 @@ def step_of(averager: Averager) -> dict[str, int]:
     return {"load_data": 1, averager.train_step: 1}
 
 
-def dearest_step(averager: Averager) -> dict[str, int]:
+def max_step_operations(averager: Averager) -> dict[str, int]:
     """The most that a step with this averager can run."""
     return {**step_of(averager), **averager.step_operations}
 
 
-def dearest_reading(averager: Averager) -> dict[str, int]:
-    """The most that an evaluation with this averager can run."""
-    return {**EVALUATION, **averager.read_operations}
+def max_evaluation_operations(averager: Averager) -> dict[str, int]:
+    """Return the most operations that an evaluation with this averager can run."""
+    return {**EVALUATION, **averager.evaluation_operations}
 
 
 def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
@@ -65,8 +65,8 @@ def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
         ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    least = account.cost(dearest_step(averager)) * ranks.world()
-    least += account.cost(dearest_reading(averager))
+    least = account.cost(max_step_operations(averager)) * ranks.world()
+    least += account.cost(max_evaluation_operations(averager))
     if budget.seconds < least:
         raise ValueError(
             f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
@@ -74,8 +74,8 @@ def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
         )
 
 
-class _Follower:
-    """A method on its way along a trajectory, with an account of its own."""
+class MethodRun:
+    """Follows one training by the account of one method."""
 
     def __init__(
         self, name: str, share: float, averager: Averager, account: Account, budget: Budget
@@ -88,10 +88,10 @@ class _Follower:
         self.budget = budget
         # Asked once: at every step it would take longer than to charge for the step.
         self.world = ranks.world()
-        self.step_seconds = account.cost(dearest_step(averager)) * self.world
+        self.step_seconds = account.cost(max_step_operations(averager)) * self.world
         # In the account's own units, whole femtoseconds, since these are compared at every step.
-        self.step_cost = account.cost_femtoseconds(dearest_step(averager)) * self.world
-        self.reading_cost = account.cost_femtoseconds(dearest_reading(averager))
+        self.step_cost = account.cost_femtoseconds(max_step_operations(averager)) * self.world
+        self.evaluation_cost = account.cost_femtoseconds(max_evaluation_operations(averager))
         self.points: list[Point] = []
         self.test = math.inf
         self.ended = False
@@ -101,6 +101,7 @@ class _Follower:
         self.steps_since = 0
 
     def step(self, loss: Tensor) -> None:
+        """Charge a step, and let the averager follow it."""
         self.loss_sum = self.loss_sum + loss
         self.steps_since += 1
         self.account.charge("load_data", self.world)
@@ -111,30 +112,30 @@ class _Follower:
 
     @property
     def can_pay(self) -> bool:
-        """Whether the budget has another step and the reading that ends the run."""
-        return self._left >= self.step_cost + self.reading_cost
+        """Say whether the budget has another step and the evaluation that ends the run."""
+        return self._left >= self.step_cost + self.evaluation_cost
 
     @property
     def _left(self) -> int:
         return self.budget.femtoseconds - self.account.femtoseconds
 
     def is_due(self, evaluations: int) -> bool:
-        """Whether a point of the grid was passed, and its reading can be paid."""
+        """Say whether a point of the grid was passed, and its evaluation can be paid."""
         passed = math.floor(self.budget.spent(self.account) * evaluations)
-        if passed < self.next_point or self._left < self.step_cost + 2 * self.reading_cost:
+        if passed < self.next_point or self._left < self.step_cost + 2 * self.evaluation_cost:
             return False
         self.next_point = passed + 1
         return True
 
     def mean_loss(self) -> float:
-        """Mean training loss since the latest point."""
+        """Return the mean training loss since the latest point."""
         mean = float(self.loss_sum) / self.steps_since
         self.loss_sum, self.steps_since = torch.zeros(()), 0
         return mean
 
     @property
     def failure(self) -> str | None:
-        """What is wrong, if anything: an error, or with the latest point."""
+        """Return what is wrong, if anything: an error, or with the latest point."""
         if self.error or not self.points:
             return self.error
         latest = self.points[-1]
@@ -146,7 +147,7 @@ class _Follower:
         )
 
     def run(self, seed: int) -> Run:
-        """What came of it."""
+        """Return its result."""
         return Run(
             method=self.name,
             seed=seed,
@@ -160,7 +161,7 @@ class _Follower:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; the averager's own state with it."""
+        """Return where it is, the averager's own state included."""
         return {
             "account": self.account.state_dict(),
             "averager": self.averager.state_dict(),
@@ -210,11 +211,11 @@ class _Training:
         self.model = workload.make_model().train()
         (rate,) = {own.learning_rate for own in settings.values()}
         self.optimizer = workload.make_optimizer(self.model, rate)
-        self.followers: list[_Follower] = []
+        self.followers: list[MethodRun] = []
         for name, method in methods.items():
             averager = method.averager(self.model, self.optimizer, workload, settings[name])
             account = Account(costs, policy)
-            self.followers.append(_Follower(name, method.share, averager, account, budget))
+            self.followers.append(MethodRun(name, method.share, averager, account, budget))
             self.optimizer = averager.optimizer
         (factor,) = {method.schedule for method in methods.values()}
         spent = self.followers[0].account
@@ -232,7 +233,7 @@ class _Training:
         }
 
     @property
-    def active(self) -> list[_Follower]:
+    def active(self) -> list[MethodRun]:
         """Those whose budget has not ended."""
         return [follower for follower in self.followers if not follower.ended]
 
@@ -319,7 +320,7 @@ def _refuse_other(saved: object, own: Mapping[str, Any], of: str) -> None:
             )
 
 
-def draw_from(seed: int, step: int, rank: int) -> None:
+def seed_step(seed: int, step: int, rank: int) -> None:
     """Let what a step draws (dropout) depend on seed, step and rank alone, on every device.
 
     A training that was cut off then goes on with the same draws. `torch.manual_seed` would do the
@@ -435,12 +436,12 @@ def _run(
     first = rank == 0
     device = next(training.model.parameters()).device
 
-    def evaluate(follower: _Follower, operations: Mapping[str, int], *, last: bool) -> None:
+    def evaluate(follower: MethodRun, operations: Mapping[str, int], *, last: bool) -> None:
         for operation, times in operations.items():
             follower.account.charge(operation, times)
         with _paused(watch):
             live = _sample(training.model) if first else []
-        here = follower.averager.reading()[0] if first else nullcontext(training.model)
+        here = follower.averager.evaluation_model()[0] if first else nullcontext(training.model)
         with here as reported, _paused(watch):
             is_live = ranks.from_first(_sample(reported) == live if first else None, device)
             value = ranks.from_first(workload.evaluate(reported) if first else None, device)
@@ -466,7 +467,7 @@ def _run(
     batches = itertools.islice(workload.batches(training.seed, start), None, None, world)
     with watch:
         while active := training.active:
-            draw_from(training.seed, training.step, rank)
+            seed_step(training.seed, training.step, rank)
             batch = next(batches)
             loss = training_step(workload, training.network, training.optimizer, batch)
             training.step += 1
@@ -479,9 +480,9 @@ def _run(
             for follower in active:
                 if not follower.can_pay:
                     # In full even if there is nothing to read, so that every run ends alike.
-                    evaluate(follower, follower.averager.read_operations, last=True)
+                    evaluate(follower, follower.averager.evaluation_operations, last=True)
                 elif follower.is_due(evaluations):
-                    evaluate(follower, follower.averager.reading()[1], last=False)
+                    evaluate(follower, follower.averager.evaluation_model()[1], last=False)
             if checkpoints and first and checkpoints.due:
                 with _paused(watch):
                     checkpoints.save(training.step, training.state_dict())

@@ -58,7 +58,7 @@ class Workload:
         budget_seconds: the budget by default, in reference seconds.
         signature: what the cost of a step depends on (shapes, dtype, optimizer), for the profile.
         data: where the data come from, their size, and a SHA-256 digest as "sha256".
-        statistics_batches: training inputs from which BatchNorm statistics are recomputed; may be
+        bn_batches: training inputs from which BatchNorm statistics are recomputed; may be
             empty for a model without BatchNorm.
         source: what `baselines.workloads.load` was given, so that another process can load the
             same; it sets this itself.
@@ -76,7 +76,7 @@ class Workload:
     budget_seconds: float
     signature: dict[str, str | int]
     data: dict[str, Any]
-    statistics_batches: Sequence[Tensor] = ()
+    bn_batches: Sequence[Tensor] = ()
     source: tuple[str, str | None] | None = None
 
     def __post_init__(self) -> None:

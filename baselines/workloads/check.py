@@ -113,7 +113,5 @@ def _in_the_evaluation(workload: Workload, model: nn.Module) -> Iterator[str]:
 def _in_the_statistics(workload: Workload, model: nn.Module) -> Iterator[str]:
     # The base class that torch's own update_bn looks for.
     base: type[nn.Module] = nn.modules.batchnorm._BatchNorm
-    if any(isinstance(module, base) for module in model.modules()) and not len(
-        workload.statistics_batches
-    ):
-        yield "statistics_batches: a model with BatchNorm needs some; there are none"
+    if any(isinstance(module, base) for module in model.modules()) and not len(workload.bn_batches):
+        yield "bn_batches: a model with BatchNorm needs some; there are none"

@@ -153,7 +153,7 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
             "batch": batch,
             "pixels": "x".join(map(str, pixels.shape[2:])),
             "evaluation_images": len(held_out),
-            "statistics_batches": min(STATISTICS_BATCHES, per_epoch),
+            "bn_batches": min(STATISTICS_BATCHES, per_epoch),
             "dtype": "float32",
             "device": default_device().type,
             "optimizer": "SGD",
@@ -165,7 +165,7 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
                 pixels.numpy().tobytes() + labels.numpy().tobytes()
             ).hexdigest(),
         },
-        statistics_batches=[
+        bn_batches=[
             inputs.to(default_device())
             for inputs, _ in itertools.islice(batches(0), min(STATISTICS_BATCHES, per_epoch))
         ],

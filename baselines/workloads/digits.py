@@ -85,7 +85,7 @@ def load() -> Workload:
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         evaluate=lambda model: evaluate(model, held_out),
         evaluate_test=lambda model: evaluate(model, test),
-        statistics_batches=[
+        bn_batches=[
             _shifted(images, *torch.randint(3, (2, BATCH, 1, 1), generator=generator))
             for images in train_images[: STATISTICS_BATCHES * BATCH].split(BATCH)
         ],
@@ -94,7 +94,7 @@ def load() -> Workload:
             "model": f"cnn-{CHANNELS}",
             "batch": BATCH,
             "evaluation_images": int(held_out.sum()),
-            "statistics_batches": STATISTICS_BATCHES,
+            "bn_batches": STATISTICS_BATCHES,
             "dtype": "float32",
             "optimizer": "SGD",
         },

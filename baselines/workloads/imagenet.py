@@ -162,7 +162,7 @@ def workload(
             "classes": len(train_folder.classes),
             "batch": batch,
             "evaluation_images": len(held_out),
-            "statistics_batches": STATISTICS_BATCHES,
+            "bn_batches": STATISTICS_BATCHES,
             "readers": readers,
             "dtype": "float32",
             "device": default_device().type,
@@ -174,7 +174,7 @@ def workload(
             "sha256_of": "names and sizes of the files",
             "sha256": images.digest_of_files(data, (train_folder, test_folder)),
         },
-        statistics_batches=_Read(batches, STATISTICS_BATCHES),
+        bn_batches=_Read(batches, STATISTICS_BATCHES),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from baselines.analysis.ablation import table
 from baselines.experiment.ablation import WindowConfig, ablate
 from baselines.experiment.comparison import Comparison, Plan
-from baselines.methods.averagers import Lawa
+from baselines.methods.averagers.lawa import Lawa
 from baselines.methods.method import METHODS, Method, Settings
 from baselines.training.loop import train
 from tests.support.profiles import profile_of

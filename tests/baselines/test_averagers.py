@@ -11,21 +11,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.methods.averagers import (
-    CYCLES,
-    SWA_EVERY,
-    Averager,
-    CyclicSwa,
-    Ema,
-    Lawa,
-    Live,
-    Swa,
-    falling_cycles,
-    fixed_decay,
-    growing_half_life,
-    recompute_statistics,
-)
-from baselines.methods.schedule_free import ScheduleFree
+from baselines.methods.averagers import Averager, NoAveraging
+from baselines.methods.averagers.batchnorm import update_bn
+from baselines.methods.averagers.ema import Ema, fixed_decay, growing_half_life
+from baselines.methods.averagers.lawa import Lawa
+from baselines.methods.averagers.schedule_free import ScheduleFree
+from baselines.methods.averagers.swa import CYCLES, SWA_EVERY, CyclicSwa, Swa, cyclic_linear
 from baselines.training.loop import training_step
 from baselines.workloads import digits
 from baselines.workloads.base import Workload
@@ -56,7 +47,7 @@ def follow(
 
 
 def reported(averager: Averager) -> dict[str, torch.Tensor]:
-    with averager.reading()[0] as model:
+    with averager.evaluation_model()[0] as model:
         return copy.deepcopy(model.state_dict())
 
 
@@ -67,12 +58,12 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def test_no_averager_changes_the_training(workload: Workload) -> None:
-    _, plain, _ = follow(workload, Live)
+    _, plain, _ = follow(workload, NoAveraging)
     for make in (
         lambda model, opt: Ema(model, opt, EMA),
         lambda model, opt: Lawa(model, opt, 3, 4),
-        lambda model, opt: Swa(model, opt, workload.statistics_batches, 0.75),
-        lambda model, opt: CyclicSwa(model, opt, workload.statistics_batches),
+        lambda model, opt: Swa(model, opt, workload.bn_batches, 0.75),
+        lambda model, opt: CyclicSwa(model, opt, workload.bn_batches),
     ):
         _, history, _ = follow(workload, make)
         for state, expected in zip(history, plain, strict=True):
@@ -80,10 +71,10 @@ def test_no_averager_changes_the_training(workload: Workload) -> None:
 
 
 def test_live_is_live(workload: Workload) -> None:
-    averager, history, operations = follow(workload, Live)
+    averager, history, operations = follow(workload, NoAveraging)
     assert set(operations) == {None}
     close(reported(averager), history[-1])
-    assert averager.reading()[1] == {}
+    assert averager.evaluation_model()[1] == {}
 
 
 def test_lawa(workload: Workload) -> None:
@@ -99,14 +90,14 @@ def test_lawa(workload: Workload) -> None:
         for name in history[0]
     }
     close(reported(averager), naive)
-    assert averager.reading()[1] == {"average": 1}
+    assert averager.evaluation_model()[1] == {"average": 1}
 
 
 def test_lawa_reads_the_live_weights_for_nothing_until_it_has_collected(workload: Workload) -> None:
     averager, history, operations = follow(workload, lambda m, o: Lawa(m, o, 3, STEPS + 1))
     assert set(operations) == {None}
     close(reported(averager), history[-1])
-    assert averager.reading()[1] == {}
+    assert averager.evaluation_model()[1] == {}
 
 
 @pytest.mark.parametrize("decay_at", [EMA, partial(growing_half_life, 0.05)])
@@ -137,7 +128,7 @@ def test_the_decays() -> None:
 def test_swa_averages_the_last_quarter_and_recomputes_the_statistics(workload: Workload) -> None:
     averager, history, operations = follow(
         workload,
-        lambda m, o: Swa(m, o, workload.statistics_batches, 0.75),
+        lambda m, o: Swa(m, o, workload.bn_batches, 0.75),
         lambda s: 0.5 + s / (2 * STEPS),
     )
     start = next(step for step in range(1, STEPS + 1) if 0.5 + step / (2 * STEPS) >= 0.75)
@@ -145,13 +136,13 @@ def test_swa_averages_the_last_quarter_and_recomputes_the_statistics(workload: W
     assert [step for step, name in enumerate(operations, 1) if name == "swa_update"] == taken
     assert len(taken) > 1
     state = reported(averager)
-    assert averager.reading()[1] == {"statistics": 1}
+    assert averager.evaluation_model()[1] == {"statistics": 1}
     for name, value in state.items():
         if "running" not in name and "tracked" not in name:
             naive = sum(history[step - 1][name].double() for step in taken) / len(taken)
             torch.testing.assert_close(value.double(), naive, rtol=1e-5, atol=1e-6)
     # The first BatchNorm's statistics are those of what the averaged convolution puts out.
-    images = torch.cat(list(workload.statistics_batches))
+    images = torch.cat(list(workload.bn_batches))
     convolved = torch.nn.functional.conv2d(images.double(), state["0.weight"].double(), padding=1)
     torch.testing.assert_close(
         state["1.running_mean"].double(), convolved.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
@@ -160,20 +151,20 @@ def test_swa_averages_the_last_quarter_and_recomputes_the_statistics(workload: W
 
 def test_swa_before_its_start_reads_the_live_weights_for_nothing(workload: Workload) -> None:
     averager, history, operations = follow(
-        workload, lambda m, o: Swa(m, o, workload.statistics_batches, 0.75), lambda _: 0.5
+        workload, lambda m, o: Swa(m, o, workload.bn_batches, 0.75), lambda _: 0.5
     )
     assert set(operations) == {None}
     close(reported(averager), history[-1])
-    assert averager.reading()[1] == {}
+    assert averager.evaluation_model()[1] == {}
 
 
 def test_the_cycles_fall_from_the_peak_and_end_before_the_budget_does() -> None:
-    assert {falling_cycles(spent) for spent in (0.0, 0.3, 0.75)} == {1.0}
+    assert {cyclic_linear(spent) for spent in (0.0, 0.3, 0.75)} == {1.0}
     for start in (0.75, 0.79, 0.83, 0.87, 0.91, 0.95):
         # A straight line, from the peak to a hundredth of it.
-        rates = [falling_cycles(start + 0.04 * share) for share in (1e-9, 0.25, 0.5, 1 - 1e-9)]
+        rates = [cyclic_linear(start + 0.04 * share) for share in (1e-9, 0.25, 0.5, 1 - 1e-9)]
         assert rates == pytest.approx([1.0, 0.7525, 0.505, 0.01], abs=1e-6)
-    after = [falling_cycles(spent) for spent in (0.9901, 1.0, 1.3)]
+    after = [cyclic_linear(spent) for spent in (0.9901, 1.0, 1.3)]
     assert after == pytest.approx([0.01] * 3)
 
 
@@ -190,14 +181,14 @@ def test_cyclic_swa_averages_the_ends_of_the_cycles(steps: int) -> None:
     naive = [next(s for s in range(steps) if s / steps >= 0.79 + 0.04 * c) for c in range(CYCLES)]
     assert taken == pytest.approx(naive, abs=1)
     assert len(taken) == CYCLES
-    with averager.reading()[0] as averaged:
+    with averager.evaluation_model()[0] as averaged:
         assert averaged.weight.item() == pytest.approx(sum(taken) / len(taken), rel=1e-6)
 
 
 def test_recomputing_statistics_draws_no_random_numbers_of_the_training() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4)).eval()
     before = torch.get_rng_state()
-    recompute_statistics(model, [torch.ones(8, 4)])
+    update_bn(model, [torch.ones(8, 4)])
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
     assert int(model[2].num_batches_tracked) == 1
@@ -279,7 +270,7 @@ def test_schedule_free_is_that_of_the_paper(base: str) -> None:
                 at_z.sub_(decay)
                 at_x.lerp_(at_z, rate**2 / total if total else 0.0)
     live = [p.detach().clone() for p in model.parameters()]
-    context, operations = averager.reading()
+    context, operations = averager.evaluation_model()
     assert operations == {"swap": 1}
     with context as averaged:
         torch.testing.assert_close(list(averaged.parameters()), x, rtol=1e-9, atol=1e-12)
@@ -296,13 +287,13 @@ def test_schedule_free_recomputes_the_statistics_and_gives_those_of_training_bac
     workload: Workload,
 ) -> None:
     averager, history, _ = follow(
-        workload, lambda m, o: ScheduleFree(m, o, workload.statistics_batches, BETA)
+        workload, lambda m, o: ScheduleFree(m, o, workload.bn_batches, BETA)
     )
-    assert averager.reading()[1] == {"swap": 1, "statistics": 1}
+    assert averager.evaluation_model()[1] == {"swap": 1, "statistics": 1}
     state = reported(averager)
     assert same(dict(averager.model.state_dict()), dict(history[-1]))
     assert averager.model.training
-    images = torch.cat(list(workload.statistics_batches))
+    images = torch.cat(list(workload.bn_batches))
     convolved = nn.functional.conv2d(images.double(), state["0.weight"].double(), padding=1)
     torch.testing.assert_close(
         state["1.running_mean"].double(), convolved.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
@@ -312,7 +303,7 @@ def test_schedule_free_recomputes_the_statistics_and_gives_those_of_training_bac
 
 # What reads the last part begins at half of the steps here.
 AVERAGERS = {
-    "live": lambda m, o, _: Live(m, o),
+    "live": lambda m, o, _: NoAveraging(m, o),
     "lawa": lambda m, o, _: Lawa(m, o, 3, 4),
     "lawa-auto": lambda m, o, _: Lawa(m, o, 3, "auto"),
     "ema": lambda m, o, _: Ema(m, o, EMA),
@@ -341,7 +332,7 @@ def begin(workload: Workload, name: str, seed: int) -> Averager:
     torch.manual_seed(seed)
     model = workload.make_model().train()
     base = workload.make_optimizer(model, 0.05)
-    return AVERAGERS[name](model, base, workload.statistics_batches)
+    return AVERAGERS[name](model, base, workload.bn_batches)
 
 
 def go_on(workload: Workload, averager: Averager, steps: range) -> list[str | None]:
@@ -374,7 +365,7 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(name: str, either: Work
             part.load_state_dict(state)
         assert go_on(either, second, range(cut, STEPS)) == taken[cut:]
         assert same(dict(reported(second)), dict(expected))
-        assert second.reading()[1] == undisturbed.reading()[1]
+        assert second.evaluation_model()[1] == undisturbed.evaluation_model()[1]
 
 
 @pytest.mark.parametrize(("name", "another"), [("ema", "swa"), ("swa", "live"), ("lawa", "ema")])

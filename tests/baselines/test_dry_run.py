@@ -97,11 +97,10 @@ def test_windows_of_methods_that_follow_one_training_add_up() -> None:
 
 ARCHITECTURE = """
 import torch
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import constant
 
-class OfTheHead(Live):
+class OfTheHead(NoAveraging):
     def __init__(self, model, optimizer):
         super().__init__(model, optimizer)
         # {why}
@@ -126,7 +125,7 @@ def test_a_method_that_does_not_fit_the_model_is_told_with_its_line(
     counted: Workload, tmp_path: Path
 ) -> None:
     path = write(tmp_path, ARCHITECTURE.format(why="", line="self.head = model.transformer.head"))
-    with pytest.raises(MethodError, match=r"mine\.py, line 12: AttributeError: 'Sequential' obj"):
+    with pytest.raises(MethodError, match=r"mine\.py, line 11: AttributeError: 'Sequential' obj"):
         estimate(plan_of(counted, path))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from baselines.experiment.comparison import Silent, compare
-from baselines.experiment.executor import Cluster, Processes, side_by_side
+from baselines.experiment.executor import Cluster, Processes, run_parallel
 from baselines.experiment.lock import Lock
 from baselines.experiment.store import write_profile
 from baselines.training.checkpoint import StorageError
@@ -68,7 +68,7 @@ def folder_in(root: Path) -> Path:
 def test_side_by_side_is_as_one_after_another(tmp_path: Path, one_after_another: str) -> None:
     told = Told()
     with Processes() as engine:
-        done = side_by_side(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
     assert results(done) == one_after_another
     # Every point is told, and once, and the models of the first seed.
     points = [(run.method, run.seed, p.step) for run in done.runs for p in run.points]
@@ -87,7 +87,7 @@ def cluster_in(folder: Path) -> Cluster:
 
 def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     with cluster_in(tmp_path) as engine:
-        done = side_by_side(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
     assert results(done) == one_after_another
     # Who can write beside the pickles can run code.
     (own,) = (tmp_path / "cluster").iterdir()
@@ -127,7 +127,7 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     told = Kills()
     said: list[str] = []
     with Processes() as engine:
-        done = side_by_side(
+        done = run_parallel(
             PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS, warn=said.append
         )
     if not killed:
@@ -139,7 +139,7 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
         assert "its process was killed by SIGKILL" in failures["decayed", 0]
         assert [run.failure for run in done.of("decayed")][1] is None
     with Processes() as engine:
-        again = side_by_side(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        again = run_parallel(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
     assert results(again) == one_after_another
 
 
@@ -166,7 +166,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, workload=dataclasses.replace(PLAN.workload, source=None))
     with Processes() as engine, pytest.raises(ValueError, match=r"get it from baselines.workloads"):
-        side_by_side(plan, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        run_parallel(plan, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
 
 
 @pytest.mark.parametrize("kind", ["processes", "submitit"])
@@ -176,7 +176,7 @@ def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path
     plan = dataclasses.replace(plan, workload=dataclasses.replace(plan.workload, source=source))
     told = Told()
     with Processes() if kind == "processes" else cluster_in(tmp_path) as engine:
-        side_by_side(plan, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        run_parallel(plan, PROFILE, told, folder_in(tmp_path), engine, JOBS)
     assert len(told.failures) == 3
     assert all("gone.py: No such file" in str(reason) for reason in told.failures.values())
     assert threading.active_count() < 20
@@ -189,7 +189,7 @@ def test_where_no_process_can_be_started_that_is_the_reason(tmp_path: Path) -> N
 
     told = Told()
     with Refuses() as engine:
-        done = side_by_side(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
     assert set(told.failures.values()) == {"try later"}
     assert str(done.failure).startswith("every run failed under 1.5 s: constant, seed 0: try later")
 
@@ -198,4 +198,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     long = plan_of(budget=60.0, seeds=1, methods=("constant",))
     with Processes() as own_engine:
-        side_by_side(long, PROFILE, Silent(), Path(sys.argv[1]), own_engine, 1)
+        run_parallel(long, PROFILE, Silent(), Path(sys.argv[1]), own_engine, 1)

@@ -14,7 +14,7 @@ import torch
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
-from baselines.training.loop import dearest_reading, dearest_step, train
+from baselines.training.loop import max_evaluation_operations, max_step_operations, train
 from baselines.workloads import digits
 from tests.support.commands import command
 from tests.support.profiles import profile_of
@@ -26,8 +26,7 @@ from timing.rst.schedules import constant, linear
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_method.py"
 OWN_COSTS = {**COSTS, "lookahead": 0.0004}
 
-IMPORTS = """from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+IMPORTS = """from baselines import Method, NoAveraging
 from timing.rst.schedules import constant"""
 
 # A method with this schedule, and this averager.
@@ -117,7 +116,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
 
 FAULTS = """
 import sys
-class Mine(Live):
+class Mine(NoAveraging):
     def {what}
 def method():
     return Method("mine", constant, lambda model, optimizer, *_: Mine(model, optimizer))
@@ -129,7 +128,7 @@ def method():
     [
         ("after_step(self, spent): return self.nothing", r"AttributeError: 'Mine' object has no"),
         ("after_step(self, spent): sys.exit(0)", r"it ends the process \(sys\.exit\)"),
-        ("reading(self): return self.model(1), {}", r"TypeError: "),
+        ("evaluation_model(self): return self.model(1), {}", r"TypeError: "),
         ("after_step(self, spent): return 'unknown'", None),
     ],
 )
@@ -139,7 +138,7 @@ def test_what_goes_wrong_in_training_is_a_line_with_its_place(
     path = write(tmp_path, IMPORTS + FAULTS.format(what=what))
     failure = str(train_with(path).failure)
     if said:
-        assert re.search(rf"^at step \d+: \S*mine\.py, line 6: {said}", failure)
+        assert re.search(rf"^at step \d+: \S*mine\.py, line 5: {said}", failure)
     else:
         # Nothing of the file is wrong, but what it gave: the traceback is kept.
         assert re.search(r"KeyError: .*'unknown' has no cost .*; its traceback is in ", failure)
@@ -256,7 +255,10 @@ def test_a_profile_serves_every_method_of_the_table_but_schedule_free() -> None:
         model = WORKLOAD.make_model()
         base = WORKLOAD.make_optimizer(model, 0.1)
         averager = method.averager(model, base, WORKLOAD, SETTINGS)
-        missing = {*dearest_step(averager), *dearest_reading(averager)} - found.keys()
+        missing = {
+            *max_step_operations(averager),
+            *max_evaluation_operations(averager),
+        } - found.keys()
         assert missing == ({"schedule_free_step", "swap"} if name == "schedule-free" else set())
 
 
@@ -307,7 +309,7 @@ def test_an_operation_that_nobody_measures_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "schedulefree", None)
-    monkeypatch.delitem(sys.modules, "baselines.methods.schedule_free", raising=False)
+    monkeypatch.delitem(sys.modules, "baselines.methods.averagers.schedule_free", raising=False)
     with pytest.raises(MethodError, match=r"schedule-free .* pip install schedulefree") as raised:
         train_with("schedule-free")
     assert "\n" not in str(raised.value)

@@ -217,7 +217,7 @@ def test_every_name_is_that_of_a_workload(name: str, tmp_path: Path) -> None:
         (
             "make_model=lambda: torch.nn.Sequential("
             "torch.nn.BatchNorm1d(10), torch.nn.Linear(10, 1))",
-            "statistics_batches: a model with BatchNorm needs some",
+            "bn_batches: a model with BatchNorm needs some",
         ),
         (
             "make_optimizer=lambda model, rate: torch.optim.SGD([torch.zeros(1)], lr=rate)",

@@ -211,7 +211,7 @@ def test_measured_seconds_have_all_that_was_launched_before_an_evaluation() -> N
         # It waits for nothing, as an evaluation on the CPU may not.
         evaluate=lambda model: 1.0,
         evaluate_test=lambda model: 1.0,
-        statistics_batches=(),
+        bn_batches=(),
     )
     # The first steps of all are slow.
     follow("constant", workload=workload, budget=0.1)

@@ -41,14 +41,14 @@ PROFILE = profile_of([COSTS], PLAN.signature)
 COUNT = 4
 
 OWN_METHOD = """
-from baselines.methods.averagers import Live
+from baselines.methods.averagers import NoAveraging
 from baselines.methods.method import Method, Range
 from timing.rst.schedules import constant
 
 def method():
     space = {"k": Range(2, 5, whole=True), "every": Range(1, 1000, log=True, whole=True)}
     space["ema_decay"] = Range(0.1, 0.5)
-    return Method("own", constant, lambda model, optimizer, *_: Live(model, optimizer), space=space)
+    return Method("own", constant, lambda m, optimizer, *_: NoAveraging(m, optimizer), space=space)
 """
 
 

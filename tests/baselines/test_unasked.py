@@ -13,7 +13,7 @@ from baselines.analysis import plots, report
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
-from baselines.experiment.executor import Processes, side_by_side, work
+from baselines.experiment.executor import Processes, run_parallel, work
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     Description,
@@ -132,7 +132,7 @@ def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
             said.update({run.method: run.failure for run in trajectory.runs})
 
     with Processes() as engine:
-        side_by_side(plan, PROFILE, Changes(), budget_folder(tmp_path, plan), engine, 1)
+        run_parallel(plan, PROFILE, Changes(), budget_folder(tmp_path, plan), engine, 1)
     assert f"{mine} has changed since the comparison began" in str(said[str(mine)])
     assert not (tmp_path / "PWNED").exists()
 
@@ -157,11 +157,11 @@ def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Pat
     mine = tmp_path / "mine.py"
     mine.write_text(
         "import pathlib\n"
-        "from baselines.methods.averagers import Live\n"
+        "from baselines.methods.averagers import NoAveraging\n"
         "from baselines.methods.method import Method\n"
         "from timing.rst.schedules import linear\n"
         f"file = pathlib.Path({str(mine)!r})\n"
-        "class Own(Live):\n"
+        "class Own(NoAveraging):\n"
         "    def after_step(self, spent):\n"
         "        file.write_text(file.read_text() + '#')\n"
         "def method():\n"
@@ -204,6 +204,6 @@ def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     assert describe(tmp_path / "x", plan).files_sha256.keys() == {str(method), str(workload)}
     write_profile(tmp_path, PROFILE)
     with Processes() as engine:
-        done = side_by_side(plan, PROFILE, Silent(), budget_folder(tmp_path, plan), engine, 2)
+        done = run_parallel(plan, PROFILE, Silent(), budget_folder(tmp_path, plan), engine, 2)
     assert results(done) == results(compare(plan, PROFILE, Silent()))
     torch.set_num_threads(threads)

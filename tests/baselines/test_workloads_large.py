@@ -272,9 +272,9 @@ def test_statistics_batches_of_imagenet_are_read_anew(tmp_path: Path) -> None:
     naive = [
         inputs for inputs, _ in itertools.islice(workload.batches(0), imagenet.STATISTICS_BATCHES)
     ]
-    assert len(workload.statistics_batches) == len(naive)
-    assert all(map(torch.equal, workload.statistics_batches, naive))
-    assert torch.equal(workload.statistics_batches[3], naive[3])
+    assert len(workload.bn_batches) == len(naive)
+    assert all(map(torch.equal, workload.bn_batches, naive))
+    assert torch.equal(workload.bn_batches[3], naive[3])
 
 
 def test_resnet_20_is_the_published_one() -> None:

@@ -26,7 +26,7 @@ import baselines.__main__
 import timing.__main__
 from baselines.analysis import plots
 from baselines.experiment.comparison import Plan, Silent
-from baselines.experiment.executor import Processes, side_by_side
+from baselines.experiment.executor import Processes, run_parallel
 from baselines.experiment.store import write_profile
 from baselines.methods.method import Settings
 from baselines.workloads import load
@@ -531,7 +531,7 @@ def test_what_a_file_does_in_another_process_is_told_with_its_place(tmp_path: Pa
     made = profile_of([COSTS], plan.signature)
     write_profile(tmp_path / "kept", made)
     with Processes() as engine:
-        done = side_by_side(plan, made, Silent(), tmp_path / "kept" / "0.5s", engine, 1)
+        done = run_parallel(plan, made, Silent(), tmp_path / "kept" / "0.5s", engine, 1)
     failure = str(done.runs[0].failure)
     assert f"{tmp_path / 'mine.py'}, line 11: it ends the process (sys.exit)" in failure
     assert "\n" not in failure

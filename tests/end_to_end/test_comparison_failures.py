@@ -148,11 +148,10 @@ def test_a_killed_process_leaves_the_table_with_its_runs_marked(tmp_path: Path) 
 
 RAISES = """
 from pathlib import Path
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import linear
 
-class Own(Live):
+class Own(NoAveraging):
     steps = 0
     def after_step(self, spent):
         self.steps += 1
@@ -220,11 +219,10 @@ def test_a_run_that_diverges_by_itself_is_a_result(tmp_path: Path) -> None:
 
 REMOVES = """
 import shutil
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import linear
 
-class Own(Live):
+class Own(NoAveraging):
     def after_step(self, spent):
         shutil.rmtree("lawa-runs", ignore_errors=True)
 

@@ -30,7 +30,7 @@ from tests.support.waiting import wait_for
 FILES = {
     "live.py": "",
     "copied.py": """
-    def reading(self):
+    def evaluation_model(self):
         return nullcontext(copy.deepcopy(self.model)), {}
 """,
     "halved.py": """
@@ -42,18 +42,17 @@ FILES = {
         for parameter in self.model.parameters():
             parameter.data.mul_(2)
 
-    def reading(self):
+    def evaluation_model(self):
         return self.reading_halved(), {}
 """,
 }
 FILE = """
 import copy
 from contextlib import contextmanager, nullcontext
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import linear
 
-class Mine(Live):
+class Mine(NoAveraging):
     pass
 {body}
 
@@ -360,11 +359,10 @@ def test_nor_is_it_where_the_name_looks_like_a_quoted_one(
 
 LEAKS = """
 import os
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import constant
 
-class Leaks(Live):
+class Leaks(NoAveraging):
     def after_step(self, spent):
         secrets = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_TRACKING_TOKEN"]
         raise RuntimeError(f"API request to {secrets[0]}/api failed, with {secrets[1]}")
@@ -423,11 +421,10 @@ def test_no_password_is_written_shown_or_on_a_command_line(unsent: Path, tmp_pat
 WAITS = """
 import time
 from pathlib import Path
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import constant
 
-class Waits(Live):
+class Waits(NoAveraging):
     def after_step(self, spent):
         while spent > 0.5 and not Path("go").exists():
             time.sleep(0.1)

@@ -29,11 +29,10 @@ COMPARE = (
 WAITS = """
 import time
 from pathlib import Path
-from baselines.methods.averagers import Live
-from baselines.methods.method import Method
+from baselines import Method, NoAveraging
 from timing.rst.schedules import constant
 
-class Waits(Live):
+class Waits(NoAveraging):
     def after_step(self, spent):
         while spent > 0.5 and not Path("go").exists():
             time.sleep(0.1)

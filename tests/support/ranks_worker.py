@@ -26,7 +26,7 @@ SETTINGS = Settings(learning_rate=0.02, k=3, every=2)
 WITHOUT_BATCHNORM = dataclasses.replace(
     WORKLOAD,
     make_model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
-    statistics_batches=(),
+    bn_batches=(),
 )
 
 

@@ -12,16 +12,12 @@ from schedulefree import AdamWScheduleFree, ScheduleFreeWrapper, SGDScheduleFree
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from baselines.methods.averagers import (
-    CALIBRATE_READING_EVERY,
-    Live,
-    has_batchnorm,
-    recompute_statistics,
-)
+from baselines.methods.averagers.base import CALIBRATE_READING_EVERY, NoAveraging
+from baselines.methods.averagers.batchnorm import has_batchnorm, update_bn
 from timing import Operation
 
 
-class ScheduleFree(Live):
+class ScheduleFree(NoAveraging):
     """Schedule-Free learning (Defazio et al., arXiv 2405.15682), by its authors' own package.
 
     The gradient is taken at y = (1 - beta) z + beta x, where z are the fast weights and x their
@@ -44,7 +40,7 @@ class ScheduleFree(Live):
     Args:
         model: that is trained.
         optimizer: the workload's own; it is not stepped where it is replaced.
-        statistics_batches: inputs that BatchNorm's statistics are recomputed from.
+        bn_batches: inputs that BatchNorm's statistics are recomputed from.
         beta: between 0 and 1.
     """
 
@@ -54,20 +50,20 @@ class ScheduleFree(Live):
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        statistics_batches: Sequence[Tensor],
+        bn_batches: Sequence[Tensor],
         beta: float,
     ) -> None:
         self.model = model
         self.optimizer: AdamWScheduleFree | SGDScheduleFree | _Wrapped
         self.optimizer = _schedule_free(optimizer, beta)
         self.optimizer.train()
-        self.statistics_batches = statistics_batches if has_batchnorm(model) else ()
-        statistics = {"statistics": 1} if self.statistics_batches else {}
-        self.read_operations = {"swap": 1, **statistics}
+        self.bn_batches = bn_batches if has_batchnorm(model) else ()
+        statistics = {"statistics": 1} if self.bn_batches else {}
+        self.evaluation_operations = {"swap": 1, **statistics}
 
-    def reading(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
-        """The model in the average weights x, its statistics up to date."""
-        return self._averaged(recompute=True), self.read_operations
+    def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
+        """Return the model in the average weights x, its statistics up to date."""
+        return self._averaged(recompute=True), self.evaluation_operations
 
     @contextmanager
     def _averaged(self, *, recompute: bool) -> Iterator[nn.Module]:
@@ -76,8 +72,8 @@ class ScheduleFree(Live):
             before = [tensor.clone() for tensor in tensors]
         self.optimizer.eval()
         try:
-            if recompute and self.statistics_batches:
-                recompute_statistics(self.model, self.statistics_batches)
+            if recompute and self.bn_batches:
+                update_bn(self.model, self.bn_batches)
             yield self.model
         finally:
             self.optimizer.train()
@@ -86,23 +82,23 @@ class ScheduleFree(Live):
                     tensor.copy_(value)
 
     def operations(self) -> Mapping[str, Operation]:
-        """The weights swapped for their average and back, and the statistics if there are any."""
+        """Return a swap of the weights for their average and back, and the statistics if any."""
 
         def swap() -> None:
             with self._averaged(recompute=False):
                 pass
 
         def statistics() -> None:
-            recompute_statistics(self.model, self.statistics_batches)
+            update_bn(self.model, self.bn_batches)
 
         found = {"swap": Operation(swap, every=CALIBRATE_READING_EVERY)}
-        if self.statistics_batches:
+        if self.bn_batches:
             found["statistics"] = Operation(statistics, every=CALIBRATE_READING_EVERY)
         return found
 
 
 def _schedule_free(base: Optimizer, beta: float) -> Any:
-    """The package's optimizer in the place of this one."""
+    """Return the package's optimizer in the place of this one."""
     options = [
         name for name in ("amsgrad", "maximize") if any(g.get(name) for g in base.param_groups)
     ]
@@ -143,7 +139,7 @@ class _Wrapped(ScheduleFreeWrapper, Optimizer):  # type: ignore[misc]
 
     @property
     def state(self) -> dict[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """The fast weights z of each parameter, once it was stepped."""
+        """Return the fast weights z of each parameter, once it was stepped."""
         return self._z
 
     @staticmethod
@@ -154,7 +150,7 @@ class _Wrapped(ScheduleFreeWrapper, Optimizer):  # type: ignore[misc]
         y.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's, and z by the number of the parameter."""
+        """Return the base optimizer's, and z by the number of the parameter."""
         z = [entry.get("z") for entry in self._z.values()]
         return {"base": self.base.state_dict(), "z": z}
 
