@@ -50,7 +50,7 @@ def naive_means(optimizer_state):
 
 def assert_same_training(opt, other):
     """The same live weights, position and snapshots, bit for bit."""
-    assert vars(opt.schedule) == vars(other.interval)
+    assert vars(opt.schedule) == vars(other.schedule)
     state, others = opt.state_dict()["state"], other.state_dict()["state"]
     for group, others_group in zip(opt.param_groups, other.param_groups, strict=True):
         for mine, its in zip(group["params"], others_group["params"], strict=True):
