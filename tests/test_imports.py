@@ -127,6 +127,7 @@ def test_no_public_name_hides_a_module(package: str) -> None:
     assert not hidden
 
 
+@pytest.mark.slow
 def test_lawa_opt_needs_torch_alone() -> None:
     script = (
         "import sys, torch; before = set(sys.modules); import lawa_opt;"

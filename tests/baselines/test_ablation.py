@@ -29,6 +29,7 @@ def ablation() -> Comparison:
     return ablate(PLAN, PROFILE, CELLS)
 
 
+@pytest.mark.slow
 def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> None:
     for cell in CELLS:
         naive = Method(
@@ -110,6 +111,7 @@ def in_mlflow(uri: str) -> None:
     assert own.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     from baselines.__main__ import app
 

@@ -112,6 +112,7 @@ def method():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["pass", "assert float(self.copy[0].sum()) != 0"])
 def test_methods_see_the_model_that_they_would_train(
     counted: Workload, tmp_path: Path, line: str
@@ -158,6 +159,7 @@ def naive_wall_seconds(found: Estimate) -> float:
     return calibration + 2 * of_seed / min(found.memory.jobs, this_machine().logical_cores)
 
 
+@pytest.mark.slow
 def test_jobs_share_the_time_and_multiply_the_memory(counted: Workload) -> None:
     plan = plan_of(counted, "constant", "decayed", "lawa")
     one, two, many = (estimate(plan, jobs) for jobs in (1, 2, 1000))
@@ -166,6 +168,7 @@ def test_jobs_share_the_time_and_multiply_the_memory(counted: Workload) -> None:
     assert many.wall_seconds == pytest.approx(naive_wall_seconds(many))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_problem(counted: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = estimate(plan_of(counted, "ema")).memory.needed
     memory = psutil.virtual_memory()
@@ -202,6 +205,7 @@ commandline.run(app)
 """
 
 
+@pytest.mark.slow
 def test_in_a_container_it_fails_before_it_would_be_killed(tmp_path: Path) -> None:
     change = (
         "make_model=lambda: torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in [0] * 40))"
@@ -229,6 +233,7 @@ def test_an_error_of_the_workload_is_not_taken_for_a_lack_of_memory(counted: Wor
         estimate(plan_of(broken, "ema"))
 
 
+@pytest.mark.slow
 def test_a_budget_below_a_step_and_a_breach_of_the_contract_are_problems(
     counted: Workload,
 ) -> None:
@@ -256,6 +261,7 @@ def test_the_table_has_a_line_for_each_number(counted: Workload) -> None:
         assert text in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [

@@ -65,6 +65,7 @@ def folder_in(root: Path) -> Path:
     return root / "1.5s"
 
 
+@pytest.mark.slow
 def test_side_by_side_is_as_one_after_another(tmp_path: Path, one_after_another: str) -> None:
     told = Told()
     with Processes() as engine:
@@ -85,6 +86,7 @@ def cluster_in(folder: Path) -> Cluster:
     return Cluster(folder / "cluster", "local", {"timeout_min": 5})
 
 
+@pytest.mark.slow
 def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     with cluster_in(tmp_path) as engine:
         done = run_parallel(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
@@ -108,6 +110,7 @@ def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         Cluster(tmp_path, "local", {"timeout_hours": 1})
 
 
+@pytest.mark.slow
 def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     tmp_path: Path, one_after_another: str
 ) -> None:
@@ -143,6 +146,7 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     assert results(again) == one_after_another
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     starter = subprocess.Popen(
@@ -169,6 +173,7 @@ def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
         run_parallel(plan, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["processes", "submitit"])
 def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path: Path) -> None:
     source = (str(tmp_path / "gone.py"), None)
@@ -182,6 +187,7 @@ def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path
     assert threading.active_count() < 20
 
 
+@pytest.mark.slow
 def test_where_no_process_can_be_started_that_is_the_reason(tmp_path: Path) -> None:
     class Refuses(Processes):
         def submit(self, *_):

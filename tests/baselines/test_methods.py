@@ -315,11 +315,13 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_the_table_needs_no_package_of_a_method() -> None:
     script = "import sys, baselines.methods.method; sys.exit('schedulefree' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_compares_with_it(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     plan = Plan(WORKLOAD, (), (0,), Budget(1.0), Settings(0.1, 5, "auto"))

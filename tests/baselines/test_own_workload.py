@@ -237,6 +237,7 @@ def test_weights_drawn_elsewhere_are_found(tmp_path: Path) -> None:
     assert any("the same seed of torch gave other weights" in line for line in found)
 
 
+@pytest.mark.slow
 def test_the_command_compares_on_it(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     reference = measured_here(tmp_path, str(EXAMPLE), None, k=5)

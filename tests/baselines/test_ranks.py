@@ -22,9 +22,10 @@ RANKS = 2
 ROOT = Path(__file__).parent.parent.parent
 WORKER = str(ROOT / "tests" / "support" / "ranks_worker.py")
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch.distributed with gloo"),
+]
 
 
 def torchrun(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

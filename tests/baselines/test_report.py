@@ -143,6 +143,7 @@ def killed(method: str, seed: int) -> Run:
     return Run(method, seed, (), (), {}, 0.0, "it was killed", share=1.0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.sets(st.tuples(st.sampled_from(sorted(CURVES)), st.integers(0, 2))))
 def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(

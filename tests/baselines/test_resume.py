@@ -43,6 +43,8 @@ from tests.support.kept_comparison import PROFILE, plan_of, results
 from tests.support.trainings import COSTS, SETTINGS, WORKLOAD
 from timing import Budget
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 ONE = plan_of(budget=0.3, seeds=1, methods=("constant", "lawa"))
 SMALL = plan_of(budget=0.5, seeds=2, methods=("constant", "lawa", "decayed"))

@@ -169,6 +169,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kept(comparison(CURVES), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(

@@ -109,6 +109,7 @@ def history(uri: str, run: MlflowRun, metric: str = "validation/metric") -> list
 VALUES = [(p.step, p.value) for p in POINTS]
 
 
+@pytest.mark.slow
 def test_an_exception_closes_the_runs_that_are_open(store) -> None:
     made = comparison(CURVES)
     # One in the other, for each takes seconds to end.
@@ -148,6 +149,7 @@ class Undecided(torch.nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> None:
     made = comparison(CURVES)
     with Tracker(made.plan, made.profile) as tracker:
@@ -180,6 +182,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
     assert json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["state"][:8] == "deflate;"
 
 
+@pytest.mark.slow
 def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
     store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +380,7 @@ def everything(uri: str, key: str) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_all_told_again_changes_nothing(store, tmp_path: Path, failing_then_ending) -> None:
     made = failing_then_ending
     told(made, "again", tmp_path / "kept")
@@ -507,6 +511,7 @@ def test_the_system_is_watched_beside_the_open_runs(store, tmp_path: Path, monke
     assert not watched & set(found["lawa/0"].data.metrics)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
     one_server: Server, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -567,6 +572,7 @@ def half_made(folder: Path) -> bool:
     return any(name.startswith("_alembic_tmp") for (name,) in names)
 
 
+@pytest.mark.slow
 def test_a_store_whose_making_was_killed_is_made_by_the_next_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -590,6 +596,7 @@ def test_a_store_whose_making_was_killed_is_made_by_the_next_one(
     assert Path(artifacts).parent == Path.cwd() / "mlruns"
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_mid_run_gets_the_rest_when_it_is_back(
     one_server: Server, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -638,6 +645,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_training_wrote_down_is_sent(store: str, tmp_path: Path) -> None:
     script = KILLED.format(tests=str(Path(__file__).parent.parent.parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)

@@ -33,6 +33,7 @@ def run(method: str, budget: float = 0.5, **other) -> Run:
     return result
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(sorted(METHODS)),
@@ -60,6 +61,7 @@ def test_the_account_counts_what_ran() -> None:
     assert free == {"load_data", "evaluate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_decides_what_the_budget_pays(policy) -> None:
     result = run("lawa", 5.0, policy=policy)
@@ -98,6 +100,7 @@ def test_an_extra_operation_costs_steps() -> None:
     assert run("ema").steps < run("constant").steps
 
 
+@pytest.mark.slow
 def test_points_lie_on_one_grid() -> None:
     for method in METHODS:
         result = run(method, 1.0, evaluations=10)
@@ -113,6 +116,7 @@ def test_the_rate_follows_the_fraction_of_the_budget_spent() -> None:
     assert {point.learning_rate for point in run("constant").points} == {0.05}
 
 
+@pytest.mark.slow
 def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
     for method in METHODS:
         first = run(method)
@@ -121,6 +125,7 @@ def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
         assert run(method, seed=1).final != first.final
 
 
+@pytest.mark.slow
 def test_methods_that_share_a_trajectory_end_as_if_each_had_trained_alone() -> None:
     names = [name for name, method in METHODS.items() if method.schedule is constant]
     assert len(names) >= 4

@@ -307,6 +307,7 @@ def test_where_all_trials_diverge_the_plans_own_settings_stay() -> None:
     assert kept.plan(WORKLOAD) == found
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_trials_and_no_shared_training_after_them() -> None:
     plan = dataclasses.replace(PLAN, trials=3)
     dry = dry_run.estimate(plan, PROFILE, timed_seconds=0.01)

@@ -112,6 +112,7 @@ def test_a_digest_that_the_folder_leaves_out_allows_nothing(evil: Path, tmp_path
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
     evil: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Pa
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Path) -> None:
     """This one does so itself, as it trains."""
     mine = tmp_path / "mine.py"
@@ -190,6 +192,7 @@ def test_going_on_reads_no_more_of_a_folder_than_that_it_is_of_this_command(
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.slow
 def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

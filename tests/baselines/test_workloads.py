@@ -95,6 +95,7 @@ def test_evaluation_changes_nothing(workload: Workload) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_metric_on_both_held_out_parts(workload: Workload) -> None:
     torch.manual_seed(0)
     model = workload.make_model().train()

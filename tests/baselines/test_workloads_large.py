@@ -183,6 +183,7 @@ def test_roberta_is_measured_per_masked_token(words: Path) -> None:
     assert workload.loss(model, (inputs, targets)).item() == mean
 
 
+@pytest.mark.slow
 def test_roberta_on_wikitext(wikitext: Path) -> None:
     workload = tiny_roberta(wikitext)
     assert workload.data["source"] == "valid.txt"
@@ -221,6 +222,7 @@ def test_wikitext_103_without_datasets_or_data(monkeypatch: pytest.MonkeyPatch) 
         load("roberta")
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_said(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     script = "from baselines.workloads import load; load('roberta-mini')"

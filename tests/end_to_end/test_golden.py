@@ -11,8 +11,6 @@ import pytest
 from tests.support import golden_runs
 from tests.support.stores import empty_store
 
-pytestmark = pytest.mark.slow
-
 
 def changes(name: str, found: Any) -> list[str]:
     golden = json.loads((golden_runs.GOLDEN / f"{name}.json").read_text())

@@ -73,7 +73,6 @@ def test_the_wheels_to_bring_are_all_that_pydantic_needs() -> None:
         assert re.split(r"[^\w-]", need)[0].replace("-", "_") in command.replace("-", "_").split()
 
 
-@pytest.mark.slow
 def test_every_part_ends_well_and_leaves_few_files(smoke: Path) -> None:
     for name in constants()["PARTS"]:
         found = json.loads((smoke / f"{name}.json").read_text())
@@ -86,7 +85,6 @@ def test_every_part_ends_well_and_leaves_few_files(smoke: Path) -> None:
     assert all(file.stat().st_size < MOST_BYTES for file in files)
 
 
-@pytest.mark.slow
 def test_the_page_has_every_part_and_says_that_it_was_tried_only(smoke: Path) -> None:
     page = (smoke / "gpu.md").read_text()
     assert page.startswith("# On a GPU\n")
@@ -112,7 +110,6 @@ def test_the_page_has_every_part_and_says_that_it_was_tried_only(smoke: Path) ->
     assert "LAWA of the constant rate" in page
 
 
-@pytest.mark.slow
 def test_what_was_only_tried_is_not_published_among_the_results(
     smoke: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +130,6 @@ def test_what_was_only_tried_is_not_published_among_the_results(
         assert "\n### A comparison of the default methods" in published
 
 
-@pytest.mark.slow
 def test_a_part_is_run_again_in_the_folder_of_a_run(smoke: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke, tmp_path / "out"))
     before = {name: (out / f"{name}.json").read_bytes() for name in constants()["PARTS"]}
@@ -149,7 +145,6 @@ def test_a_part_is_run_again_in_the_folder_of_a_run(smoke: Path, tmp_path: Path)
     assert "holds no run" in refused.stderr
 
 
-@pytest.mark.slow
 def test_the_comparison_is_sent_to_mlflow_from_where_there_is_one(
     smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

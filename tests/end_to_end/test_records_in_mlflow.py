@@ -463,7 +463,6 @@ def test_records_that_were_removed_in_mid_run_are_said_to_be_gone(tmp_path: Path
     assert {run.info.status for run in runs_of(client).values()} == {"KILLED"}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_server_killed_again_and_again_has_it_all_in_the_end_and_nothing_twice(
     tmp_path: Path,

@@ -175,6 +175,7 @@ def test_names_that_safetensors_would_not_give_back_are_refused(name, said):
     assert torch.load("o.pt").keys() == state.keys()
 
 
+@pytest.mark.slow
 def test_a_header_that_safetensors_would_not_read_takes_no_name():
     state = {letter * 51_000_000: torch.ones(1) for letter in "ab"}
     assert "the average is no safetensors file: " in refused_state(state, "o.safetensors")
@@ -379,6 +380,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_standard_output_is_told_in_one_line():
     torch.save(STATE, "x.pt")
@@ -394,6 +396,7 @@ def test_a_full_standard_output_is_told_in_one_line():
     assert torch.load("o.pt").keys() == STATE.keys()
 
 
+@pytest.mark.slow
 def test_a_locale_of_ascii_is_enough():
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     save_file(contiguous(STATE), "ü.safetensors")
@@ -418,6 +421,7 @@ sys.exit(__main__.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_memory_that_runs_out_is_told_in_one_line():
     torch.save({"w": torch.ones(1, dtype=torch.uint8).expand(900 << 20)}, "x.pt")

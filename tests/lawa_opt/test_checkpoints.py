@@ -569,6 +569,7 @@ sys.exit(codes != [1, 1])
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_nothing_and_says_so(tmp_path):
     pytest.importorskip("resource")
     path = save({"w": torch.ones(100_000)}, tmp_path / "w.pt")
@@ -634,6 +635,7 @@ print(peak() - start)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -744,6 +746,7 @@ import lawa_opt.__main__
 """
 
 
+@pytest.mark.slow
 def test_lawa_opt_needs_torch_alone_until_a_file_needs_more(tmp_path):
     paths = [
         save({"w": torch.ones(2)}, tmp_path / f"w.{suffix}") for suffix in ("pt", "safetensors")

@@ -69,6 +69,7 @@ def test_every_built_in_optimizer_trains_as_without(
     assert same(alone.state_dict(), opt.base.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_go_on_alike_and_apart(kind: type[Optimizer], copied: Any) -> None:
@@ -569,6 +570,7 @@ def compiled_step(model: nn.Module, opt: Optimizer, backend: str) -> Any:
     return torch.compile(step, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiling_the_training_step_adds_few_frames_that_are_never_compiled_again() -> None:
     models, frames = [small_model(), small_model()], []
@@ -588,6 +590,7 @@ def test_compiling_the_training_step_adds_few_frames_that_are_never_compiled_aga
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
     # Of inductor in torch 2.6, on settings of its own.

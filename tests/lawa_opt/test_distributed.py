@@ -42,6 +42,7 @@ RANKS = 2
 TIMEOUT_SECONDS = 200
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch.distributed with gloo"),
     # torch says so of itself, whether or not it was asked for.
     pytest.mark.filterwarnings("ignore:torch.distributed is .*unavailable:UserWarning"),

@@ -100,6 +100,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 # What has no snapshot, as buffers that were not saved, is loaded so and told of in readings.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LAWA. . of the .* have no snapshot yet")
 @settings(
     deadline=None, max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck)

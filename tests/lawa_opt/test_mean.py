@@ -88,6 +88,7 @@ def random_weights(
     return [[draw(*kind) for kind in zip(shapes, dtypes, strict=True)] for _ in range(steps)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_mean_over_any_training(data: st.DataObject) -> None:
@@ -305,6 +306,7 @@ with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [

@@ -219,6 +219,7 @@ def test_a_window_reads_the_same_wherever_it_is(device: str, window: str | None)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_fsdp2_and_dtensors_on_one_rank(device: str) -> None:
     if device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):

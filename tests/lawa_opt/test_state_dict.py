@@ -34,6 +34,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("every", [3, "auto"])
 def test_resuming_goes_on_as_if_never_stopped(kind: Any, every: Any) -> None:

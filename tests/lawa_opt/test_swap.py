@@ -347,6 +347,7 @@ def two_over_one_model() -> tuple[nn.Module, LAWA, LAWA]:
     return model, one, other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(["enter a", "enter b", "a", "b"])))
 def test_two_lawas_that_share_buffers_end_in_any_order(order: tuple[str, ...]) -> None:
     model, a, b = two_over_one_model()

@@ -40,6 +40,7 @@ def test_operations_are_interleaved_in_their_proportions() -> None:
     assert samples["a"] // 4 == samples["b"]
 
 
+@pytest.mark.slow
 def test_a_cost_is_the_time_the_operation_took() -> None:
     slept = 0.004
     calibration = calibrate(

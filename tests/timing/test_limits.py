@@ -135,6 +135,7 @@ def test_whatever_the_kernel_says_the_machine_s_own_is_the_most(
     assert core_count(process) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
 def test_the_fingerprint_is_of_the_cores_that_are_ours() -> None:
     script = (

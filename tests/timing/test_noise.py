@@ -39,6 +39,7 @@ def test_a_quiet_machine_has_no_warnings() -> None:
     assert noise.unavailable == ()
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_a_core_busy_is_noticed() -> None:
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -60,6 +61,7 @@ print(watch.noise().model_dump_json())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
 def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
     here, *others = sorted(os.sched_getaffinity(0))
@@ -89,6 +91,7 @@ def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
     assert apart.other_cores < shared.other_cores
 
 
+@pytest.mark.slow
 def test_a_core_that_the_host_gave_to_others_is_no_process_to_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

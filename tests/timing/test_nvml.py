@@ -448,6 +448,7 @@ def test_utilisation_under_mig_is_not_measured(nvml: FakeNvml) -> None:
     assert device.memory_used_bytes() == 2**30
 
 
+@pytest.mark.slow
 def test_the_library_is_found_as_on_a_machine_with_a_driver(nvml_library: Path) -> None:
     script = "from timing import this_machine; print([g.name for g in this_machine().gpus.gpus])"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(nvml_library.parent)}

@@ -25,6 +25,7 @@ def setup(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     told: list[tuple[float, str]] = []
@@ -56,6 +57,7 @@ def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
     assert told[-1] == (1.0, f"done, {profile.discarded} discarded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -83,6 +85,7 @@ def test_a_process_that_hangs_is_ended(setup: Path) -> None:
         calibrate_in_processes(f"{setup}:hangs", limit_seconds=0.5)
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_calibrates(setup: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     target, arguments = f"{setup}:waits", {"log": str(log)}

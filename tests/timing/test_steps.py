@@ -422,6 +422,7 @@ def test_host_times_of_before_become_warm_up() -> None:
     assert phase.clock == "cuda events"
 
 
+@pytest.mark.slow
 def test_timing_does_not_initialise_cuda() -> None:
     script = (
         "import torch; from timing.clocks.step_timer import StepTimer; timer = StepTimer()\n"

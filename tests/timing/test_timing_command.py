@@ -138,6 +138,7 @@ def test_compare_refuses_other_workloads(monkeypatch, capsys, tmp_path: Path) ->
     assert "have no operation in common" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -159,6 +160,7 @@ def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_calibration_that_fails_is_one_line_after_what_was_said(
     monkeypatch, capsys, tmp_path: Path
 ) -> None:
