@@ -150,7 +150,7 @@ def kill_a_training(command, moments):
             trainings = [
                 child
                 for child in psutil.Process(command.pid).children()
-                if "baselines.experiment.executor" in child.cmdline()
+                if "baselines.experiment.worker" in child.cmdline()
                 and time.time() - child.create_time() > waits
             ]
             if trainings:

@@ -14,8 +14,11 @@ import typer
 from baselines.cli.console import Screen, TuningBar, console, progress_bar, say, show, table_of
 from baselines.experiment import tuning
 from baselines.experiment.calibration import measure_profile
+from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Comparison, Listener, Plan, Silent, check
-from baselines.experiment.executor import Cluster, Engine, Processes, run_parallel
+from baselines.experiment.engine import Engine
+from baselines.experiment.executor import run_parallel
+from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     REFERENCE,

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Silent, compare
-from baselines.experiment.executor import Cluster, Processes, run_parallel
+from baselines.experiment.executor import run_parallel
 from baselines.experiment.lock import Lock
+from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
 from baselines.training.checkpoint import StorageError
 from tests.support.kept_comparison import PROFILE, plan_of, results

@@ -13,7 +13,8 @@ from baselines.analysis import plots, report
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
-from baselines.experiment.executor import Processes, run_parallel, work
+from baselines.experiment.executor import run_parallel
+from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     Description,
@@ -23,6 +24,7 @@ from baselines.experiment.store import (
     read_comparison,
     write_profile,
 )
+from baselines.experiment.worker import work
 from baselines.methods.method import Settings, find
 from baselines.workloads import load
 from tests.support.commands import command

@@ -26,7 +26,8 @@ import baselines.__main__
 import timing.__main__
 from baselines.analysis import plots
 from baselines.experiment.comparison import Plan, Silent
-from baselines.experiment.executor import Processes, run_parallel
+from baselines.experiment.executor import run_parallel
+from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
 from baselines.methods.method import Settings
 from baselines.workloads import load
