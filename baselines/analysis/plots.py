@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from baselines.analysis import report
+from baselines.analysis import tables
 from baselines.analysis.intervals import estimate, median
 from baselines.analysis.score import LONGEST, Score, profile
 from baselines.experiment.comparison import Comparison
@@ -119,7 +119,7 @@ def final_metric(comparison: Comparison) -> Figure:
     """
     plan = comparison.plan
     figure, axes = _figure(1.8 + 0.6 * len(plan.methods))
-    table = report.rows(comparison)
+    table = tables.rows(comparison)
     for place, row in enumerate(table):
         style = styles(plan.methods)[row.method]
         _seeds(axes, place - 0.16, row.tests, style)
@@ -151,7 +151,7 @@ def time_to_target(comparison: Comparison) -> Figure:
     figure, axes = _figure(1.8 + 0.45 * len(plan.methods))
     axes.set_xlim(0, 1.12 * plan.budget.seconds)
     _, edge = axes.get_xlim()
-    table = report.rows(comparison)
+    table = tables.rows(comparison)
     for place, row in enumerate(table):
         style = styles(plan.methods)[row.method]
         found = median(row.rst_to_target)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from baselines.analysis import report
+from baselines.analysis import tables
 from baselines.analysis.intervals import median
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import title_of
@@ -74,8 +74,8 @@ def scores(comparisons: Sequence[Comparison]) -> list[Score]:
     """
     _check(comparisons)
     methods = comparisons[0].plan.methods
-    tables = [
-        {row.method: row.rst_to_target for row in report.rows(comparison)}
+    by_comparison = [
+        {row.method: row.rst_to_target for row in tables.rows(comparison)}
         for comparison in comparisons
     ]
 
@@ -83,11 +83,13 @@ def scores(comparisons: Sequence[Comparison]) -> list[Score]:
         each = [ratios(one) for one in seconds]
         return {method: tuple(one[method] for one in each) for method in methods}
 
-    medians = of_all([{m: median(times).median for m, times in table.items()} for table in tables])
+    medians = of_all(
+        [{m: median(times).median for m, times in table.items()} for table in by_comparison]
+    )
     alone: list[dict[str, tuple[float, ...]]] = []
     if len({comparison.plan.seeds for comparison in comparisons}) == 1:
         alone = [
-            of_all([{m: times[place] for m, times in table.items()} for table in tables])
+            of_all([{m: times[place] for m, times in table.items()} for table in by_comparison])
             for place in range(len(comparisons[0].plan.seeds))
         ]
     found = [

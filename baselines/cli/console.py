@@ -8,7 +8,8 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from baselines.analysis import report
+from baselines.analysis import report, tables
+from baselines.analysis.verdict import verdict
 from baselines.experiment.comparison import Comparison, Plan, Silent
 from baselines.tracking.tracker import Tracker
 from baselines.training.results import Point, Trajectory
@@ -95,12 +96,12 @@ def show(comparison: Comparison) -> None:
     """Print tables, verdict and conditions."""
     plan = comparison.plan
     title = f"{plan.workload.name}, {plan.budget.seconds:g} s of RST each"
-    console.print(table_of(report.results(comparison), title))
-    saved = report.savings(comparison)
+    console.print(table_of(tables.results(comparison), title))
+    saved = tables.savings(comparison)
     if len(saved[0]) > 1:
         console.print(table_of(saved, "RST saved on the way to the target"))
-    console.print(table_of(report.totals(comparison), "RST by policy, means over seeds"))
-    for sentence in report.verdict(comparison):
+    console.print(table_of(tables.totals(comparison), "RST by policy, means over seeds"))
+    for sentence in verdict(comparison):
         console.print(f"- {sentence}")
     console.print(report.conditions(comparison), style="dim")
 
@@ -110,7 +111,7 @@ def show_ranking(comparisons: list[Comparison]) -> None:
     metric = comparisons[0].plan.workload.metric
     part = "Test" if comparisons[0].plan.read_test else "Validation"
     title = f"{part} {metric} at the end (rank) by budget"
-    console.print(table_of(report.ranking(comparisons), title))
+    console.print(table_of(tables.ranking(comparisons), title))
 
 
 def table_of(rows: list[list[str]], title: str) -> Table:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from baselines.analysis import plots, report
+from baselines.analysis import plots, report, tables
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.method import Method, Settings, find
@@ -337,11 +337,11 @@ class Tracker:
 
     def finish(self, comparison: Comparison) -> None:
         """Put table, verdict and plots on the parent run."""
-        tables: dict[str, Mapping[str, Sequence[Any]]] = {"results": report.columns(comparison)}
+        shown: dict[str, Mapping[str, Sequence[Any]]] = {"results": tables.columns(comparison)}
         if comparison.plan.tried:
-            tables["tuning"] = tuning.columns(comparison.plan)
+            shown["tuning"] = tuning.columns(comparison.plan)
         text, failed = report.markdown(comparison), comparison.failure is not None
-        self.conclude(text, plots.figures(comparison), tables, failed=failed)
+        self.conclude(text, plots.figures(comparison), shown, failed=failed)
 
     def conclude(
         self,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.analysis import plots, report
+from baselines.analysis import plots, report, tables
 from baselines.analysis.plots import metric_over_rst
+from baselines.analysis.verdict import verdict
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison
@@ -21,7 +22,7 @@ from tests.support.profiles import profile_of
 
 
 def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:
-    rows = {row.method: row for row in report.rows(comparison(CURVES))}
+    rows = {row.method: row for row in tables.rows(comparison(CURVES))}
     assert rows["constant"].rst_to_target == (4.0, 4.0, 4.0)
     assert rows["decayed"].rst_to_target == (3.0, 3.0, 3.0)
     assert rows["lawa"].rst_to_target == (2.0, 2.0, 2.0)
@@ -30,14 +31,14 @@ def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:
     assert rows["constant"].savings["decayed"] == pytest.approx((-1 / 3,) * 3)
     assert rows["lawa"].finals == (1.5, 1.6, 1.7)
     assert rows["lawa"].tests == (1.75, 1.85, 1.95)
-    assert report.metric_cell(rows["lawa"].finals).startswith("1.6000 ± 0.24")
-    assert report.target_cell(rows["lawa"]) == "2.00 s [2.00 s, 2.00 s]"
-    assert report.saving_cell(rows["lawa"], "constant") == "50% ± 0%"
-    assert report.saving_cell(rows["constant"], "constant") == "·"
+    assert tables.metric_cell(rows["lawa"].finals).startswith("1.6000 ± 0.24")
+    assert tables.target_cell(rows["lawa"]) == "2.00 s [2.00 s, 2.00 s]"
+    assert tables.saving_cell(rows["lawa"], "constant") == "50% ± 0%"
+    assert tables.saving_cell(rows["constant"], "constant") == "·"
 
 
 def test_the_verdict_says_what_wins_and_what_loses() -> None:
-    against_constant, against_decayed = report.verdict(comparison(CURVES))
+    against_constant, against_decayed = verdict(comparison(CURVES))
     better = "On the test part LAWA of the constant rate ends BETTER than constant rate"
     assert better in against_constant
     assert "1.8500 against 2.3500 nats per image" in against_constant
@@ -55,30 +56,30 @@ def test_the_end_is_judged_on_the_test_part_and_the_target_on_the_validation_par
         tuple(dataclasses.replace(r, test=ends[r.method][r.seed]) for r in made.runs), 4.0, 4.1, 0.0
     )
     made = dataclasses.replace(made, trajectories=(trajectory,))
-    sentence = report.verdict(made)[0]
+    sentence = verdict(made)[0]
     assert "On the test part LAWA of the constant rate ends WORSE than constant rate" in sentence
     assert "reached the target with 50% less RST" in sentence
-    _, constant, _, lawa = report.ranking([made])
+    _, constant, _, lawa = tables.ranking([made])
     assert (constant[1], lawa[1]) == ("1.0333 ± 0.1434 (2)", "1.5333 ± 0.1434 (3)")
-    assert report.columns(made)["test_metric"] == [
+    assert tables.columns(made)["test_metric"] == [
         *ends["constant"],
         *ends["decayed"],
         *ends["lawa"],
     ]
-    assert report.columns(made)["final_metric"][:3] == [2.0, 2.1, 2.2]
+    assert tables.columns(made)["final_metric"][:3] == [2.0, 2.1, 2.2]
     assert "end of the budget is judged on the test part" in report.conditions(made)
 
 
 def test_where_the_test_part_was_not_read_the_validation_part_judges() -> None:
     made = comparison(CURVES)
     made = dataclasses.replace(made, plan=dataclasses.replace(made.plan, read_test=False))
-    assert report.verdict(made)[0].startswith("On the validation part LAWA")
-    assert "1.6000 against 2.1000" in report.verdict(made)[0]
+    assert verdict(made)[0].startswith("On the validation part LAWA")
+    assert "1.6000 against 2.1000" in verdict(made)[0]
     target = "RST to target (median, 75% interval)"
-    assert report.results(made)[0] == ["method", "final validation nats per image", target]
-    assert "test_metric" not in report.columns(made)
+    assert tables.results(made)[0] == ["method", "final validation nats per image", target]
+    assert "test_metric" not in tables.columns(made)
     assert "test part" not in report.markdown(made)
-    assert report.ranking([made])[3][1] == "1.6000 ± 0.2484 (2)"
+    assert tables.ranking([made])[3][1] == "1.6000 ± 0.2484 (2)"
 
 
 def test_the_verdict_says_when_nothing_is_shown() -> None:
@@ -86,7 +87,7 @@ def test_the_verdict_says_when_nothing_is_shown() -> None:
         "constant": [[3.0, 2.0], [3.0, 2.0], [3.0, 2.0]],
         "lawa": [[2.5, 1.9], [1.9, 2.1], [3.0, 2.0]],
     }
-    (sentence,) = report.verdict(comparison(curves))
+    (sentence,) = verdict(comparison(curves))
     assert "no difference shown at the end" in sentence
     assert "No saving of RST to the target is shown" in sentence
 
@@ -97,26 +98,26 @@ def test_a_later_arrival_is_said_to_cost_more() -> None:
         "lawa": [[4.0, 3.0, 2.5, 1.9]] * 3,
         "decayed": [[4.0, 1.0, 1.0, 1.0]] * 3,
     }
-    against_constant, against_decayed = report.verdict(comparison(curves))
+    against_constant, against_decayed = verdict(comparison(curves))
     assert "No saving of RST to the target is shown" in against_constant
     assert "with 100% MORE RST" in against_decayed
 
 
 def test_one_seed_bears_no_conclusion() -> None:
-    sentences = report.verdict(comparison({name: curve[:1] for name, curve in CURVES.items()}))
+    sentences = verdict(comparison({name: curve[:1] for name, curve in CURVES.items()}))
     assert all(sentence.count("one seed bears no conclusion") == 2 for sentence in sentences)
 
 
 def test_a_miss_is_never_and_no_saving_is_claimed_of_it() -> None:
     curves = {**CURVES, "lawa": [[3.0, 2.9, 2.8, 2.7], [3.1, 2.0, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]}
     made = comparison(curves)
-    row = next(row for row in report.rows(made) if row.method == "lawa")
+    row = next(row for row in tables.rows(made) if row.method == "lawa")
     assert row.rst_to_target[0] == math.inf
-    assert report.target_cell(row) == "2.00 s [2.00 s, never] (1 of 3 missed)"
-    assert report.saving_cell(row, "constant") == "reached 2/3"
-    sentence = report.verdict(made)[0]
+    assert tables.target_cell(row) == "2.00 s [2.00 s, never] (1 of 3 missed)"
+    assert tables.saving_cell(row, "constant") == "reached 2/3"
+    sentence = verdict(made)[0]
     assert "Both reached the target with 2 of 3 seeds, so no saving is claimed" in sentence
-    table = report.columns(made)
+    table = tables.columns(made)
     at = table["method"].index("lawa")
     assert table["rst_to_target_seconds"][at : at + 3] == ["never", 2.0, 2.0]
 
@@ -130,11 +131,11 @@ def test_a_failed_run_is_shown_as_a_miss() -> None:
         for r in made.runs
     )
     made = Comparison(made.plan, made.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
-    row = next(row for row in report.rows(made) if row.method == "lawa")
-    assert report.metric_cell(row.finals).endswith("(1 of 3 failed)")
-    assert report.metric_cell(row.tests).endswith("(1 of 3 failed)")
+    row = next(row for row in tables.rows(made) if row.method == "lawa")
+    assert tables.metric_cell(row.finals).endswith("(1 of 3 failed)")
+    assert tables.metric_cell(row.tests).endswith("(1 of 3 failed)")
     assert row.rst_to_target[1] == math.inf
-    assert "a run failed" in report.verdict(made)[0]
+    assert "a run failed" in verdict(made)[0]
     assert "(1 of 3 failed)" in report.markdown(made)
 
 
@@ -163,7 +164,7 @@ def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
     screen.show(made)
     for figure in plots.figures(made).values():
         figure.canvas.draw()
-    for row in report.totals(made)[1:]:
+    for row in tables.totals(made)[1:]:
         (method,) = (name for name in CURVES if METHODS[name].title == row[0])
         missing = sum(method == name for name, _ in gone)
         kept = [4.0 + seed for seed in range(3) if (method, seed) not in gone]
@@ -185,8 +186,8 @@ def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
 
 def test_without_the_constant_rate_there_is_no_target() -> None:
     made = comparison({name: CURVES[name] for name in ("decayed", "lawa")})
-    assert {report.target_cell(row) for row in report.rows(made)} == {"never (3 of 3 missed)"}
-    assert "no saving is claimed" in report.verdict(made)[0]
+    assert {tables.target_cell(row) for row in tables.rows(made)} == {"never (3 of 3 missed)"}
+    assert "no saving is claimed" in verdict(made)[0]
     assert "Without the constant rate there is no target" in report.conditions(made)
 
 
@@ -198,7 +199,7 @@ def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> No
         ([[9.0, 1.9], [9.0, 2.1], [9.0, 2.0]], "not shown to differ from"),
     ):
         curves = {"lawa": CURVES["lawa"], "annealed-50": annealed}
-        (sentence,) = report.verdict(comparison(curves))
+        (sentence,) = verdict(comparison(curves))
         # The test part is read only at the end, so in the middle there is no other than validation.
         at = "After 2 s, on the validation part, LAWA of the constant rate"
         assert f"{at} is {word} a run fully decayed" in sentence
@@ -206,7 +207,7 @@ def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> No
 
 
 def test_totals_are_means_over_seeds() -> None:
-    head, constant, *_ = report.totals(comparison(CURVES))
+    head, constant, *_ = tables.totals(comparison(CURVES))
     assert head == ["method", "algoperf, s", "ntng, s", "mlperf, s"]
     assert constant == ["constant rate", "5.000", "3.000", "5.000"]
 
@@ -218,7 +219,7 @@ def test_the_ranking_moves_with_the_budget() -> None:
         run("lawa", 2, [math.nan], "diverged") if r.final != r.final else r for r in failed.runs
     )
     failed = Comparison(failed.plan, failed.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
-    head, constant, decayed, lawa = report.ranking([comparison(CURVES), failed])
+    head, constant, decayed, lawa = tables.ranking([comparison(CURVES), failed])
     assert head == ["method", "4 s", "4 s"]
     assert [cell.rpartition(" ")[2] for cell in constant[1:]] == ["(3)", "(2)"]
     assert [cell.rpartition(" ")[2] for cell in decayed[1:]] == ["(1)", "(1)"]
@@ -227,7 +228,7 @@ def test_the_ranking_moves_with_the_budget() -> None:
 
 
 def test_without_a_pair_nothing_is_claimed() -> None:
-    assert report.verdict(comparison({"constant": CURVES["constant"]})) == [
+    assert verdict(comparison({"constant": CURVES["constant"]})) == [
         "No two methods of a claim were compared, so nothing is claimed."
     ]
 
@@ -275,7 +276,7 @@ def test_a_method_of_the_users_own_is_held_against_every_baseline(tmp_path) -> N
         "from baselines.methods.method import METHODS\n\ndef method():\n    return METHODS['ema']\n"
     )
     made = comparison({"constant": CURVES["constant"], str(file): CURVES["lawa"]})
-    (sentence,) = report.verdict(made)
+    (sentence,) = verdict(made)
     assert "On the test part mine ends BETTER than constant rate" in sentence
     assert "with 50% less RST" in sentence
 

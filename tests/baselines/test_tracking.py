@@ -22,7 +22,7 @@ import pytest
 import torch
 from mlflow.entities import Run as MlflowRun
 
-from baselines.analysis import report
+from baselines.analysis import report, tables
 from baselines.experiment.comparison import Comparison, Trial
 from baselines.tracking import sender as tracking
 from baselines.tracking.records import (
@@ -326,7 +326,7 @@ def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> No
             dataclasses.replace(made.trajectories[0], runs=(made.of("lawa")[0], made.of("lawa")[1]))
         )
         # As `finish` does, without the pictures, which take seconds to draw.
-        tracker.conclude(report.markdown(made), {}, {"results": report.columns(made)})
+        tracker.conclude(report.markdown(made), {}, {"results": tables.columns(made)})
     assert count(folder, Sent.read(folder).offset_bytes) > 0
 
 

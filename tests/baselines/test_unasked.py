@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from baselines.__main__ import app
-from baselines.analysis import plots, report
+from baselines.analysis import plots, report, tables
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
@@ -76,8 +76,8 @@ def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) ->
     assert "│ evil " in done.output
     found = read_comparison(root)
     assert "| evil |" in report.markdown(found)
-    assert str(evil) in report.columns(found)["method"]
-    assert report.ranking([found])[2][0] == "evil"
+    assert str(evil) in tables.columns(found)["method"]
+    assert tables.ranking([found])[2][0] == "evil"
     assert plots.figures(found).keys() >= {"final-metric", "account"}
     screen.show(found)
     if place == "tuning":

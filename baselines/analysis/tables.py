@@ -1,0 +1,227 @@
+"""Put the runs of a comparison into tables: intervals over seeds, reference time to the target."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baselines.analysis.intervals import Estimate, estimate, median
+from baselines.experiment.comparison import Comparison
+from baselines.methods.method import title_of
+from timing import POLICIES
+from timing.statistics import median_coverage
+
+NO_RUN = "no run ended"
+TARGET_METHOD = "constant"
+BASELINES = ("constant", "decayed", "ema", "swa", "schedule-free")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Holds a method's line in the table; every tuple is by seed.
+
+    Attributes:
+        method: its name.
+        finals: metric on the validation part at the end of the budget; infinite for a failed run.
+        tests: the same on the test part; empty if the plan does not read it.
+        rst_to_target: reference seconds to the target; infinite if never reached.
+        savings: for each baseline, 1 - RST of this method / RST of the baseline, paired by seed;
+            None where either never reached the target.
+    """
+
+    method: str
+    finals: tuple[float, ...]
+    tests: tuple[float, ...]
+    rst_to_target: tuple[float, ...]
+    savings: dict[str, tuple[float | None, ...]]
+
+    @property
+    def title(self) -> str:
+        """The method's title."""
+        return title_of(self.method)
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Return what the end is judged by: the test part, or else the validation part."""
+        return self.tests or self.finals
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """Return a row a method, in the order of the plan.
+
+    The target of a seed is what its constant-rate run ends with on the validation part. Without one
+    there is none, and every time to target is infinite.
+    """
+    plan = comparison.plan
+    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [-math.inf] * len(plan.seeds)
+    # A failed run reaches nothing, and its infinite end is no target.
+    targets = [target if math.isfinite(target) else -math.inf for target in targets]
+    reached = {
+        method: tuple(
+            run.rst_to(target) for run, target in zip(comparison.of(method), targets, strict=True)
+        )
+        for method in plan.methods
+    }
+    return [
+        Row(
+            method=method,
+            finals=tuple(run.final for run in comparison.of(method)),
+            tests=tuple(run.test for run in comparison.of(method)) if plan.read_test else (),
+            rst_to_target=reached[method],
+            savings={
+                baseline: tuple(map(_saving, reached[method], reached[baseline]))
+                for baseline in BASELINES
+                if baseline in reached and baseline != method
+            },
+        )
+        for method in plan.methods
+    ]
+
+
+def _saving(mine: float, theirs: float) -> float | None:
+    return 1 - mine / theirs if math.isfinite(mine) and math.isfinite(theirs) else None
+
+
+def metric_cell(values: Sequence[float]) -> str:
+    """Return a metric at the end of the budget with its interval, and how many runs failed."""
+    good = [value for value in values if math.isfinite(value)]
+    failed = len(values) - len(good)
+    text = str(estimate(good)) if good else NO_RUN
+    return f"{text} ({failed} of {len(values)} failed)" if failed and good else text
+
+
+def target_cell(row: Row) -> str:
+    """Return the median reference seconds to the target with its interval, misses as never."""
+    missed = sum(math.isinf(seconds) for seconds in row.rst_to_target)
+    found = median(row.rst_to_target)
+    text = seconds_cell(found.median)
+    if found.low is not None and found.high is not None and found.low < math.inf:
+        text += f" [{seconds_cell(found.low)}, {seconds_cell(found.high)}]"
+    return f"{text} ({missed} of {len(row.rst_to_target)} missed)" if missed else text
+
+
+def seconds_cell(seconds: float) -> str:
+    """Return reference seconds, or never."""
+    return "never" if math.isinf(seconds) else f"{seconds:.{2 if seconds < 10 else 1}f} s"
+
+
+def saving_cell(row: Row, baseline: str) -> str:
+    """Return the mean saving with its interval, where both reached the target with every seed."""
+    if baseline == row.method:
+        return "·"
+    savings = row.savings.get(baseline)
+    if savings is None:
+        return "-"
+    known = [saving for saving in savings if saving is not None]
+    if len(known) < len(savings):
+        return f"reached {len(known)}/{len(savings)}"
+    return percent(estimate(known))
+
+
+def percent(value: Estimate) -> str:
+    """Return a share in per cent with its interval."""
+    if value.low is None or value.high is None:
+        return f"{value.mean:.0%}"
+    return f"{value.mean:.0%} ± {(value.high - value.low) / 2:.0%}"
+
+
+def results(comparison: Comparison) -> list[list[str]]:
+    """Return the end of the budget and the time to target, a line a method; the first row heads."""
+    metric = comparison.plan.workload.metric
+    parts = ["test", "validation"] if comparison.plan.read_test else ["validation"]
+    seeds = len(comparison.plan.seeds)
+    # Not the 95% of all else, so it is said here.
+    interval = f" (median, {median_coverage(seeds):.0%} interval)" if seeds > 1 else ""
+    return [
+        ["method", *(f"final {part} {metric}" for part in parts), f"RST to target{interval}"],
+        *(
+            [
+                row.title,
+                *([metric_cell(row.tests)] if row.tests else []),
+                metric_cell(row.finals),
+                target_cell(row),
+            ]
+            for row in rows(comparison)
+        ),
+    ]
+
+
+def savings(comparison: Comparison) -> list[list[str]]:
+    """Return the shares of RST saved to the target, a column a baseline; the first row heads."""
+    baselines = [name for name in BASELINES if name in comparison.plan.methods]
+    return [
+        ["method", *(f"saved vs {name}" for name in baselines)],
+        *([row.title, *(saving_cell(row, name) for name in baselines)] for row in rows(comparison)),
+    ]
+
+
+def totals(comparison: Comparison) -> list[list[str]]:
+    """Return the reference seconds of each method under each policy; the first row heads.
+
+    Means over the seeds whose runs ended: what a failed run was charged until then says nothing.
+    """
+    head = ["method", *(f"{policy}, s" for policy in POLICIES)]
+    body = []
+    for method in comparison.plan.methods:
+        runs = comparison.of(method)
+        ended = [run for run in runs if not run.failure]
+        means = [
+            f"{statistics.fmean(run.totals[policy] for run in ended):.3f}" if ended else NO_RUN
+            for policy in POLICIES
+        ]
+        failed = len(runs) - len(ended)
+        if failed and ended:
+            means[0] += f" ({failed} of {len(runs)} failed)"
+        body.append([title_of(method), *means])
+    return [head, *body]
+
+
+def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Return each method's end of the budget and its rank by the mean, a column a budget.
+
+    Judged on the test part, or on the validation part if that was not read. A method with a failed
+    run has no rank. The first row heads.
+    """
+    tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
+    head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
+    ranks = []
+    for table in tables:
+        whole = {m: row for m, row in table.items() if all(map(math.isfinite, row.ends))}
+        order = sorted(whole, key=lambda method: statistics.fmean(whole[method].ends))
+        ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
+    return [head] + [
+        [title_of(method)]
+        + [
+            f"{metric_cell(table[method].ends)} {rank.get(method, '(-)')}"
+            for table, rank in zip(tables, ranks, strict=True)
+        ]
+        for method in comparisons[0].plan.methods
+    ]
+
+
+def columns(comparison: Comparison) -> dict[str, list[str | float]]:
+    """Return the table by column, unrounded, a line a method and seed.
+
+    Misses are "never"; a test part that was not read has no column.
+    """
+    table: dict[str, list[str | float]] = {}
+    for row in rows(comparison):
+        for place, seed in enumerate(comparison.plan.seeds):
+            line: dict[str, str | float] = {
+                "method": row.method,
+                "seed": seed,
+                "final_metric": _or(row.finals[place], "failed"),
+                "rst_to_target_seconds": _or(row.rst_to_target[place], "never"),
+            }
+            if row.tests:
+                line["test_metric"] = _or(row.tests[place], "failed")
+            for key, value in line.items():
+                table.setdefault(key, []).append(value)
+    return table
+
+
+def _or(value: float, word: str) -> float | str:
+    """Return the value; a word in place of what JSON cannot say."""
+    return value if math.isfinite(value) else word
