@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 from matplotlib import rcParams
 
-from baselines.analysis import ablation, plots, report
+from baselines.analysis import ablation, report
 from baselines.analysis import score as scoring
 from baselines.analysis.heat_map import heat_map
+from baselines.analysis.performance_profile import performance_profile
 from baselines.cli import console as screen
 from baselines.cli import dry_run as dry_runs
 from baselines.cli import options
@@ -29,7 +30,8 @@ from baselines.cli.options import (
 from baselines.experiment.ablation import WindowConfig, ablate, check, methods_of, plan_of
 from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
-from baselines.experiment.store import FolderError, read_comparison, root_of
+from baselines.experiment.manifest import FolderError
+from baselines.experiment.store import read_comparison, root_of
 from baselines.methods.method import DEFAULT, METHODS
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed as ranks
@@ -260,7 +262,7 @@ def score_command(
     screen.say(scoring.conditions(comparisons))
     if plot:
         try:
-            plots.performance_profile(found).savefig(plot, dpi=120)
+            performance_profile(found).savefig(plot, dpi=120)
         except OSError as error:
             raise commandline.CommandError(f"--plot: {plot}: {error.strerror}") from error
         screen.say(f"Performance profile: {plot}")

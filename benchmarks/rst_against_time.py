@@ -42,7 +42,7 @@ from rows import Limit, Row, finish, parser, spread
 import baselines.experiment.calibration
 import baselines.training.loop
 from baselines.methods.method import Settings, find
-from baselines.training.loop import MethodRun
+from baselines.training.method_run import MethodRun
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
 from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import offset_copy
 
 from baselines.analysis import tables
 from baselines.analysis.intervals import estimate, median
-from baselines.analysis.score import LONGEST, Score, profile
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import title_of
 from timing.statistics import CONFIDENCE, median_coverage
@@ -44,7 +42,7 @@ _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "ooo", "|||")
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
-    """All of them, by the names of their files without the ending."""
+    """Draw all of them, by the names of their files without the ending."""
     return {
         "metric-over-rst": metric_over_rst(comparison),
         "final-metric": final_metric(comparison),
@@ -61,7 +59,7 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 
 def metric_over_rst(comparison: Comparison) -> Figure:
     """The validation metric against RST: each method's mean over seeds and its 95% interval."""
-    figure, axes = _figure(4.7 + 0.12 * len(comparison.plan.methods))
+    figure, axes = figure_of(4.7 + 0.12 * len(comparison.plan.methods))
     plan = comparison.plan
     late: list[float] = []
     for index, (method, style) in enumerate(styles(plan.methods).items()):
@@ -118,7 +116,7 @@ def final_metric(comparison: Comparison) -> Figure:
     Each seed, the mean and its 95% interval; failures are named.
     """
     plan = comparison.plan
-    figure, axes = _figure(1.8 + 0.6 * len(plan.methods))
+    figure, axes = figure_of(1.8 + 0.6 * len(plan.methods))
     table = tables.rows(comparison)
     for place, row in enumerate(table):
         style = styles(plan.methods)[row.method]
@@ -148,7 +146,7 @@ def time_to_target(comparison: Comparison) -> Figure:
     An interval that goes on to never ends in an arrow at the right edge.
     """
     plan = comparison.plan
-    figure, axes = _figure(1.8 + 0.45 * len(plan.methods))
+    figure, axes = figure_of(1.8 + 0.45 * len(plan.methods))
     axes.set_xlim(0, 1.12 * plan.budget.seconds)
     _, edge = axes.get_xlim()
     table = tables.rows(comparison)
@@ -176,7 +174,7 @@ def time_to_target(comparison: Comparison) -> Figure:
 
 
 def account(comparison: Comparison) -> Figure:
-    """Where the RST went: mean seconds of each operation, and apart what is not charged.
+    """Draw where the RST went: mean seconds of each operation, apart what is not charged.
 
     Of the runs that ended; how many did not is named.
     """
@@ -190,7 +188,7 @@ def account(comparison: Comparison) -> Figure:
                 by_method = totals.setdefault(key, {})
                 seconds = float(line["seconds"]) / len(runs)
                 by_method[method] = by_method.get(method, 0.0) + seconds
-    figure, axes = _figure(2.4 + 0.45 * len(plan.methods))
+    figure, axes = figure_of(2.4 + 0.45 * len(plan.methods))
     places = range(len(plan.methods))
     ends = [0.0] * len(plan.methods)
     # What is charged first, so that it adds up to the budget from the left.
@@ -220,40 +218,8 @@ def account(comparison: Comparison) -> Figure:
     return figure
 
 
-def performance_profile(scores: Sequence[Score]) -> Figure:
-    """The share of comparisons done within tau times the least RST: a step line a method.
-
-    The lines are set apart by a hair each, so that equal ones are both seen.
-    """
-    figure, axes = _figure(4.7 + 0.12 * len(scores))
-    drawn = styles(one.method for one in scores)
-    for index, one in enumerate(scores):
-        style = drawn[one.method]
-        reached = sorted(ratio for ratio in one.ratios if ratio <= LONGEST)
-        taus = [1.0, *reached, LONGEST]
-        axes.step(
-            taus,
-            [profile(one.ratios, tau) for tau in taus],
-            where="post",
-            color=style.colour,
-            linestyle=style.dash,
-            marker=style.marker,
-            markersize=5,
-            label=f"{one.title}: {one.score:.2f}",
-            transform=offset_copy(axes.transData, figure, y=2.0 * index, units="points"),
-            clip_on=False,
-        )
-    axes.set_xlim(1, LONGEST)
-    axes.set_ylim(0, 1.1)
-    axes.set_xlabel("tau: RST to the target over the least of all methods")
-    axes.set_ylabel("share of comparisons")
-    axes.set_title("Performance profile (score: the mean over tau)")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def _figure(height_inches: float) -> tuple[Figure, Axes]:
+def figure_of(height_inches: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of this height, and its axes."""
     figure = Figure(figsize=(8, height_inches), layout="constrained")
     return figure, figure.add_subplot()
 

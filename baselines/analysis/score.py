@@ -150,7 +150,7 @@ def _ratio(ratio: float) -> str:
 
 
 def conditions(comparisons: Sequence[Comparison]) -> str:
-    """What the score says, and what it does not."""
+    """Say what the score says, and what it does not."""
     coarsest = max(c.plan.resolution_seconds / c.plan.budget.seconds for c in comparisons)
     return (
         f"Score: the share of {len(comparisons)} comparison(s) where a method needs at most tau "

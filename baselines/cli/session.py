@@ -18,11 +18,10 @@ from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Comparison, Listener, Plan, Silent, check
 from baselines.experiment.engine import Engine
 from baselines.experiment.executor import run_parallel
+from baselines.experiment.manifest import REFERENCE, FolderError
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
-    REFERENCE,
-    FolderError,
     budget_folder,
     check_kept,
     describe,
@@ -42,7 +41,7 @@ Train = Callable[[Plan, Profile, Listener, Path], Comparison]
 def engine(
     root: Path, jobs: int, cluster: str | None, options: dict[str, str | int]
 ) -> AbstractContextManager[Engine | None]:
-    """What starts processes; None where this one trains itself."""
+    """Return what starts processes; None where this one trains itself."""
     if ranks.world() > 1 and (cluster or jobs > 1):
         raise typer.BadParameter(
             "under torchrun trainings come one after another: no --jobs, no --cluster"

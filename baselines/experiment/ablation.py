@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from baselines.experiment.comparison import Comparison, Listener, Plan
 from baselines.methods.averagers import Averager, NoAveraging, check_keys
 from baselines.methods.method import Method, Settings, find
-from baselines.training.loop import (
+from baselines.training.loop import train
+from baselines.training.method_run import (
     check_budget,
     max_evaluation_operations,
     max_step_operations,
-    train,
 )
 from baselines.training.results import Point
 from baselines.workloads.base import Workload
@@ -52,7 +52,7 @@ class SharedWindow:
         self._collected = False
 
     def collected_after(self, step: int) -> bool:
-        """Whether a snapshot was collected after this step, the latest; whoever asks first does."""
+        """Say whether a snapshot was collected after this step; whoever asks first collects."""
         if step > self.lawa.schedule.steps:
             self._collected = self.lawa.schedule.step()
             if self._collected:

@@ -16,12 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import DEFAULT, MethodError, Settings, find
-from baselines.training.loop import (
-    max_evaluation_operations,
-    max_step_operations,
-    seed_step,
-    training_step,
-)
+from baselines.training.loop import seed_step, training_step
+from baselines.training.method_run import max_evaluation_operations, max_step_operations
 from baselines.workloads import load
 from baselines.workloads.base import Batch, Workload
 from timing import (

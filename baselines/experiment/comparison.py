@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from baselines.methods.method import METHODS, Method, Settings, find
 from baselines.training.checkpoint import Checkpoints
-from baselines.training.loop import (
+from baselines.training.loop import train
+from baselines.training.method_run import (
     check_budget,
     max_evaluation_operations,
     max_step_operations,
-    train,
 )
 from baselines.training.results import Point, Run, Trajectory
 from baselines.workloads.base import Workload
@@ -86,7 +86,7 @@ class Plan:
         return self.budget.seconds / self.evaluations
 
     def settings_of(self, method: str) -> Settings:
-        """Those of a method: its own if it was tuned."""
+        """Return the settings of a method: its own if it was tuned."""
         return self.tuned.get(method, self.settings)
 
     @property
@@ -98,7 +98,7 @@ class Plan:
         }
 
     def budget_of(self, method: Method) -> Budget:
-        """What a run of the method may spend: the budget, or its share of it."""
+        """Return what a run of the method may spend: the budget, or its share of it."""
         return self.budget if method.share == 1 else Budget(self.budget.seconds * method.share)
 
     def evaluations_of(self, method: Method) -> int:
@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def signature(self) -> dict[str, str | int | float]:
-        """What the costs of this plan's operations depend on, for the profile."""
+        """Return what the costs of this plan's operations depend on, for the profile."""
         return {"workload": self.workload.name, **self.workload.signature, "k": self.settings.k}
 
 
@@ -121,7 +121,7 @@ class Comparison:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """All runs, seed by seed."""
+        """Return all runs, seed by seed."""
         return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
 
     def of(self, method: str) -> list[Run]:
@@ -227,7 +227,7 @@ class Task:
 
 
 def tasks(plan: Plan) -> list[Task]:
-    """All trainings of a plan, seed by seed."""
+    """Return all trainings of a plan, seed by seed."""
     return [Task(methods, seed) for seed in plan.seeds for methods in trajectories_of(plan)]
 
 

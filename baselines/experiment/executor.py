@@ -26,11 +26,7 @@ from baselines.experiment.comparison import (
 )
 from baselines.experiment.engine import Engine, Job, last_line
 from baselines.experiment.resume import tell
-from baselines.experiment.store import (
-    describe,
-    read_result,
-    task_folder,
-)
+from baselines.experiment.store import describe, read_result, task_folder
 from baselines.experiment.worker import POINTS, model_file, work
 from baselines.methods.method import Method
 from baselines.training.results import Point, Run, Trajectory

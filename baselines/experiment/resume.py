@@ -30,7 +30,7 @@ def resume(
     checkpoint_seconds: float = SECONDS_BETWEEN,
     warn: Callable[[str], None] = print,
 ) -> Comparison:
-    """As `compare`, with all that is done kept in a folder; what is there is not done again.
+    """Compare, with all that is done kept in a folder; what is there is not done again.
 
     A training that was cut off goes on from its latest checkpoint, and ends with the very result
     of one that was not. Under `torchrun` the folder must be the same for all ranks.

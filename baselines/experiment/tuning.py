@@ -190,7 +190,7 @@ def tune(
 
 
 def columns(plan: Plan) -> dict[str, list[Any]]:
-    """All that was tried by column, a line a method and trial; failures are "failed"."""
+    """Return all that was tried by column, a line a method and trial; failures are "failed"."""
     table: dict[str, list[Any]] = {}
     for trial in plan.tried:
         line = {
@@ -220,7 +220,7 @@ def write(plan: Plan, path: Path) -> None:
 
 
 def rows(plan: Plan) -> list[list[str]]:
-    """What tuning chose for each method and what it cost; the first row heads."""
+    """Return what tuning chose for each method and what it cost; the first row heads."""
     head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
     body = []
     for method in plan.methods:

@@ -24,9 +24,8 @@ from baselines.experiment.comparison import (
     tasks,
 )
 from baselines.experiment.lock import Lock
+from baselines.experiment.manifest import Description, FolderError
 from baselines.experiment.store import (
-    Description,
-    FolderError,
     describe,
     read_profile,
     read_result,

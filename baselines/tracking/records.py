@@ -67,7 +67,7 @@ class Record(BaseModel):
 
     @property
     def is_metrics_alone(self) -> bool:
-        """Whether it has nothing but metrics."""
+        """Say whether it has nothing but metrics."""
         where = {"comparison", "run", "time_milliseconds", "step"}
         return self.model_fields_set <= {*where, "metrics"}
 
@@ -98,7 +98,7 @@ class Records:
 
     @property
     def is_removed(self) -> bool:
-        """Whether the file was removed, so that nobody reads what is appended."""
+        """Say whether the file was removed, so that nobody reads what is appended."""
         try:
             return not os.path.samestat((self.folder / FILE).stat(), os.fstat(self._file))
         except FileNotFoundError:
@@ -179,7 +179,7 @@ class Sent(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Sent:
-        """What is in the folder; nothing sent where there is nothing, or nothing readable."""
+        """Return what is in the folder; nothing sent where nothing can be read."""
         try:
             return cls.model_validate_json((folder / _SENT).read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -199,7 +199,7 @@ class Sent(BaseModel):
 
 
 def count(folder: Path, offset_bytes: int) -> int:
-    """How many records there are from an offset in the file on."""
+    """Count the records from an offset in the file on."""
     return len(read(folder, offset_bytes)[0])
 
 

@@ -25,7 +25,7 @@ def view_key(comparison: str) -> str:
 
 
 def address(server: str, experiment_id: str, comparison: str) -> str:
-    """Where the view opens, on the UI at the address `server`."""
+    """Return where the view opens, on the UI at the address `server`."""
     return (
         f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?"
         "workflowType=machine_learning&compareRunsMode=CHART"

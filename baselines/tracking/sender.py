@@ -334,14 +334,14 @@ class _Run:
             self._client.log_batch(self.run_id, metrics=some)
 
     def _missing(self, parameters: list[Param]) -> list[Param]:
-        """Those that the run has not: MLflow refuses another value for one that it has."""
+        """Return those that the run has not: MLflow refuses another value for one it has."""
         if not parameters:
             return []
         there = self._client.get_run(self.run_id).data.params
         return [parameter for parameter in parameters if parameter.key not in there]
 
     def _is_new(self, metric: str, step: int) -> bool:
-        """Whether the run lacks this metric at this step; it is asked once, and then has it."""
+        """Say whether the run lacks this metric at this step; asked once, it then has it."""
         if metric not in self._steps:
             there = metric in self._has
             history = self._client.get_metric_history(self.run_id, metric) if there else []
@@ -514,7 +514,7 @@ def _of_id(client: mlflow.MlflowClient, experiment_id: str) -> Experiment | None
 
 
 def _artifacts(store: str) -> str | None:
-    """Where a new experiment keeps its files; None for where MLflow would.
+    """Return where a new experiment keeps its files; None for where MLflow would.
 
     That is a path, of which MLflow takes a name such as "a%20b" for "a b".
     """
@@ -611,7 +611,7 @@ class _System:
             self._records.add(Record(comparison=comparison, run=run, step=step, metrics=metrics))
 
     def _of_training(self, now: float) -> dict[str, float]:
-        """Of the process that started this one, and of all the others that it started."""
+        """Return the use of the process that started this one, and of all that it started."""
         cpu_seconds, memory_bytes = 0.0, 0
         with contextlib.suppress(psutil.Error):
             for process in (self._training, *self._training.children(recursive=True)):

@@ -180,7 +180,7 @@ class Tracker:
 
     @property
     def folder(self) -> Path:
-        """Where the records lie until they are sent."""
+        """Return the folder of the records until they are sent."""
         assert self._folder is not None
         return self._folder
 
@@ -377,7 +377,7 @@ class Tracker:
         )
 
     def how_to_review(self) -> list[str]:
-        """What to print after the end, a line each: how to look at the comparison.
+        """Return lines to print after the end: how to look at the comparison.
 
         The last one is the address of its saved view; or, where MLflow was never reached, the only
         one says where what is unsent lies.
@@ -399,7 +399,7 @@ class Tracker:
 
 
 def _ui(store: str) -> str:
-    """What starts MLflow's UI over a store, for the shell."""
+    """Return what starts MLflow's UI over a store, for the shell."""
     folder, address = placed(store)
     settings = ["MLFLOW_DISABLE_TELEMETRY=true"]
     of_store = ["--backend-store-uri", address]
@@ -414,7 +414,7 @@ def _ui(store: str) -> str:
 
 
 def _tuning(plan: Plan) -> dict[str, Any]:
-    """What was tried for each method, and what was best; nothing without tuning."""
+    """Return what was tried for each method, and what was best; nothing without tuning."""
     if not plan.tried:
         return {}
     told: dict[str, Any] = {"tuning/trials": plan.trials}
@@ -429,7 +429,7 @@ def _tuning(plan: Plan) -> dict[str, Any]:
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """As MLflow keeps a table."""
+    """Return a table as MLflow keeps it."""
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return json.dumps({"columns": list(columns), "data": rows}).encode()
 

@@ -87,7 +87,7 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for another one."""
+        """Say whether it is time for another one."""
         return time.monotonic() >= self._next
 
     def save(self, step: int, state: dict[str, Any]) -> None:

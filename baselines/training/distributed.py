@@ -31,7 +31,7 @@ def joined() -> Iterator[None]:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return distributed.get_world_size() if _together() else 1
 
 

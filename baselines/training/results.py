@@ -75,7 +75,7 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each operation ran."""
+        """Count each operation."""
         return {line["operation"]: line["times"] for line in self.account}
 
     @property
@@ -115,7 +115,7 @@ class Trajectory:
     error: str | None = None
 
     def to_json(self) -> str:
-        """As it is kept in a file; every number comes back to the last bit."""
+        """Return it as it is kept in a file; every number comes back to the last bit."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
@@ -154,7 +154,7 @@ def read_points(saved: object) -> list[Point]:
 
 
 def _is_whole(run: Run) -> bool:
-    """Whether a run that ended well has all that one has."""
+    """Say whether a run that ended well has all that one has."""
     return (
         math.isfinite(run.final)
         and all(point.rst_seconds > 0 for point in run.points)

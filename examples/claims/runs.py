@@ -19,9 +19,9 @@ from baselines.experiment.ablation import WindowConfig, ablate, plan_of
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison, Plan, Silent, Task, check
 from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
-    FolderError,
     budget_folder,
     describe,
     read_profile,

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from baselines.cli import dry_run
-from baselines.cli.dry_run import Estimate, table, window_bytes
+from baselines.cli.dry_run import Estimate, table
+from baselines.cli.memory import window_bytes
 from baselines.experiment.comparison import Plan
 from baselines.methods.method import METHODS, MethodError, Settings
 from baselines.workloads import Workload, WorkloadError, digits, load

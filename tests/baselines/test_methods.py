@@ -14,7 +14,8 @@ import torch
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
-from baselines.training.loop import max_evaluation_operations, max_step_operations, train
+from baselines.training.loop import train
+from baselines.training.method_run import max_evaluation_operations, max_step_operations
 from baselines.workloads import digits
 from tests.support.commands import command
 from tests.support.profiles import profile_of

@@ -21,14 +21,9 @@ from hypothesis import strategies as st
 
 from baselines.experiment.comparison import Comparison, Plan, Silent, compare
 from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
-from baselines.experiment.store import (
-    FolderError,
-    budget_folder,
-    read_comparison,
-    root_of,
-    write_profile,
-)
+from baselines.experiment.store import budget_folder, read_comparison, root_of, write_profile
 from baselines.methods.method import METHODS
 from baselines.training.checkpoint import (
     CheckpointError,

@@ -16,7 +16,8 @@ from scipy.integrate import trapezoid
 from typer.testing import CliRunner
 
 from baselines.__main__ import app
-from baselines.analysis import plots, report, score
+from baselines.analysis import report, score
+from baselines.analysis.performance_profile import performance_profile
 from baselines.experiment import store as folder
 from baselines.experiment.comparison import Comparison
 from tests.support.comparisons import CURVES, comparison, kept
@@ -118,7 +119,7 @@ def test_the_plot_is_the_profile_and_equal_lines_are_set_apart() -> None:
         dataclasses.replace(same, method="ema"),
         score.Score("lawa", (math.inf, 9.0, 4.0)),
     ]
-    figure = plots.performance_profile(found)
+    figure = performance_profile(found)
     (axes,) = figure.axes
     figure.canvas.draw()
     assert [line.get_drawstyle() for line in axes.get_lines()] == ["steps-post"] * 3

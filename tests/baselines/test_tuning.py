@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from baselines.cli import dry_run
 from baselines.experiment.comparison import Comparison, Plan, compare, trajectories_of
-from baselines.experiment.store import Description
+from baselines.experiment.manifest import Description
 from baselines.experiment.tuning import (
     CutOffError,
     columns,

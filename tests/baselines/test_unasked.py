@@ -14,16 +14,10 @@ from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
 from baselines.experiment.executor import run_parallel
+from baselines.experiment.manifest import Description, FolderError
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
-from baselines.experiment.store import (
-    Description,
-    FolderError,
-    budget_folder,
-    describe,
-    read_comparison,
-    write_profile,
-)
+from baselines.experiment.store import budget_folder, describe, read_comparison, write_profile
 from baselines.experiment.worker import work
 from baselines.methods.method import Settings, find
 from baselines.workloads import load

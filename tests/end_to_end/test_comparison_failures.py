@@ -17,14 +17,9 @@ import torch
 
 from baselines.__main__ import app
 from baselines.experiment.comparison import Plan, Silent, compare
+from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
-from baselines.experiment.store import (
-    FolderError,
-    budget_folder,
-    check_kept,
-    describe,
-    read_comparison,
-)
+from baselines.experiment.store import budget_folder, check_kept, describe, read_comparison
 from baselines.methods.method import Settings
 from baselines.workloads import load
 from tests.support.kept_comparison import PROFILE, results

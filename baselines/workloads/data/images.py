@@ -105,7 +105,7 @@ def open_image(path: Path) -> Any:
 
 
 def read_all(paths: Sequence[Path]) -> Tensor:
-    """All images in memory, (images, 3, height, width) uint8.
+    """Return all images in memory, (images, 3, height, width) uint8.
 
     Raises:
         WorkloadError: one cannot be read, or they are not of one size.

@@ -52,7 +52,7 @@ def tokenizer(train: bytes, vocabulary: int, folder: Path | None) -> Any:
 
 
 def encode(tokenizer: Any, text: bytes) -> Tensor:
-    """All tokens of a text, in order, without special ones: one row of int32."""
+    """Return all tokens of a text in order, without special ones: one row of int32."""
     pieces = _pieces(text)
     parts = [torch.empty(0, dtype=torch.int32)]
     # Some at a time: what the library returns takes a hundred bytes a token.

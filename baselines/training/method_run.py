@@ -1,0 +1,185 @@
+"""Follow one training by the account of one method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.methods.averagers import Averager
+from baselines.training import distributed as ranks
+from baselines.training.results import Point, Run, read_points
+from timing import Account, Budget
+
+EVALUATION = {"evaluate": 1}
+
+
+def step_of(averager: Averager) -> dict[str, int]:
+    """Return the operations of every step with this averager."""
+    return {"load_data": 1, averager.train_step: 1}
+
+
+def max_step_operations(averager: Averager) -> dict[str, int]:
+    """The most that a step with this averager can run."""
+    return {**step_of(averager), **averager.step_operations}
+
+
+def max_evaluation_operations(averager: Averager) -> dict[str, int]:
+    """Return the most operations that an evaluation with this averager can run."""
+    return {**EVALUATION, **averager.evaluation_operations}
+
+
+def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
+    """Refuse a budget that does not pay for one step and one evaluation.
+
+    Raises:
+        ValueError: it does not.
+        KeyError: an operation has no cost.
+    """
+    least = account.cost(max_step_operations(averager)) * ranks.world()
+    least += account.cost(max_evaluation_operations(averager))
+    if budget.seconds < least:
+        raise ValueError(
+            f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
+            f"({least:.3g} s): give more"
+        )
+
+
+class MethodRun:
+    """Follows one training by the account of one method."""
+
+    def __init__(
+        self, name: str, share: float, averager: Averager, account: Account, budget: Budget
+    ) -> None:
+        check_budget(averager, account, budget)
+        self.name = name
+        self.share = share
+        self.averager = averager
+        self.account = account
+        self.budget = budget
+        # Asked once: at every step it would take longer than to charge for the step.
+        self.world = ranks.world()
+        self.step_seconds = account.cost(max_step_operations(averager)) * self.world
+        # In the account's own units, whole femtoseconds, since these are compared at every step.
+        self.step_cost = account.cost_femtoseconds(max_step_operations(averager)) * self.world
+        self.evaluation_cost = account.cost_femtoseconds(max_evaluation_operations(averager))
+        self.points: list[Point] = []
+        self.test = math.inf
+        self.ended = False
+        self.error: str | None = None
+        self.next_point = 1
+        self.loss_sum = torch.zeros(())
+        self.steps_since = 0
+
+    def step(self, loss: Tensor) -> None:
+        """Charge a step, and let the averager follow it."""
+        self.loss_sum = self.loss_sum + loss
+        self.steps_since += 1
+        self.account.charge("load_data", self.world)
+        self.account.charge(self.averager.train_step, self.world)
+        added = self.averager.after_step(self.budget.spent(self.account))
+        if added is not None:
+            self.account.charge(added, self.world)
+
+    @property
+    def can_pay(self) -> bool:
+        """Say whether the budget has another step and the evaluation that ends the run."""
+        return self._left >= self.step_cost + self.evaluation_cost
+
+    @property
+    def _left(self) -> int:
+        return self.budget.femtoseconds - self.account.femtoseconds
+
+    def is_due(self, evaluations: int) -> bool:
+        """Say whether a point of the grid was passed, and its evaluation can be paid."""
+        passed = math.floor(self.budget.spent(self.account) * evaluations)
+        if passed < self.next_point or self._left < self.step_cost + 2 * self.evaluation_cost:
+            return False
+        self.next_point = passed + 1
+        return True
+
+    def mean_loss(self) -> float:
+        """Return the mean training loss since the latest point."""
+        mean = float(self.loss_sum) / self.steps_since
+        self.loss_sum, self.steps_since = torch.zeros(()), 0
+        return mean
+
+    @property
+    def failure(self) -> str | None:
+        """Return what is wrong, if anything: an error, or with the latest point."""
+        if self.error or not self.points:
+            return self.error
+        latest = self.points[-1]
+        if math.isfinite(latest.value) and math.isfinite(latest.train_loss):
+            return None
+        return (
+            f"the training loss or the metric is no finite number at step {latest.step} "
+            f"(learning rate {latest.learning_rate:g}): lower the rate"
+        )
+
+    def run(self, seed: int) -> Run:
+        """Return its result."""
+        return Run(
+            method=self.name,
+            seed=seed,
+            points=tuple(self.points),
+            account=tuple(self.account.lines()),
+            totals=self.account.totals(),
+            step_seconds=self.step_seconds,
+            failure=self.failure,
+            test=self.test,
+            share=self.share,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where it is, the averager's own state included."""
+        return {
+            "account": self.account.state_dict(),
+            "averager": self.averager.state_dict(),
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "test": self.test,
+            "ended": self.ended,
+            "next_point": self.next_point,
+            "loss_sum": self.loss_sum,
+            "steps_since": self.steps_since,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it is no state of this method.
+        """
+        refuse_other_state(state, self.state_dict(), self.name)
+        self.account.load_state_dict(state["account"])
+        self.averager.load_state_dict(state["averager"])
+        self.points = read_points(state["points"])
+        self.test = state["test"]
+        self.ended = state["ended"]
+        self.next_point = state["next_point"]
+        self.loss_sum = state["loss_sum"]
+        self.steps_since = state["steps_since"]
+
+
+def refuse_other_state(saved: object, own: Mapping[str, Any], of: str) -> None:
+    """Refuse a saved state that lacks one of one's own entries, or has one of another kind.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        entries = ", ".join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(
+            f"the saved state of {of} has {entries or 'nothing'} where {', '.join(own)} are "
+            "expected"
+        )
+    for name, value in own.items():
+        if not isinstance(saved[name], type(value)):
+            raise ValueError(
+                f"{name} in the saved state of {of} is a {type(saved[name]).__name__} and not a "
+                f"{type(value).__name__}"
+            )
