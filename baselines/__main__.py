@@ -17,8 +17,7 @@ from baselines.analysis.heat_map import heat_map
 from baselines.analysis.performance_profile import performance_profile
 from baselines.cli import console as screen
 from baselines.cli import dry_run as dry_runs
-from baselines.cli import options
-from baselines.cli import session as conduct
+from baselines.cli import options, session
 from baselines.cli.options import (
     DataOption,
     RateOption,
@@ -34,7 +33,7 @@ from baselines.experiment.manifest import FolderError
 from baselines.experiment.store import read_comparison, root_of
 from baselines.methods.method import DEFAULT, METHODS
 from baselines.tracking.tracker import Tracker
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, StorageError
 from timing import Profile, ProfileError, commandline
 
@@ -145,23 +144,23 @@ def compare_command(
     ]
     given = options.read_profile(reference) if reference else None
     if given:
-        conduct.refuse(plans, given)
+        session.refuse(plans, given)
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
-            conduct.engine(Path(nowhere), jobs, cluster, for_cluster)
+            session.engine(Path(nowhere), jobs, cluster, for_cluster)
         for plan in plans:
             _dry_run(plan, given, jobs)
         return
     root = root_of(folder, plans, given.model_dump_json() if given else "")
     try:
         with (
-            ranks.joined(),
-            conduct.engine(root, jobs, cluster, for_cluster) as engine,
-            Lock(root) if ranks.rank() == 0 else nullcontext(),
+            distributed.process_group(),
+            session.engine(root, jobs, cluster, for_cluster) as engine,
+            Lock(root) if distributed.rank() == 0 else nullcontext(),
         ):
             # Only one of the processes that train together has something to say.
-            screen.console.quiet = ranks.rank() > 0
-            comparisons = conduct.run_comparison(root, plans, given, engine, jobs)
+            screen.console.quiet = distributed.rank() > 0
+            comparisons = session.run_comparison(root, plans, given, engine, jobs)
     except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
         raise commandline.CommandError(str(error)) from error
     if len(comparisons) > 1:
@@ -209,7 +208,7 @@ def ablate_command(
     if len(plans) > 1:
         raise typer.BadParameter(f"--budget: an ablation takes one: {budget}")
     (plan,) = plans
-    profile = options.read_profile(reference) if reference else conduct.calibrated(plan)
+    profile = options.read_profile(reference) if reference else session.calibrated(plan)
     try:
         check(plan, profile, cells)
     except ValueError as error:

@@ -31,7 +31,7 @@ from baselines.experiment.store import (
 )
 from baselines.methods.method import MethodError, file_digests
 from baselines.tracking.tracker import Tracker
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from timing import CalibrationError, Profile, commandline, profile_warnings
 
 # Carries out a plan, kept in a folder.
@@ -42,7 +42,7 @@ def engine(
     root: Path, jobs: int, cluster: str | None, options: dict[str, str | int]
 ) -> AbstractContextManager[Engine | None]:
     """Return what starts processes; None where this one trains itself."""
-    if ranks.world() > 1 and (cluster or jobs > 1):
+    if distributed.world_size() > 1 and (cluster or jobs > 1):
         raise typer.BadParameter(
             "under torchrun trainings come one after another: no --jobs, no --cluster"
         )
@@ -96,7 +96,7 @@ def run_comparison(
         if plan.trials:
             plan = tuned(plan, profile, path, try_out)
         refuse_changed(texts)
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             comparisons.append(resume(plan, profile, Silent(), path))
             continue
         key = describe(path, plan).id
@@ -114,9 +114,9 @@ def run_comparison(
 
 def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:
     """The profile of a folder, which it is given or calibrated for when it is begun."""
-    if ranks.rank() == 0 and read_profile(root) is None:
+    if distributed.rank() == 0 and read_profile(root) is None:
         write_profile(root, given or calibrated(plans[0]))
-    ranks.wait()
+    distributed.barrier()
     profile = read_profile(root)
     if profile is None or (given is not None and profile != given):
         raise FolderError(
@@ -171,7 +171,7 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
             f"{error}. The same command tries again what did not end, and nothing else"
         ) from error
     table = path.with_name(f"{path.name}-trials.json")
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         tuning.write(found, table)
     title = f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
     console.print(table_of(tuning.rows(found), title))

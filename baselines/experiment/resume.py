@@ -15,7 +15,7 @@ from baselines.experiment.comparison import (
     tasks,
 )
 from baselines.experiment.store import describe, read_result, task_folder, write_result
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
 from baselines.training.results import Trajectory
 from timing import Profile
@@ -49,19 +49,19 @@ def resume(
         CheckpointError: all checkpoints of a training are damaged.
     """
     methods = check(plan, profile)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         describe(folder, plan)
 
     def one(task: Task) -> Trajectory:
         done = read_result(folder, task)
         # All ranks must have looked before one of them writes.
-        ranks.wait()
+        distributed.barrier()
         if done:
             tell(done, listener)
             return done
         checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
         trajectory = run_training(plan, task, methods, profile, listener, checkpoints)
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             write_result(folder, task, trajectory)
         return trajectory
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.methods.method import Method, Settings
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from baselines.training.method_run import EVALUATION, MethodRun, refuse_other_state, step_of
 from baselines.training.results import Point, Trajectory, Weights
@@ -70,7 +70,7 @@ class _Training:
         (factor,) = {method.schedule for method in methods.values()}
         spent = self.followers[0].account
         self.schedule = LambdaLR(self.optimizer, lambda _: factor(budget.spent(spent)))
-        self.network = ranks.replicated(self.model)
+        self.network = distributed.ddp(self.model)
         self.watch = Stopwatch(but_children=True)
         # Of the processes before this one, where the training was cut off and went on.
         self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
@@ -134,7 +134,7 @@ class _Training:
         # The watch stood still for evaluations alone, so all other operations are in both times.
         timed = Account(self.costs, "mlperf")
         for operation in step_of(self.followers[0].averager):
-            timed.charge(operation, self.step * ranks.world())
+            timed.charge(operation, self.step * distributed.world_size())
         for follower in self.followers:
             shared = {*step_of(follower.averager), *EVALUATION}
             for operation, times in follower.account.counts.items():
@@ -240,7 +240,7 @@ def train(
         raise
     # A file of a user's own may call sys.exit(), too.
     except (Exception, SystemExit) as raised:
-        if ranks.world() > 1:
+        if distributed.world_size() > 1:
             # The other ranks wait for this one, until `torchrun` sees that it ended.
             raise
         error = tracebacks.in_one_line(raised)
@@ -262,7 +262,7 @@ def _run(
 ) -> None:
     """Train to the end of all budgets."""
     workload, watch = training.workload, training.watch
-    rank, world = ranks.rank(), ranks.world()
+    rank, world = distributed.rank(), distributed.world_size()
     first = rank == 0
     device = next(training.model.parameters()).device
 
@@ -273,8 +273,12 @@ def _run(
             live = _sample(training.model) if first else []
         here = follower.averager.evaluation_model()[0] if first else nullcontext(training.model)
         with here as reported, _paused(watch):
-            is_live = ranks.from_first(_sample(reported) == live if first else None, device)
-            value = ranks.from_first(workload.evaluate(reported) if first else None, device)
+            is_live = distributed.broadcast_from_rank0(
+                _sample(reported) == live if first else None, device
+            )
+            value = distributed.broadcast_from_rank0(
+                workload.evaluate(reported) if first else None, device
+            )
             follower.account.charge("evaluate")
             rate = float(training.schedule.get_last_lr()[0])
             charged = follower.account.rst_seconds
@@ -288,7 +292,7 @@ def _run(
             if follower.ended and follower.failure is None:
                 if read_test:
                     test = workload.evaluate_test(reported) if first else None
-                    follower.test = ranks.from_first(test, device)
+                    follower.test = distributed.broadcast_from_rank0(test, device)
                 if first:
                     on_end(follower.name, reported, batch[0])
 
@@ -303,7 +307,7 @@ def _run(
             training.step += 1
             if world > 1:
                 # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
-                loss = ranks.mean(loss)
+                loss = distributed.mean(loss)
             for follower in active:
                 follower.step(loss)
             training.schedule.step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.methods.averagers import Averager
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from baselines.training.results import Point, Run, read_points
 from timing import Account, Budget
 
@@ -40,7 +40,7 @@ def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
         ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    least = account.cost(max_step_operations(averager)) * ranks.world()
+    least = account.cost(max_step_operations(averager)) * distributed.world_size()
     least += account.cost(max_evaluation_operations(averager))
     if budget.seconds < least:
         raise ValueError(
@@ -62,7 +62,7 @@ class MethodRun:
         self.account = account
         self.budget = budget
         # Asked once: at every step it would take longer than to charge for the step.
-        self.world = ranks.world()
+        self.world = distributed.world_size()
         self.step_seconds = account.cost(max_step_operations(averager)) * self.world
         # In the account's own units, whole femtoseconds, since these are compared at every step.
         self.step_cost = account.cost_femtoseconds(max_step_operations(averager)) * self.world

@@ -17,7 +17,7 @@ from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target
 from timing import Budget, GpuMeter
-from timing.gpu import span as gpu
+from timing.gpu import span
 
 FOLLOWING = ("constant", "ema", "swa", "lawa")
 SECONDS, SMOKE_SECONDS = 61.0, 1.0
@@ -42,7 +42,7 @@ def trained(part, share):
     torch.set_num_threads(1)
     if part.smoke:
         # A span this short has no active time otherwise, and what it has would go untried.
-        gpu.SHORTEST_WINDOW_SECONDS = 0.0
+        span.SHORTEST_WINDOW_SECONDS = 0.0
     profile = profile_of(part)
     workload = load(target(part)[1]["workload"])
     # That of the whole training, so that a share of it has its evaluations at the same steps.

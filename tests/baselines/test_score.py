@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from baselines.__main__ import app
 from baselines.analysis import report, score
 from baselines.analysis.performance_profile import performance_profile
-from baselines.experiment import store as folder
+from baselines.experiment import store
 from baselines.experiment.comparison import Comparison
 from tests.support.comparisons import CURVES, comparison, kept
 from timing import Budget
@@ -194,7 +194,7 @@ def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(
         assert done.exit_code in (0, 2), done.output
         assert not done.exception or isinstance(done.exception, SystemExit)
         if not done.exit_code:
-            assert report.markdown(folder.read_comparison(whole))
+            assert report.markdown(store.read_comparison(whole))
     finally:
         path.write_text(before)
 

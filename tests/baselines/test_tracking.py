@@ -24,7 +24,7 @@ from mlflow.entities import Run as MlflowRun
 
 from baselines.analysis import report, tables
 from baselines.experiment.comparison import Comparison, Trial
-from baselines.tracking import sender as tracking
+from baselines.tracking import sender
 from baselines.tracking.records import (
     COMPARISON_TAG,
     FILE,
@@ -478,8 +478,8 @@ def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_pat
 
 
 def test_the_system_is_watched_beside_the_open_runs(store, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SYSTEM_METRICS", 0.3)
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SENDS", 0.1)
+    monkeypatch.setattr(sender, "SECONDS_BETWEEN_SYSTEM_METRICS", 0.3)
+    monkeypatch.setattr(sender, "SECONDS_BETWEEN_SENDS", 0.1)
     records(tmp_path, "system", POINTS[:1])
     with Records(tmp_path) as made:
         made.add(Record(comparison="system", run="lawa/1", status="RUNNING"))
@@ -496,7 +496,7 @@ def test_the_system_is_watched_beside_the_open_runs(store, tmp_path: Path, monke
         patch.setattr(sys, "stdin", pipe)
         watching = threading.Thread(target=end_once_watched)
         watching.start()
-        assert tracking.follow(tmp_path, 30)
+        assert sender.follow(tmp_path, 30)
         watching.join()
     found = runs(store, "system")
     watched = {

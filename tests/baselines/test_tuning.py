@@ -386,12 +386,12 @@ def test_the_printed_rows_tell_winner_and_cost(tuned: Plan) -> None:
 
 def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, capsys) -> None:
     from baselines import __main__ as command
-    from baselines.cli import session as conduct
+    from baselines.cli import session
 
     def cut_off(*_, **__) -> None:
         raise commandline.CommandError("cut off before the comparison")
 
-    monkeypatch.setattr(conduct, "Tracker", cut_off)
+    monkeypatch.setattr(session, "Tracker", cut_off)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     PROFILE.write(tmp_path / "reference.json")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lawa_opt.__main__ import main as lawa_opt_command
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
-from timing.gpu import span as gpu
+from timing.gpu import span
 from timing.gpu.visible_devices import visible_devices
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -194,7 +194,7 @@ def test_without_a_gpu_the_host_is_read(
 def test_what_nvml_says_is_printed_with_scope_and_bound(
     nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "SHORTEST_WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(span, "SHORTEST_WINDOW_SECONDS", 0.0)
     nvml.set("monitor", 1)
     nvml.set("monitor percent", 75)
     nvml.set("energy", 5_000_000)

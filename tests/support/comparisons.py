@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from baselines.experiment import store as folder
+from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, Plan, tasks
 from baselines.methods.method import METHODS, Settings
 from baselines.training.results import Point, Run, Trajectory
@@ -54,12 +54,12 @@ CURVES = {
 
 def kept(made: Comparison, root: Path) -> Path:
     """The comparison as a command keeps it."""
-    folder.write_profile(root, made.profile)
-    inside = folder.budget_folder(root, made.plan)
-    folder.describe(inside, made.plan)
+    store.write_profile(root, made.profile)
+    inside = store.budget_folder(root, made.plan)
+    store.describe(inside, made.plan)
     for task in tasks(made.plan):
         runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
-        folder.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
+        store.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
     return root
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from baselines.methods.method import METHODS, Settings
-from baselines.training import distributed as ranks
+from baselines.training import distributed
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import train
 from tests.support.trainings import COSTS, WORKLOAD
@@ -48,9 +48,9 @@ if __name__ == "__main__":
             return WITHOUT_BATCHNORM.loss(model, batch)
 
         workload = dataclasses.replace(WITHOUT_BATCHNORM, loss=loss)
-    with ranks.joined():
+    with distributed.process_group():
         trajectory = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
-        rank = ranks.rank()
+        rank = distributed.rank()
         (folder / f"rank-{rank}.json").write_text(trajectory.to_json())
     threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{rank}.txt").write_text("".join(threads))

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_nvml import GPU_IS_LOST, NOT_SUPPORTED, TIMEOUT, FakeNvml
-from timing.gpu import span as gpu
 from timing.gpu.active_time import SampledActivity, active_by_accounting
 from timing.gpu.gauge import PowerIntegral
 from timing.gpu.meter import GpuMeter, probe_gpus
 from timing.gpu.nvml import THROTTLE_FIELDS, ProcessShare
-from timing.gpu.span import GpuUse
+from timing.gpu.span import SHORTEST_WINDOW_SECONDS, GpuUse
 from timing.gpu.visible_devices import visible_devices
 
 POLL_SECONDS = 0.01
@@ -28,7 +27,7 @@ POLL_SECONDS = 0.01
 @pytest.fixture
 def any_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a test have the active time of a short span."""
-    monkeypatch.setattr(gpu, "SHORTEST_WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr("timing.gpu.span.SHORTEST_WINDOW_SECONDS", 0.0)
 
 
 def span(*, seconds: float = 0.0) -> tuple[GpuUse, ...]:
@@ -416,7 +415,7 @@ def test_a_real_gpu_is_active_for_as_long_as_its_load_takes() -> None:
     load_seconds()
     busy_seconds = 0.0
     with GpuMeter(0.5) as meter:
-        end = time.monotonic() + gpu.SHORTEST_WINDOW_SECONDS + 1
+        end = time.monotonic() + SHORTEST_WINDOW_SECONDS + 1
         while time.monotonic() < end:
             busy_seconds += load_seconds()
             time.sleep(0.4)
