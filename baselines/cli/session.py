@@ -24,9 +24,9 @@ from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     budget_folder,
     check_kept,
-    describe,
     read_profile,
     refuse_changed,
+    write_or_verify,
     write_profile,
 )
 from baselines.methods.method import MethodError, file_digests
@@ -99,7 +99,7 @@ def run_comparison(
         if distributed.rank() > 0:
             comparisons.append(resume(plan, profile, Silent(), path))
             continue
-        key = describe(path, plan).id
+        key = write_or_verify(path, plan).id
         with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
             with progress_bar() as progress:
                 screen = Screen(plan, progress, tracker)

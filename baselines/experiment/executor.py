@@ -26,7 +26,7 @@ from baselines.experiment.comparison import (
 )
 from baselines.experiment.engine import Engine, Job, last_line
 from baselines.experiment.resume import tell
-from baselines.experiment.store import describe, read_result, task_folder
+from baselines.experiment.store import read_result, task_folder, write_or_verify
 from baselines.experiment.worker import POINTS, model_file, work
 from baselines.methods.method import Method
 from baselines.training.results import Point, Run, Trajectory
@@ -68,7 +68,7 @@ def run_parallel(
             f"workload {plan.workload.name} cannot be loaded in another process: get it from "
             "baselines.workloads.load"
         )
-    files = describe(folder, plan).files_sha256
+    files = write_or_verify(folder, plan).files_sha256
     ended: dict[Task, Trajectory] = {}
     waiting: list[tuple[int, Task]] = []
     for index, task in enumerate(tasks(plan)):

@@ -15,7 +15,7 @@ from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software
 
-DESCRIPTION, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
+MANIFEST, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
 
 
 class FolderError(ValueError):
@@ -26,7 +26,7 @@ class FolderError(ValueError):
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
-class Description(BaseModel):
+class Manifest(BaseModel):
     """A plan as it is kept in a file; `id` alone says nothing of what is compared.
 
     Attributes are those of `Plan` and `Workload`. Results depend on the versions of the software
@@ -58,8 +58,8 @@ class Description(BaseModel):
     lawa_opt: str
 
     @classmethod
-    def of(cls, plan: Plan) -> Description:
-        """The description of a plan, as this process would carry it out."""
+    def of(cls, plan: Plan) -> Manifest:
+        """The manifest of a plan, as this process would carry it out."""
         software = this_software()
         return cls(
             id=uuid.uuid4().hex,
@@ -85,13 +85,13 @@ class Description(BaseModel):
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Description:
+    def read(cls, folder: Path) -> Manifest:
         """Return what is asked for in a folder.
 
         Raises:
-            FolderError: it has no description, or a damaged one.
+            FolderError: it has no manifest, or a damaged one.
         """
-        path = folder / DESCRIPTION
+        path = folder / MANIFEST
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
@@ -126,6 +126,6 @@ class Description(BaseModel):
         return own
 
     @property
-    def what(self) -> str:
+    def fingerprint(self) -> str:
         """Return all that tells one comparison from another, as JSON."""
         return self.model_dump_json(exclude={"id"})

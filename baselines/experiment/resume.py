@@ -14,7 +14,7 @@ from baselines.experiment.comparison import (
     run_training,
     tasks,
 )
-from baselines.experiment.store import describe, read_result, task_folder, write_result
+from baselines.experiment.store import read_result, task_folder, write_or_verify, write_result
 from baselines.training import distributed
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
 from baselines.training.results import Trajectory
@@ -50,7 +50,7 @@ def resume(
     """
     methods = check(plan, profile)
     if distributed.rank() == 0:
-        describe(folder, plan)
+        write_or_verify(folder, plan)
 
     def one(task: Task) -> Trajectory:
         done = read_result(folder, task)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from baselines.experiment.comparison import Comparison, Plan, Task, tasks
-from baselines.experiment.manifest import DESCRIPTION, REFERENCE, RESULT, Description, FolderError
+from baselines.experiment.manifest import MANIFEST, REFERENCE, RESULT, FolderError, Manifest
 from baselines.external import digest_of
 from baselines.training.checkpoint import Checkpoints, StorageError, write_atomically
 from baselines.training.results import Trajectory
@@ -41,24 +41,24 @@ def root_of(parent: Path, plans: Sequence[Plan], *more: str) -> Path:
         plans: one a budget.
         more: whatever else the results depend on, such as the digest of a given profile.
     """
-    asked = [*(Description.of(plan).what for plan in plans), *more]
+    asked = [*(Manifest.of(plan).fingerprint for plan in plans), *more]
     digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()
     return parent / f"{plans[0].workload.name}-{digest[:12]}"
 
 
-def describe(folder: Path, plan: Plan) -> Description:
+def write_or_verify(folder: Path, plan: Plan) -> Manifest:
     """Write down what a folder is for, or read it where that was done.
 
     Raises:
         FolderError: it is there for something else, or damaged.
         StorageError: it cannot be written.
     """
-    wanted = Description.of(plan)
-    if not (folder / DESCRIPTION).exists():
+    wanted = Manifest.of(plan)
+    if not (folder / MANIFEST).exists():
         _make(folder)
-        write_atomically(folder / DESCRIPTION, wanted.model_dump_json(indent=2).encode())
-    found = Description.read(folder)
-    if found.what != wanted.what:
+        write_atomically(folder / MANIFEST, wanted.model_dump_json(indent=2).encode())
+    found = Manifest.read(folder)
+    if found.fingerprint != wanted.fingerprint:
         raise FolderError(f"{folder} holds another comparison than this one: use another folder")
     return found
 
@@ -159,11 +159,11 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
 
     Args:
         folder: of the comparison.
-        id_: of its description.
+        id_: of its manifest.
         comparison: as it has ended.
 
     Raises:
-        FolderError: its description or a result is not there.
+        FolderError: its manifest or a result is not there.
     """
     lost = [
         task_folder(folder, task) / RESULT
@@ -171,11 +171,11 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
         if trajectory.error is None and not (task_folder(folder, task) / RESULT).exists()
     ]
     with suppress(FolderError):
-        if Description.read(folder).id == id_ and not lost:
+        if Manifest.read(folder).id == id_ and not lost:
             return
     raise FolderError(
         f"{folder} was removed in whole or in part while the comparison ran "
-        f"({lost[0] if lost else folder / DESCRIPTION} is gone): the same command trains again "
+        f"({lost[0] if lost else folder / MANIFEST} is gone): the same command trains again "
         "what is missing there"
     )
 
@@ -190,16 +190,16 @@ def read_comparison(folder: Path) -> Comparison:
         FolderError: there is none, it or its profile is damaged, or it has not ended.
     """
     if (folder / REFERENCE).exists():
-        inside = sorted(path.parent for path in folder.glob(f"*s/{DESCRIPTION}"))
+        inside = sorted(path.parent for path in folder.glob(f"*s/{MANIFEST}"))
         if len(inside) != 1:
             names = ", ".join(str(path) for path in inside) or "none"
             raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
         (folder,) = inside
-    description = Description.read(folder)
+    manifest = Manifest.read(folder)
     profile = read_profile(folder.parent)
     if profile is None:
         raise FolderError(f"{folder.parent} has no {REFERENCE}")
-    plan = description.plan(_without_data(description))
+    plan = manifest.plan(_without_data(manifest))
     trajectories = []
     for task in tasks(plan):
         trajectory = read_result(folder, task)
@@ -211,22 +211,22 @@ def read_comparison(folder: Path) -> Comparison:
     return Comparison(plan, profile, tuple(trajectories))
 
 
-def _without_data(description: Description) -> Workload:
+def _without_data(manifest: Manifest) -> Workload:
     def absent(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError(f"only the results of {description.workload} were read, not its data")
+        raise RuntimeError(f"only the results of {manifest.workload} were read, not its data")
 
     return Workload(
-        name=description.workload,
-        metric=description.metric,
+        name=manifest.workload,
+        metric=manifest.metric,
         make_model=absent,
         make_optimizer=absent,
-        learning_rate=description.settings.learning_rate,
+        learning_rate=manifest.settings.learning_rate,
         batches=absent,
         loss=absent,
         evaluate=absent,
         evaluate_test=absent,
-        budget_seconds=description.budget_seconds,
-        signature=description.signature,
-        data=description.data,
-        source=description.source,
+        budget_seconds=manifest.budget_seconds,
+        signature=manifest.signature,
+        data=manifest.data,
+        source=manifest.source,
     )

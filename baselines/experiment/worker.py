@@ -24,13 +24,13 @@ from baselines.experiment.comparison import (
     tasks,
 )
 from baselines.experiment.lock import Lock
-from baselines.experiment.manifest import Description, FolderError
+from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.store import (
-    describe,
     read_profile,
     read_result,
     refuse_changed,
     task_folder,
+    write_or_verify,
     write_result,
 )
 from baselines.methods.method import find
@@ -91,15 +91,15 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
         CheckpointError: all its checkpoints are damaged.
     """
     path = Path(folder)
-    description = Description.read(path)
-    _refuse_files(path, description, files)
-    torch.set_num_threads(description.threads)
-    if description.source is None:
-        raise ValueError(f"workload {description.workload} cannot be loaded in another process")
-    name, data = description.source
-    plan = description.plan(load(name, None if data is None else Path(data)))
+    manifest = Manifest.read(path)
+    _refuse_files(path, manifest, files)
+    torch.set_num_threads(manifest.threads)
+    if manifest.source is None:
+        raise ValueError(f"workload {manifest.workload} cannot be loaded in another process")
+    name, data = manifest.source
+    plan = manifest.plan(load(name, None if data is None else Path(data)))
     # What was found here may be another than what was asked for.
-    describe(path, plan)
+    write_or_verify(path, plan)
     profile = read_profile(path.parent)
     if profile is None:
         raise FolderError(f"{path.parent} has no profile")
@@ -116,20 +116,20 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
                 raise RuntimeError(trajectory.error)
 
 
-def _refuse_files(folder: Path, description: Description, files: Mapping[str, str]) -> None:
+def _refuse_files(folder: Path, manifest: Manifest, files: Mapping[str, str]) -> None:
     """Refuse to run what a folder names, and those who started this process did not."""
-    for name, digest in description.files_sha256.items():
+    for name, digest in manifest.files_sha256.items():
         if files.get(name) != digest:
             raise FolderError(
                 f"{folder} names the file {name}, and the command that started this process did "
                 "not, or with another text: nothing of it is run"
             )
-    refuse_changed(description.files_sha256)
+    refuse_changed(manifest.files_sha256)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m baselines.experiment.worker", description=work.__doc__
+        prog="python -m baselines.experiment.worker", manifest=work.__doc__
     )
     parser.add_argument("folder")
     parser.add_argument("index", type=int)

@@ -11,7 +11,7 @@ from baselines.analysis import report
 from baselines.cli.console import Screen, progress_bar, show
 from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, describe, write_profile
+from baselines.experiment.store import budget_folder, write_or_verify, write_profile
 from baselines.methods.method import DEFAULT, Settings
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
@@ -76,7 +76,7 @@ def main():
     part.add(records=str((folder / "records").relative_to(part.work)), root=root.name)
     size = f"{len(plan.seeds)} seeds of {len(plan.methods)} methods on {workload.name}"
     part.note(f"{size}, {plan.budget.seconds:g} s of RST each.")
-    key = describe(folder, plan).id
+    key = write_or_verify(folder, plan).id
     with Tracker(plan, profile, key=key, folder=folder / "records") as tracker:
         with progress_bar() as progress:
             screen = WithoutModels(plan, progress, tracker)

@@ -23,10 +23,10 @@ from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     budget_folder,
-    describe,
     read_profile,
     read_result,
     root_of,
+    write_or_verify,
     write_profile,
     write_result,
 )
@@ -186,7 +186,7 @@ class Runs:
         whole = plan_of(plan, CELLS)
         path = budget_folder(self.root, plan)
         path = path.with_name(f"{path.name}-ablation")
-        describe(path, whole)
+        write_or_verify(path, whole)
         trajectories = []
         for seed in plan.seeds:
             task = Task(whole.methods, seed)

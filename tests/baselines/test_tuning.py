@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from baselines.cli import dry_run
 from baselines.experiment.comparison import Comparison, Plan, compare, trajectories_of
-from baselines.experiment.manifest import Description
+from baselines.experiment.manifest import Manifest
 from baselines.experiment.tuning import (
     CutOffError,
     columns,
@@ -303,7 +303,7 @@ def test_where_all_trials_diverge_the_plans_own_settings_stay() -> None:
     assert {found.settings_of(method) for method in wild.methods} == {wild.settings}
     assert [row[3] for row in rows(found)[1:]] == ["all failed"] * 2
     assert columns(found)["validation_metric"] == ["failed"] * 4
-    kept = Description.model_validate_json(Description.of(found).model_dump_json())
+    kept = Manifest.model_validate_json(Manifest.of(found).model_dump_json())
     assert kept.plan(WORKLOAD) == found
 
 
@@ -414,7 +414,7 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     for row in rows(found)[1:]:
         assert all(cell in out for cell in row)
     (root,) = (tmp_path / "lawa-runs").iterdir()
-    assert Description.read(root / "0.12s").plan(WORKLOAD) == found
+    assert Manifest.read(root / "0.12s").plan(WORKLOAD) == found
     write(found, tmp_path / "expected.json")
     kept = root / "0.12s-trials.json"
     assert kept.read_text() == (tmp_path / "expected.json").read_text()

@@ -14,10 +14,15 @@ from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
 from baselines.experiment.executor import run_parallel
-from baselines.experiment.manifest import Description, FolderError
+from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, describe, read_comparison, write_profile
+from baselines.experiment.store import (
+    budget_folder,
+    read_comparison,
+    write_or_verify,
+    write_profile,
+)
 from baselines.experiment.worker import work
 from baselines.methods.method import Settings, find
 from baselines.workloads import load
@@ -100,7 +105,7 @@ def test_a_training_runs_no_file_that_its_command_line_does_not_name(
 def test_a_digest_that_the_folder_leaves_out_allows_nothing(evil: Path, tmp_path: Path) -> None:
     root = kept(with_evil("method", evil), tmp_path / "root")
     path = root / "4s" / "comparison.json"
-    description = Description.read(path.parent)
+    description = Manifest.read(path.parent)
     bare = description.model_copy(update={"method_files_sha256": {}})
     path.write_text(bare.model_dump_json())
     with pytest.raises(FolderError, match="nothing of it is run"):
@@ -200,7 +205,7 @@ def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     workload.write_text("from baselines.workloads.digits import load\n")
     plan: Plan = plan_of(0.5, 1, ("constant", str(method)))
     plan = dataclasses.replace(plan, workload=load(str(workload)))
-    assert describe(tmp_path / "x", plan).files_sha256.keys() == {str(method), str(workload)}
+    assert write_or_verify(tmp_path / "x", plan).files_sha256.keys() == {str(method), str(workload)}
     write_profile(tmp_path, PROFILE)
     with Processes() as engine:
         done = run_parallel(plan, PROFILE, Silent(), budget_folder(tmp_path, plan), engine, 2)

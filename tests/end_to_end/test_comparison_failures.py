@@ -19,7 +19,7 @@ from baselines.__main__ import app
 from baselines.experiment.comparison import Plan, Silent, compare
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, check_kept, describe, read_comparison
+from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
 from baselines.methods.method import Settings
 from baselines.workloads import load
 from tests.support.kept_comparison import PROFILE, results
@@ -241,7 +241,7 @@ def test_what_was_removed_after_it_was_written_is_told(tmp_path: Path) -> None:
     plan = plan_of(0.2)
     folder = budget_folder(tmp_path, plan)
     done = resume(plan, PROFILE, Silent(), folder)
-    key = describe(folder, plan).id
+    key = write_or_verify(folder, plan).id
     check_kept(folder, key, done)
     with pytest.raises(FolderError, match="was removed in whole or in part"):
         check_kept(folder, "another", done)

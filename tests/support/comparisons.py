@@ -56,7 +56,7 @@ def kept(made: Comparison, root: Path) -> Path:
     """The comparison as a command keeps it."""
     store.write_profile(root, made.profile)
     inside = store.budget_folder(root, made.plan)
-    store.describe(inside, made.plan)
+    store.write_or_verify(inside, made.plan)
     for task in tasks(made.plan):
         runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
         store.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
