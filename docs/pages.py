@@ -1,6 +1,6 @@
 """The pages that are made from elsewhere: README as the index, CONTRIBUTING, and the claims.
 
-The page of the claims is what the files of `examples/claims` have written to `docs/claims`.
+The page of the claims is what the files of `studies` have written to `docs/claims`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLAIMS = ("head_start", "equal_rst", "averaging_and_decay", "auto_interval")
 WORKLOADS = ("pydocs", "digits")
 ABOUT_CLAIMS = """# The papers' claims, on small trainings
 
-A verdict is what the intervals bear; "does not settle" means that so many seeds cannot tell."""
+A verdict is what the intervals support; "does not settle" means that so many seeds cannot tell."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,14 +37,14 @@ def claims() -> str:
     table = [["claim", *WORKLOADS], ["---"] * (1 + len(WORKLOADS))]
     sections = []
     for name in CLAIMS:
-        source = (ROOT / "examples" / "claims" / f"{name}.py").read_text()
+        source = (ROOT / "studies" / f"{name}.py").read_text()
         title, _, text = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
         sections.append(f"## {title.rstrip('.')}\n\n{text.rpartition('`python')[0].strip()}")
         verdicts: dict[str, list[str]] = {}
         for workload in WORKLOADS:
             path = f"claims/{name.replace('_', '-')}-{workload}"
             found = json.loads((ROOT / "docs" / f"{path}.json").read_text())
-            command = f"python examples/claims/{name}.py --workload {workload}"
+            command = f"python studies/{name}.py --workload {workload}"
             sections += [
                 f"### On {workload}",
                 f"`{command} --seeds {len(found['seeds'])} --out docs/claims`",

@@ -42,7 +42,13 @@ def test_imports_go_one_way(package: str) -> None:
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
-        forbidden = imported(path) & {*FORBIDDEN[package], "examples", "tests", "benchmarks"}
+        forbidden = imported(path) & {
+            *FORBIDDEN[package],
+            "examples",
+            "studies",
+            "tests",
+            "benchmarks",
+        }
         assert not forbidden, f"{path} imports {forbidden}"
 
 

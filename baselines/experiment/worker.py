@@ -129,7 +129,7 @@ def _refuse_files(folder: Path, manifest: Manifest, files: Mapping[str, str]) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m baselines.experiment.worker", manifest=work.__doc__
+        prog="python -m baselines.experiment.worker", description=work.__doc__
     )
     parser.add_argument("folder")
     parser.add_argument("index", type=int)

@@ -25,7 +25,7 @@ from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
 from timing import Budget
 
-CLAIMS = Path(__file__).parent.parent.parent / "examples" / "claims"
+CLAIMS = Path(__file__).parent.parent.parent / "studies"
 sys.path.insert(0, str(CLAIMS))
 import auto_interval  # noqa: E402
 import averaging_and_decay  # noqa: E402

@@ -54,7 +54,7 @@ def test_the_readme_is_its_first_page(site: Path) -> None:
 def test_every_claim_is_there_with_its_figure_and_what_was_found(site: Path) -> None:
     page = html.unescape((site / "claims" / "index.html").read_text())
     results = sorted((ROOT / "docs" / "claims").glob("*.json"))
-    assert len(results) == 2 * len(list((ROOT / "examples" / "claims").glob("[!r]*.py")))
+    assert len(results) == 2 * len(list((ROOT / "studies").glob("[!r]*.py")))
     for result in results:
         found = json.loads(result.read_text())
         assert len(found["seeds"]) >= 5

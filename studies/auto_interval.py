@@ -3,7 +3,7 @@
 The best fixed one is chosen anew at each moment, for each seed by the mean of the others, so that
 neither luck nor the lack of it is part of the choice. Figure: how much worse or better than it each
 interval is over training. All of them read one training of the constant rate a seed.
-`python examples/claims/auto_interval.py --workload digits`
+`python studies/auto_interval.py --workload digits`
 """
 
 import statistics

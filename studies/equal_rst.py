@@ -2,7 +2,7 @@
 
 (Kaddour et al. 2023, arXiv 2307.06440), at a quarter, a half and the whole of the budget. Figure:
 how much worse or better than the fully decayed rate the averages of the constant rate end.
-`python examples/claims/equal_rst.py --workload digits`
+`python studies/equal_rst.py --workload digits`
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Averaging with decay is best or tied; averaging alone does not replace decay; a window of about 1%
 of training is best; a long run's average stands in for shorter annealed runs. Figure: a panel each
 for ends, windows and shorter runs.
-`python examples/claims/averaging_and_decay.py --workload digits`
+`python studies/averaging_and_decay.py --workload digits`
 """
 
 import statistics

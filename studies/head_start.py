@@ -2,7 +2,7 @@
 
 And by how much that head start shrinks towards the end under a decayed rate (Kaddour 2022, arXiv
 2209.14981). Figure: RST and steps saved to each level of loss, under the constant rate and the
-decayed one. `python examples/claims/head_start.py --workload digits`
+decayed one. `python studies/head_start.py --workload digits`
 """
 
 import math
