@@ -167,19 +167,17 @@ def undisturbed_rounds(
     an end to that, and what is still missing then is taken from the latest as they were.
     """
     taken: list[dict[str, float]] = []
-    slowest_probes: list[float] = []
+    probed: list[tuple[float, int]] = []
     undisturbed: list[int] = []
     while len(undisturbed) < rounds and len(taken) < MAX_EFFORT * rounds:
         probes, sampled = [cpu_probe_seconds()], {}
         for name, sample in samplers.items():
             sampled[name] = sample()
             probes.append(cpu_probe_seconds())
+        probed.append((max(probes), len(taken)))
         taken.append(sampled)
-        slowest_probes.append(max(probes))
         # Of one round alone nothing shows.
-        if len(taken) > 1 or rounds == 1:
-            numbered = list(zip(slowest_probes, range(len(taken)), strict=True))
-            undisturbed = drop_disturbed(numbered) if len(taken) > 1 else [0]
+        undisturbed = drop_disturbed(probed) if len(probed) > 1 else [0]
     disturbed = [number for number in range(len(taken)) if number not in undisturbed]
     missing = max(0, rounds - len(undisturbed))
     ROUNDS["all"] += rounds

@@ -47,7 +47,7 @@ from timing import Account, Budget, CalibrationError, calibrate_in_processes, pr
 from timing.calibration import measure as calibration
 from timing.calibration.cpu_probe import cpu_probe_seconds, drop_disturbed
 
-FOLLOWING = ("constant", "ema", "swa", "lawa")
+METHODS = ("constant", "ema", "swa", "lawa")
 OPERATIONS = (
     *("load_data", "train_step", "collect", "average", "ema_update", "swa_update"),
     *("statistics", "evaluate"),
@@ -115,10 +115,10 @@ class Steps:
 
         return replace(workload, batches=batches, evaluate=evaluate)
 
-    def follower(self, name, averager, account, budget):
+    def method_run(self, *arguments):
         """A method on its way, looked at."""
-        follower = MethodRun(name, averager, account, budget)
-        step, after_step = follower.step, averager.after_step
+        run = MethodRun(*arguments)
+        step, after_step = run.step, run.averager.after_step
 
         def timed_step(loss):
             begin = time.perf_counter()
@@ -132,8 +132,8 @@ class Steps:
             self.left_out -= time.perf_counter() - begin
             return added
 
-        follower.step, averager.after_step = timed_step, timed_after_step
-        return follower
+        run.step, run.averager.after_step = timed_step, timed_after_step
+        return run
 
     def account(self, *arguments):
         """An account that tells what it charges."""
@@ -199,10 +199,10 @@ def train_for_long(workload_name, steps):
     settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
     baselines.training.loop.Account = steps.account
-    baselines.training.loop.MethodRun = steps.follower
+    baselines.training.loop.MethodRun = steps.method_run
     trajectory = baselines.training.loop.train(
         steps.watch(workload),
-        {name: find(name) for name in FOLLOWING},
+        {name: find(name) for name in METHODS},
         0,
         budget,
         dict.fromkeys(OPERATIONS, STEP_SECONDS / 100) | {"train_step": STEP_SECONDS},

@@ -42,33 +42,33 @@ def child(threads, workload_name, steps, seed):
     """Train once, and print what came of it as JSON."""
     import torch
 
-    from baselines.methods import method as methods
-    from baselines.training import loop as training
+    from baselines.methods.method import Settings, find
+    from baselines.training.loop import train
     from timing import Budget, Stopwatch
 
     torch.set_num_threads(threads)
     workload = import_module(f"baselines.workloads.{workload_name}").load()
     watch = Stopwatch()
     with watch:
-        trajectory = training.train(
+        trained = train(
             workload,
-            {name: methods.find(name) for name in METHODS},
+            {name: find(name) for name in METHODS},
             seed,
             Budget(steps * COSTS["train_step"]),
             COSTS,
-            methods.Settings(workload.learning_rate, k=5, every="auto"),
+            Settings(workload.learning_rate, k=5, every="auto"),
             EVALUATIONS,
         )
     result = {
-        "failures": [run.failure for run in trajectory.runs if run.failure],
+        "failures": [run.failure for run in trained.runs if run.failure],
         "books": [
             [run.method, point.step, point.rst_seconds.hex()]
-            for run in trajectory.runs
+            for run in trained.runs
             for point in run.points
         ],
-        "steps": max(run.steps for run in trajectory.runs),
-        "rst_seconds": trajectory.rst_seconds,
-        "final": trajectory.runs[-1].points[-1].value,
+        "steps": max(run.steps for run in trained.runs),
+        "rst_seconds": trained.rst_seconds,
+        "final": trained.runs[-1].points[-1].value,
         "wall_seconds": watch.wall_seconds,
         "other_cores": watch.other_cores,
     }
@@ -111,8 +111,10 @@ def main():
     arguments.add_argument("--steps", type=int, default=1000, help="that the budget pays for")
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args()
+    conditions = CONDITIONS
     if options.quick:
-        options.steps = 50
+        # Two threads take long beside a busy process.
+        options.steps, conditions = 50, CONDITIONS[::2]
     cores = sorted(os.sched_getaffinity(0))[-2:]
     if len(cores) < 2:
         sys.exit("two threads need two cores, and this process may use one only")
@@ -120,7 +122,7 @@ def main():
 
     results = {
         condition: measure(*condition, cores[0], options)
-        for condition in track(CONDITIONS, "each condition")
+        for condition in track(conditions, "each condition")
     }
     failures = [failure for result in results.values() for failure in result["failures"]]
     if failures:

@@ -23,6 +23,7 @@ from tests.support.kept_comparison import plan_of
 from tests.support.profiles import profile_of
 from tests.support.tracking_server import free_port, server, wait_until_it_answers
 from tests.support.trainings import COSTS
+from tests.support.user_files import WAITS
 from tests.support.waiting import wait_for
 
 # Of a user's own: one that averages nothing, one that reads a copy of the live weights, and one
@@ -416,22 +417,6 @@ def test_no_password_is_written_shown_or_on_a_command_line(unsent: Path, tmp_pat
         assert not any(text in part for part in said)
         assert not any(text.encode() in content for content in files)
         assert not any(text in line for line in command_lines)
-
-
-WAITS = """
-import time
-from pathlib import Path
-from baselines import Method, NoAveraging
-from timing.rst.schedules import constant
-
-class Waits(NoAveraging):
-    def after_step(self, spent):
-        while spent > 0.5 and not Path("go").exists():
-            time.sleep(0.1)
-
-def method():
-    return Method("Waits", constant, lambda model, optimizer, *_: Waits(model, optimizer))
-"""
 
 
 def test_records_that_were_removed_in_mid_run_are_said_to_be_gone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from baselines.experiment.store import read_comparison
 from tests.support.kept_comparison import PROFILE, results
 from tests.support.one_node_slurm import missing, one_node
 from tests.support.stores import empty_store
+from tests.support.user_files import WAITS
 
 pytest.importorskip("mlflow")
 pytest.importorskip("submitit", reason="needs the extra: pip install 'lawa-opt[cluster]'")
@@ -26,20 +27,6 @@ COMPARE = (
 
 # In mid training it waits until it is let go on, so that it is cancelled while it runs, however
 # fast the machine.
-WAITS = """
-import time
-from pathlib import Path
-from baselines import Method, NoAveraging
-from timing.rst.schedules import constant
-
-class Waits(NoAveraging):
-    def after_step(self, spent):
-        while spent > 0.5 and not Path("go").exists():
-            time.sleep(0.1)
-
-def method():
-    return Method("Waits", constant, lambda model, optimizer, *_: Waits(model, optimizer))
-"""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the tests of a user's own files share: such a file, and how its faults are told."""
+"""Files of a user's own that several tests need, and how their faults are told."""
 
 import re
 from collections.abc import Callable
@@ -28,4 +28,20 @@ import dataclasses, itertools, pathlib, runpy, torch
 good = runpy.run_path({example!r})["load"]()
 def load():
     return dataclasses.replace(good, {change})
+"""
+
+# A method that waits in the middle of its run, until there is a file `go`.
+WAITS = """
+import time
+from pathlib import Path
+from baselines import Method, NoAveraging
+from timing.rst.schedules import constant
+
+class Waits(NoAveraging):
+    def after_step(self, spent):
+        while spent > 0.5 and not Path("go").exists():
+            time.sleep(0.1)
+
+def method():
+    return Method("Waits", constant, lambda model, optimizer, *_: Waits(model, optimizer))
 """
