@@ -274,9 +274,9 @@ def _dry_run(plan: Plan, profile: Profile | None, jobs: int) -> None:
     except ValueError as error:
         raise typer.BadParameter(commandline.said_of(error)) from error
     screen.console.print(dry_runs.table(plan, found))
-    for problem in found.problems:
-        screen.say(f"PROBLEM: {problem}")
-    if found.problems:
+    for line in found.errors:
+        screen.say(f"PROBLEM: {line}")
+    if found.errors:
         raise typer.Exit(1)
     screen.say("Nothing speaks against it: without --dry-run it starts.")
 

@@ -13,7 +13,7 @@ from timing import tracebacks
 
 
 def digest_of(path: Path, kind: type[ValueError]) -> str:
-    """The SHA-256 of a file's text; `kind` is raised, in one line, if it cannot be read."""
+    """Return the SHA-256 of a file's text; `kind` is raised, in one line, if it cannot be read."""
     if path.exists() and not path.is_file():
         raise kind(f"{path} is no file")
     try:
@@ -22,10 +22,10 @@ def digest_of(path: Path, kind: type[ValueError]) -> str:
         raise kind(f"{path}: {error.strerror}") from error
 
 
-def function_of(
+def load_function(
     path: Path, name: str, result: str, kind: type[ValueError]
 ) -> Callable[..., object]:
-    """The function of this name in a file, which is run as a module of its own.
+    """Return the function of this name in a file, which is run as a module of its own.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ def function_of(
 
 
 @contextmanager
-def in_one_line(path: Path, kind: type[ValueError]) -> Iterator[None]:
+def one_line_errors(path: Path, kind: type[ValueError]) -> Iterator[None]:
     """Tell any exception that a file's code raises as a `kind`, in one line that says where."""
     try:
         yield

@@ -150,7 +150,7 @@ def main():
     options = arguments.parse_args()
     cases, mb, rounds = CASES, options.mb, options.rounds
     if options.quick:
-        cases, mb, rounds = [("safetensors", 2), ("pt", 10)], 10, 2
+        cases, mb, rounds = [("safetensors", 2), ("pt", 2)], 10, 1
     rows = []
     for suffix, k in track(cases, "each kind of files"):
         rows += rows_of(suffix, k, mb, rounds, options.threads)

@@ -200,7 +200,7 @@ def main():
     arguments.add_argument("--millions", type=float, default=28)
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    millions, rounds = (4, 2) if options.quick else (options.millions, 3)
+    millions, rounds = (4, 1) if options.quick else (options.millions, 3)
     rows, notes = [], []
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():

@@ -279,7 +279,7 @@ def main():
     arguments.add_argument("--workloads", nargs="+", default=["digits", "pydocs"])
     options = arguments.parse_args()
     if options.quick:
-        options.processes, options.calibration_seconds = 2, 2.0
+        options.processes, options.calibration_seconds, options.workloads = 2, 2.0, ["digits"]
     torch.set_num_threads(1)
     # The training's thread is to have memory of the same heap as the calibration's.
     os.environ["MALLOC_ARENA_MAX"] = "1"

@@ -59,11 +59,11 @@ def main():
     arguments.add_argument("--seconds", type=float, default=6.0, help="the budget of a run")
     options = arguments.parse_args()
     if options.quick:
-        options.rounds, options.seconds = 2, 0.5
+        options.rounds, options.seconds = 1, 0.5
     if options.json is not None:
         options.json = options.json.resolve()
     torch.set_num_threads(1)
-    workload = load("pydocs")
+    workload = load("digits" if options.quick else "pydocs")
     plan = Plan(
         workload=workload,
         methods=("constant", "lawa", "decayed"),
@@ -96,7 +96,7 @@ def main():
             trained = ended - started - models[-1]
             shares.append(timed.seconds["records"] / trained)
             ratios.append(trained / without)
-    size = f"pydocs, {options.seconds:g} s a run"
+    size = f"{workload.name}, {options.seconds:g} s a run"
     rows = [
         Row.of("training waits for it", size, "%", [100 * s for s in shares], limit=SHARE),
         Row.of(f"export of {len(plan.methods)} models, once a comparison", size, "s", models),

@@ -21,11 +21,11 @@ from runs import (
     Pair,
     at,
     bars,
-    excess,
+    decide,
+    decide_all,
     in_percent,
-    judge,
-    judge_all,
     percent,
+    relative_difference,
     share_axis,
 )
 
@@ -68,13 +68,14 @@ def examine(comparison: Comparison) -> tuple[list[Finding], dict[str, Any]]:
                 "rst_seconds": time,
                 "best_fixed": [cell.every for cell in best],
                 "excess_over_best_fixed": {
-                    str(cell.every): asdict(excess(of, rival)) for cell, of in values.items()
+                    str(cell.every): asdict(relative_difference(of, rival))
+                    for cell, of in values.items()
                 },
             }
         )
-    excesses = [excess(*pair) for pair in pairs]
-    words = [judge(value, below=TIE) for value in excesses]
-    worst = max(range(len(times)), key=lambda moment: excesses[moment].mean)
+    differences = [relative_difference(*pair) for pair in pairs]
+    words = [decide(value, below=TIE) for value in differences]
+    worst = max(range(len(times)), key=lambda moment: differences[moment].mean)
     rivals = {
         cell.every: max(m["excess_over_best_fixed"][str(cell.every)]["mean"] for m in moments)
         for cell in FIXED
@@ -84,11 +85,11 @@ def examine(comparison: Comparison) -> tuple[list[Finding], dict[str, Any]]:
     finding = Finding(
         f'every="auto" is at most {TIE:.0%} worse than the best fixed interval at every moment of '
         "training",
-        judge_all(pairs, below=TIE),
+        decide_all(pairs, below=TIE),
         f"borne out at {words.count('supports')} of {len(times)} evaluations, contradicted at "
         f"{words.count('refutes')}; the best fixed interval is one of {chosen}; auto is at worst "
-        f"{percent(excesses[worst])} of it, after {times[worst]:.3g} s, and "
-        f"{percent(excesses[-1])} at the end; the steadiest fixed one, every={steadiest}, is at "
+        f"{percent(differences[worst])} of it, after {times[worst]:.3g} s, and "
+        f"{percent(differences[-1])} at the end; the steadiest fixed one, every={steadiest}, is at "
         f"worst {rivals[steadiest]:+.1%} of it",
     )
     return [finding], {"tie": TIE, "k": K, "moments": moments}
@@ -102,14 +103,14 @@ def draw(comparison: Comparison, numbers: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
 
-    def excesses(every: str) -> list[float]:
+    def differences(every: str) -> list[float]:
         return [100 * m["excess_over_best_fixed"][every]["mean"] for m in moments]
 
     dashes = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)))
     for cell, dash, marker in zip(FIXED, dashes, "sDv^x+", strict=True):
         how: dict[str, Any] = {"marker": marker, "markersize": 4, "linewidth": 1, "linestyle": dash}
         axes.plot(
-            times, excesses(str(cell.every)), color="0.45", label=f"every={cell.every}", **how
+            times, differences(str(cell.every)), color="0.45", label=f"every={cell.every}", **how
         )
     found = [moment["excess_over_best_fixed"]["auto"] for moment in moments]
     values = [in_percent(Estimate(**one)) for one in found]

@@ -23,10 +23,10 @@ from runs import (
     Runs,
     at,
     bars,
-    excess,
+    decide_all,
     in_percent,
-    judge_all,
     percent,
+    relative_difference,
     share_axis,
 )
 
@@ -47,8 +47,10 @@ LONG = ("lawa", "lawa-decayed")
 
 def not_worse(mine: Sequence[float], others: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     """Of the claim that the first is at most tied with each of the others; and the evidence."""
-    said = (f"{name} {percent(excess(theirs, mine))}" for name, theirs in others.items())
-    verdict = judge_all([(theirs, mine) for theirs in others.values()], above=-TIE)
+    said = (
+        f"{name} {percent(relative_difference(theirs, mine))}" for name, theirs in others.items()
+    )
+    verdict = decide_all([(theirs, mine) for theirs in others.values()], above=-TIE)
     return verdict, ", ".join(said)
 
 
@@ -60,7 +62,7 @@ def with_decay(comparison: Comparison) -> Finding:
         f"averaging with decay is best or tied (worse by under {TIE:.0%} is tied)",
         verdict,
         f"against the test metric of {find('lawa-decayed').title}: {said}; EMA with decay is at "
-        f"{percent(excess(tests['ema-decayed'], tests['lawa-decayed']))}",
+        f"{percent(relative_difference(tests['ema-decayed'], tests['lawa-decayed']))}",
     )
 
 
@@ -68,10 +70,12 @@ def alone(comparison: Comparison) -> Finding:
     """Averages of the constant rate against the decayed rate, on the test part."""
     tests = {name: [run.test for run in comparison.of(name)] for name in comparison.plan.methods}
     pairs = {method: (tests[method], tests["decayed"]) for method in ALONE}
-    said = (f"{find(name).title} {percent(excess(*pair))}" for name, pair in pairs.items())
+    said = (
+        f"{find(name).title} {percent(relative_difference(*pair))}" for name, pair in pairs.items()
+    )
     return Finding(
         f"averaging alone does not replace decay (it is worse by over {TIE:.0%})",
-        judge_all(list(pairs.values()), above=TIE),
+        decide_all(list(pairs.values()), above=TIE),
         f"against the test metric of the fully decayed rate: {', '.join(said)}",
     )
 
@@ -103,11 +107,14 @@ def best_window(rate: str, by_horizon: Mapping[float, Sequence[float]]) -> Findi
 def stand_in(method: str, long: Comparison, annealed: Mapping[float, Comparison]) -> Finding:
     """A long run's average against shorter runs decayed to end there, on the validation part."""
     pairs = {share: shorter(method, long, short) for share, short in annealed.items()}
-    said = (f"{percent(excess(*pair))} at {share:.0%} of it" for share, pair in pairs.items())
+    said = (
+        f"{percent(relative_difference(*pair))} at {share:.0%} of it"
+        for share, pair in pairs.items()
+    )
     return Finding(
         f"a long run's average stands in for shorter annealed runs ({find(method).title}, worse "
         f"by at most {TIE:.0%})",
-        judge_all(list(pairs.values()), below=TIE),
+        decide_all(list(pairs.values()), below=TIE),
         "against the validation metric of a run annealed to end there, in shares of the long "
         f"run's budget: {', '.join(said)}",
     )
@@ -166,7 +173,7 @@ def examine(
         ],
         "excess_over_annealed": {
             method: {
-                str(share): asdict(excess(*shorter(method, long, short)))
+                str(share): asdict(relative_difference(*shorter(method, long, short)))
                 for share, short in annealed.items()
             }
             for method in (*LONG, "constant", "decayed")
@@ -230,10 +237,10 @@ def draw_windows(axes: Axes, numbers: Mapping[str, Any]) -> None:
     axes.legend(fontsize=8)
 
 
-def draw_shorter(axes: Axes, excesses: Mapping[str, Any]) -> None:
+def draw_shorter(axes: Axes, differences: Mapping[str, Any]) -> None:
     marks = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))
     for place, ((name, found), (marker, dash)) in enumerate(
-        zip(excesses.items(), marks, strict=True)
+        zip(differences.items(), marks, strict=True)
     ):
         values = [in_percent(Estimate(**value)) for value in found.values()]
         shares = [100 * float(share) + (place - 1.5) for share in found]

@@ -11,7 +11,17 @@ from typing import Any
 
 import runs
 from matplotlib.figure import Figure
-from runs import SHORTER, TIE, Finding, bars, excess, in_percent, judge_all, percent, share_axis
+from runs import (
+    SHORTER,
+    TIE,
+    Finding,
+    bars,
+    decide_all,
+    in_percent,
+    percent,
+    relative_difference,
+    share_axis,
+)
 
 from baselines.analysis.intervals import Estimate
 from baselines.experiment.comparison import Comparison
@@ -33,7 +43,9 @@ def examine(comparisons: Sequence[Comparison]) -> tuple[list[Finding], dict[str,
         "tie": TIE,
         "budgets_seconds": [comparison.plan.budget.seconds for comparison in comparisons],
         "excess_over_decayed": {
-            method: [asdict(excess(ends(c, method), ends(c, BASELINE))) for c in comparisons]
+            method: [
+                asdict(relative_difference(ends(c, method), ends(c, BASELINE))) for c in comparisons
+            ]
             for method in (LIVE, *AVERAGES)
         },
     }
@@ -44,8 +56,8 @@ def examine(comparisons: Sequence[Comparison]) -> tuple[list[Finding], dict[str,
             live, decayed = ends(comparison, LIVE), ends(comparison, BASELINE)
             evidence.append(
                 f"after {comparison.plan.budget.seconds:g} s its test metric is "
-                f"{percent(excess(mine, live))} of the constant rate's and "
-                f"{percent(excess(mine, decayed))} of the fully decayed rate's"
+                f"{percent(relative_difference(mine, live))} of the constant rate's and "
+                f"{percent(relative_difference(mine, decayed))} of the fully decayed rate's"
             )
         # No gain is one of less than a tie.
         pairs = [
@@ -55,7 +67,7 @@ def examine(comparisons: Sequence[Comparison]) -> tuple[list[Finding], dict[str,
             Finding(
                 f"at equal RST nothing of the gain of {find(method).title} survives against the "
                 f"fully decayed rate (a gain under {TIE:.0%} is none)",
-                judge_all(pairs, above=-TIE),
+                decide_all(pairs, above=-TIE),
                 "; ".join(evidence),
             )
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import runs
 from matplotlib.figure import Figure
-from runs import Finding, at, bars, excess, judge, percent
+from runs import Finding, at, bars, decide, percent, relative_difference
 
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.comparison import Comparison
@@ -68,8 +68,11 @@ def examine(comparison: Comparison) -> tuple[list[Finding], dict[str, Any]]:
     for name, (live_name, average_name) in PAIRS.items():
         live, average = comparison.of(live_name), comparison.of(average_name)
         times = [budget * i / plan.evaluations for i in range(1, plan.evaluations + 1)]
-        leads = [excess([at(r, t) for r in live], [at(r, t) for r in average]) for t in times]
-        moments = [judge(lead, above=0) for lead in leads]
+        leads = [
+            relative_difference([at(r, t) for r in live], [at(r, t) for r in average])
+            for t in times
+        ]
+        moments = [decide(lead, above=0) for lead in leads]
         ahead, late = moments.count("supports"), moments.count("refutes")
         half = len(times) / 2
         verdict = "supports" if ahead > half else "refutes" if late >= half else "does not settle"
@@ -104,7 +107,7 @@ def shrinking(name: str, shares: dict[float, dict[str, Any]], resolution: float)
     if shrink.low is not None and shrink.high is not None:
         # Each time of the average may be late by up to a step of the grid.
         shrink = Estimate(shrink.mean, shrink.low - resolution, shrink.high + resolution)
-    verdict = judge(shrink, above=0)
+    verdict = decide(shrink, above=0)
     never = shares[1.0]["never_reached"]
     if verdict == "refutes" and never:
         verdict = "does not settle"

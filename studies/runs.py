@@ -60,7 +60,7 @@ class Finding:
         return f'{self.verdict.upper()} "{self.claim}": {self.evidence}'
 
 
-def judge(value: Estimate, *, above: float = -math.inf, below: float = math.inf) -> str:
+def decide(value: Estimate, *, above: float = -math.inf, below: float = math.inf) -> str:
     """Of the claim that a value is above the one, or below the other: what its interval bears."""
     if value.low is None or value.high is None:
         return "does not settle"
@@ -72,20 +72,24 @@ def judge(value: Estimate, *, above: float = -math.inf, below: float = math.inf)
 Pair = tuple[Sequence[float], Sequence[float]]
 
 
-def judge_all(pairs: Sequence[Pair], *, above: float = -math.inf, below: float = math.inf) -> str:
-    """Of the claim that the excess of each pair is above the one, or below the other.
+def decide_all(pairs: Sequence[Pair], *, above: float = -math.inf, below: float = math.inf) -> str:
+    """Of the claim that the relative difference of each pair is above the one, or below the other.
 
     It is supported if each pair supports it by itself. Among many pairs one is soon refuted by
     chance, so that the 5% are divided by their number.
     """
-    if all(judge(excess(*pair), above=above, below=below) == "supports" for pair in pairs):
+    if all(
+        decide(relative_difference(*pair), above=above, below=below) == "supports" for pair in pairs
+    ):
         return "supports"
     confidence = 1 - (1 - CONFIDENCE) / len(pairs)
-    wide = [judge(excess(*pair, confidence), above=above, below=below) for pair in pairs]
+    wide = [
+        decide(relative_difference(*pair, confidence), above=above, below=below) for pair in pairs
+    ]
     return "refutes" if "refutes" in wide else "does not settle"
 
 
-def excess(
+def relative_difference(
     mine: Sequence[float], theirs: Sequence[float], confidence: float = CONFIDENCE
 ) -> Estimate:
     """By how much the first is worse (above zero) than the second, as its share; paired by seed.

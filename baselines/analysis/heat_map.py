@@ -14,7 +14,7 @@ from baselines.experiment.comparison import Comparison
 
 
 def heat_map(comparison: Comparison, configs: Sequence[WindowConfig]) -> Figure:
-    """A panel at half of the budget and one at its end; the darker the better, a box is the best.
+    """Draw a panel at half of the budget and one at its end: darker is better, a box is the best.
 
     Each field has its number, the mean over seeds.
     """

@@ -12,7 +12,7 @@ from baselines.analysis.score import LONGEST, Score, profile
 
 
 def performance_profile(scores: Sequence[Score]) -> Figure:
-    """The share of comparisons done within tau times the least RST: a step line a method.
+    """Plot the share of comparisons done within tau times the least RST: a step line a method.
 
     The lines are set apart by a hair each, so that equal ones are both seen.
     """

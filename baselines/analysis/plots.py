@@ -52,13 +52,13 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for each method, no two alike in colour, dash and marker at once."""
+    """Return a style for each method, no two alike in colour, dash and marker at once."""
     endless = map(Style, cycle(_COLOURS), cycle(_DASHES), cycle(_MARKERS))
     return dict(zip(methods, endless, strict=False))
 
 
 def metric_over_rst(comparison: Comparison) -> Figure:
-    """The validation metric against RST: each method's mean over seeds and its 95% interval."""
+    """Plot the validation metric against RST: means over seeds and their 95% intervals."""
     figure, axes = figure_of(4.7 + 0.12 * len(comparison.plan.methods))
     plan = comparison.plan
     late: list[float] = []
@@ -111,7 +111,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
 
 
 def final_metric(comparison: Comparison) -> Figure:
-    """The metric at the end of the budget, on the test part and below it on the validation part.
+    """Plot the metric at the end of the budget, on the test part and below it on validation.
 
     Each seed, the mean and its 95% interval; failures are named.
     """
@@ -141,7 +141,7 @@ def final_metric(comparison: Comparison) -> Figure:
 
 
 def time_to_target(comparison: Comparison) -> Figure:
-    """RST to the target: each seed, the median and its interval; misses are never, and named.
+    """Plot the RST to the target: each seed, the median, its interval; misses are named.
 
     An interval that goes on to never ends in an arrow at the right edge.
     """
@@ -225,7 +225,7 @@ def figure_of(height_inches: float) -> tuple[Figure, Axes]:
 
 
 def _seeds(axes: Axes, place: float, values: Sequence[float], style: Style) -> None:
-    """Each seed, hollow and small; what is infinite is left out."""
+    """Draw each seed, hollow and small; what is infinite is left out."""
     finite = [value for value in values if math.isfinite(value)]
     axes.plot(
         finite,
@@ -238,7 +238,7 @@ def _seeds(axes: Axes, place: float, values: Sequence[float], style: Style) -> N
 
 
 def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part: str) -> None:
-    """The mean of what is finite, and its 95% interval."""
+    """Draw the mean of what is finite, and its 95% interval."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return
@@ -259,7 +259,7 @@ def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part:
 def _name_methods(
     axes: Axes, methods: Sequence[str], values: Mapping[str, Sequence[float]], word: str
 ) -> None:
-    """A row a method, and how many of its values are infinite, in this word."""
+    """Name a row a method, and how many of its values are infinite, in this word."""
     labels = []
     for method in methods:
         of = values[method]

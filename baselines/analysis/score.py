@@ -33,29 +33,29 @@ class Score:
 
     @property
     def title(self) -> str:
-        """The method's title."""
+        """Return the method's title."""
         return title_of(self.method)
 
     @property
     def score(self) -> float:
-        """The profile's mean over tau from 1 to 4: 1 for the fastest everywhere, at least 0."""
+        """Return the profile's mean over tau from 1 to 4, in [0, 1]: 1 if fastest everywhere."""
         return score(self.ratios)
 
 
 def profile(ratios: Sequence[float], tau: float) -> float:
-    """The share of comparisons where a method takes at most tau times the least time, rho(tau)."""
+    """Return rho(tau), the share of comparisons done within tau times the least time."""
     return statistics.fmean(ratio <= tau for ratio in ratios)
 
 
 def score(ratios: Sequence[float]) -> float:
-    """The integral of `profile` over tau from 1 to 4, divided by 3."""
+    """Return the integral of `profile` over tau from 1 to 4, divided by 3."""
     # The integral of a step from 0 to 1 is what is left on its right.
     left = (max(0.0, LONGEST - ratio) for ratio in ratios)
     return statistics.fmean(left) / (LONGEST - 1)
 
 
 def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Each method's time over the least of all; where nobody arrives, all are infinite."""
+    """Return each method's time over the least of all; where nobody arrives, all are infinite."""
     least = min(seconds.values())
     return {
         method: each / least if math.isfinite(each) else math.inf
@@ -123,12 +123,12 @@ def _check(comparisons: Sequence[Comparison]) -> None:
 
 
 def label(comparison: Comparison) -> str:
-    """Workload and budget, in a few characters."""
+    """Return workload and budget in a few characters."""
     return f"{comparison.plan.workload.name}, {comparison.plan.budget.seconds:g} s"
 
 
 def table(found: Sequence[Score], comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """A line a method: its score, and its ratio on each comparison; the first row heads."""
+    """Return a head, and a line a method: its score, and its ratio on each comparison."""
     head = ["method", "score", "each seed alone", *map(label, comparisons)]
     return [
         head,

@@ -39,7 +39,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The method's title."""
+        """Return the method's title."""
         return title_of(self.method)
 
     @property

@@ -19,12 +19,12 @@ console = commandline.console()
 
 
 def say(text: str) -> None:
-    """A line as it is: not wrapped, so that it can be copied."""
+    """Print a line as it is: not wrapped, so that it can be copied."""
     console.print(text, soft_wrap=True)
 
 
 def progress_bar() -> Progress:
-    """A bar with what is done beside it, and the time so far."""
+    """Make a bar with what is done beside it, and the time so far."""
     return commandline.progress_bar(console)
 
 
@@ -39,7 +39,7 @@ class Screen:
         self._done: dict[tuple[str, int], float] = {}
 
     def run_started(self, method: str, seed: int) -> None:
-        """A run begins."""
+        """Hand on that a run begins."""
         self.tracker.run_started(method, seed)
 
     def point(self, method: str, seed: int, point: Point) -> None:
@@ -53,7 +53,7 @@ class Screen:
         self._progress.update(self._task, description=f"{method}, seed {seed}", completed=done)
 
     def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-        """A run has ended well."""
+        """Hand on that a run has ended well."""
         self.tracker.ended(method, seed, model, inputs)
 
     def trajectory_ended(self, trajectory: Trajectory) -> None:
@@ -72,7 +72,7 @@ class Screen:
         self.tracker.trajectory_ended(trajectory)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self._progress.console.print(line, soft_wrap=True)
 
 
@@ -115,7 +115,7 @@ def show_ranking(comparisons: list[Comparison]) -> None:
 
 
 def table_of(rows: list[list[str]], title: str) -> Table:
-    """A table whose first row is its head."""
+    """Return a table whose first row is its head."""
     table = Table(*rows[0], title=title)
     for row in rows[1:]:
         table.add_row(*row)

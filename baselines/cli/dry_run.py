@@ -29,7 +29,7 @@ from baselines.experiment.comparison import Plan, trajectories_of
 from baselines.methods.method import find
 from baselines.training.loop import training_step
 from baselines.workloads.base import WorkloadError
-from baselines.workloads.check import faults
+from baselines.workloads.check import errors
 from timing import Profile, limits
 from timing.calibration.measure import MIN_PASSES, WARM_UP_STEPS
 from timing.calibration.warnings import LEAST_PROCESSES
@@ -52,7 +52,7 @@ class Estimate:
         trainings: fewer than runs where methods follow one training together.
         wall_seconds: of the whole comparison here, calibration included; more jobs than cores take
             as long as so many.
-        problems: what is wrong with the plan, a line each; empty if it can start.
+        errors: what is wrong with the plan, a line each; empty if it can start.
     """
 
     memory: Memory
@@ -63,7 +63,7 @@ class Estimate:
     runs: int
     trainings: int
     wall_seconds: float
-    problems: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
 def estimate(
@@ -85,7 +85,7 @@ def estimate(
     available = available_bytes()
     try:
         with with_no_more_than(available):
-            found = faults(workload)
+            found = errors(workload)
             gc.collect()
             available = available_bytes()
             torch.manual_seed(0)
@@ -147,12 +147,12 @@ def estimate(
         runs=len(plan.methods) * rounds,
         trainings=len(groups) * plan.trials + len(final) * len(plan.seeds),
         wall_seconds=calibration + training_seconds / min(jobs, limits.core_count()),
-        problems=tuple(found),
+        errors=tuple(found),
     )
 
 
 def table(plan: Plan, estimate: Estimate) -> Table:
-    """The estimate for a terminal."""
+    """Return the estimate as a table for a terminal."""
     workload, memory = plan.workload, estimate.memory
     shown = Table(title=f"dry run: {workload.name}", show_header=False)
     rows = {
@@ -177,7 +177,7 @@ def table(plan: Plan, estimate: Estimate) -> Table:
 
 
 def _step_seconds(plan: Plan, model: nn.Module, optimizer: Optimizer, seconds: float) -> float:
-    """Median seconds of a training step; the first ones are left out."""
+    """Return the median seconds of a training step; the first ones are left out."""
     batches = plan.workload.batches(0)
     taken: list[float] = []
     while len(taken) < LEAST_TIMED_STEPS + 2 or sum(taken) < seconds:
@@ -196,7 +196,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _time(seconds: float) -> str:
-    """Seconds, for people."""
+    """Return seconds as text for people."""
     for least, unit, name in ((7200, 3600, "h"), (120, 60, "min"), (1, 1, "s")):
         if seconds >= least:
             return f"{seconds / unit:.3g} {name}"

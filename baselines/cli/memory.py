@@ -32,7 +32,7 @@ class Memory:
         gradients: after a backward pass.
         optimizer: its state after a step.
         activations: saved for the backward pass of one batch.
-        windows: what the methods of the dearest training hold and copy while read.
+        windows: what the methods of one training, the largest, hold and copy at an evaluation.
         jobs: trainings at the same time on this device.
         available: free before the model was made.
     """
@@ -53,7 +53,7 @@ class Memory:
 
 
 def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
-    """Count the bytes that methods of one training hold, while the dearest of them is read.
+    """Count the bytes that methods of one training hold, while the largest is evaluated.
 
     Counted on a copy of the workload's own model on the meta device, where tensors have sizes and
     take no memory. A method that cannot do without numbers is counted on the model itself.
@@ -130,7 +130,7 @@ def _on_meta(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimiz
 
 
 def available_bytes() -> int:
-    """Bytes that are free where models are put."""
+    """Return the bytes that are free where models are put."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
@@ -203,7 +203,7 @@ def storages_of(tensors: Iterable[Tensor], model: nn.Module) -> dict[int, int]:
 
 
 def size_in_words(size: int) -> str:
-    """Bytes, for people."""
+    """Return bytes as text for people."""
     value, units = float(size), iter(("B", "KiB", "MiB", "GiB"))
     unit = next(units)
     while value >= 1024 and unit != "GiB":

@@ -71,7 +71,7 @@ def set_threads(threads: int) -> None:
 
 
 def count(option: str, text: str, most: int = MOST_SNAPSHOTS) -> int:
-    """A whole number from 1."""
+    """Return a whole number from 1, or a usage error that names the option."""
     # Python converts no more than some thousand digits.
     digits = text.strip()
     if not digits.isdecimal() or len(digits) > 100 or int(digits) < 1:
@@ -80,7 +80,7 @@ def count(option: str, text: str, most: int = MOST_SNAPSHOTS) -> int:
 
 
 def interval(text: str) -> Every:
-    """An interval in steps, or "auto"."""
+    """Return an interval in steps, or "auto"."""
     if text == "auto":
         return "auto"
     if not text.isdecimal() or len(text) > 100 or int(text) < 1:
@@ -99,7 +99,7 @@ def plans(
     lr: float | None,
     policy: str,
 ) -> list[Plan]:
-    """The options as a plan for each budget, or a usage error that names the wrong one."""
+    """Return a plan for each budget, or a usage error that names the wrong option."""
     chosen = tuple(name.strip() for name in methods.split(","))
     for name in chosen:
         try:
@@ -142,7 +142,7 @@ def plans(
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile given by --reference."""
+    """Return the profile given by --reference."""
     try:
         return Profile.read(path)
     except ProfileError as error:
@@ -161,7 +161,7 @@ def check_picture(option: str, path: Path) -> None:
 
 
 def cluster_option(text: str) -> tuple[str, str | int]:
-    """Name and value, a whole number where it looks like one."""
+    """Return name and value, a whole number where it looks like one."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise typer.BadParameter(f"--cluster-option must be NAME=VALUE: {text!r:.60}")

@@ -1,4 +1,4 @@
-"""Conducts a command's comparisons from end to end: profile, tuning, trainings and records."""
+"""Run a command's comparisons from end to end: profile, tuning, trainings and records."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def run_comparison(
 
 
 def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:
-    """The profile of a folder, which it is given or calibrated for when it is begun."""
+    """Return the profile of a folder, which it is given or calibrated for when it is begun."""
     if distributed.rank() == 0 and read_profile(root) is None:
         write_profile(root, given or calibrated(plans[0]))
     distributed.barrier()
@@ -127,7 +127,7 @@ def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile
 
 
 def calibrated(plan: Plan) -> Profile:
-    """A profile measured now, and what it says of itself printed."""
+    """Measure a profile, print what it says of itself, and return it."""
     with progress_bar() as progress:
         task = progress.add_task("calibrating the reference profile", total=1.0)
 
@@ -156,7 +156,7 @@ def calibrated(plan: Plan) -> Profile:
 
 
 def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
-    """The plan with the best settings of its trials, which are kept beside its own folder."""
+    """Return the plan with its trials' best settings; trials are kept beside its own folder."""
     numbers = itertools.count()
 
     def run_trial(trial: Plan, profile: Profile, listener: Listener) -> Comparison:

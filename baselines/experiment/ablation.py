@@ -75,12 +75,12 @@ class SubWindow(NoAveraging):
         self._steps = 0
 
     def after_step(self, spent: float) -> str | None:  # noqa: ARG002
-        """The shared window has collected in this step, or not."""
+        """Return what the shared window has collected in this step, if it has."""
         self._steps += 1
         return "collect" if self.window.collected_after(self._steps) else None
 
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
-        """The model under the mean of k snapshots, or of fewer at first; live before any."""
+        """Return the model under the mean of k snapshots, or of fewer at first; live before any."""
         return self._averaged(), self.evaluation_operations if self.window.lawa.held else {}
 
     @contextmanager
@@ -90,7 +90,7 @@ class SubWindow(NoAveraging):
             yield self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Its place, and the window: the same tensors for all that share it."""
+        """Return its place, and the window: the same tensors for all that share it."""
         return {"steps": self._steps, "window": self.window.lawa.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -42,8 +42,8 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     """Measure, on this machine and in fresh processes, every operation the plan can charge.
 
     The profile has those of the default methods too, and so serves all that run no others. It is
-    not refused on a busy machine, where a comparison may still be wanted: the profile's flags say
-    what is wrong with it.
+    not refused on a busy machine, where a comparison may still be wanted: the profile's warnings
+    say what is wrong with it.
 
     Raises:
         ValueError: the workload was not made by `baselines.workloads.load`.
@@ -100,7 +100,7 @@ def calibration_target(
 
 
 def flops_per_step(workload: Workload) -> dict[str, int]:
-    """FLOPs of a training step, the optimizer left out; nothing where they cannot be counted.
+    """Return the FLOPs of a training step without the optimizer; empty if they cannot be counted.
 
     Kernels of a user's own need not run as PyTorch's counter wants them to.
     """
@@ -121,7 +121,7 @@ def flops_per_step(workload: Workload) -> dict[str, int]:
 def operations(
     workload: Workload, settings: Settings, methods: Iterable[str] = ()
 ) -> dict[str, Operation]:
-    """Every operation of the default methods and of these, as the training loop runs them.
+    """Return the operations of the default methods and of these, as the training loop runs them.
 
     Methods that have the same training step are measured on one model; an operation that several
     have is measured for the first.
@@ -180,7 +180,7 @@ def operations(
 def _step(
     workload: Workload, model: nn.Module, optimizer: Optimizer, loaded: list[Batch]
 ) -> Operation:
-    """A training step on the batch that was loaded."""
+    """Run a training step on the batch that was loaded."""
     schedule = LambdaLR(optimizer, constant)
     steps = itertools.count()
 

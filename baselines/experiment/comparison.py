@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def resolution_seconds(self) -> float:
-        """Reference seconds between two evaluations: what a time to target is known to."""
+        """Return the reference seconds between two evaluations: times to target are known to it."""
         return self.budget.seconds / self.evaluations
 
     def settings_of(self, method: str) -> Settings:
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def tuning_rst_seconds(self) -> dict[str, float]:
-        """Reference seconds of each method's trials, as if it had trained alone."""
+        """Return the reference seconds of each method's trials, as if it had trained alone."""
         return {
             method: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == method)
             for method in self.methods
@@ -102,7 +102,7 @@ class Plan:
         return self.budget if method.share == 1 else Budget(self.budget.seconds * method.share)
 
     def evaluations_of(self, method: Method) -> int:
-        """Evaluations over a run of the method, as dense as those of the others."""
+        """Return the evaluations over a run of the method, as dense as those of the others."""
         return max(1, round(self.evaluations * method.share))
 
     @property
@@ -125,7 +125,7 @@ class Comparison:
         return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
 
     def of(self, method: str) -> list[Run]:
-        """The runs of a method, by seed."""
+        """Return the runs of a method, by seed."""
         return [run for run in self.runs if run.method == method]
 
     @property
@@ -279,7 +279,7 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
 
 
 def trajectories_of(plan: Plan) -> list[tuple[str, ...]]:
-    """The methods, those together that can follow one training: of the constant rate, and alike."""
+    """Group the methods that can share one training: those of the constant rate, and alike."""
     together: dict[float, list[str]] = {}
     alone: list[tuple[str, ...]] = []
     for name in plan.methods:

@@ -59,7 +59,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, plan: Plan) -> Manifest:
-        """The manifest of a plan, as this process would carry it out."""
+        """Return the manifest of a plan, as this process would carry it out."""
         software = this_software()
         return cls(
             id=uuid.uuid4().hex,
@@ -102,7 +102,7 @@ class Manifest(BaseModel):
             raise FolderError(f"{path} is damaged: {where}: {first['msg']}") from error
 
     def plan(self, workload: Workload) -> Plan:
-        """The plan, with a workload that was loaded again."""
+        """Return the plan, with a workload that was loaded again."""
         return Plan(
             workload=workload,
             methods=self.methods,
@@ -119,7 +119,7 @@ class Manifest(BaseModel):
 
     @property
     def files_sha256(self) -> dict[str, str]:
-        """The Python files that it names, with the digests of the texts it was begun with."""
+        """Return the Python files that it names, with their digests at the beginning."""
         own = {name: self.method_files_sha256.get(name, "") for name in file_names(self.methods)}
         if self.source and self.source[0].endswith(".py"):
             own[self.source[0]] = str(self.data.get("file_sha256", ""))

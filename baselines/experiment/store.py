@@ -34,7 +34,7 @@ from timing import Profile, ProfileError
 
 
 def root_of(parent: Path, plans: Sequence[Plan], *more: str) -> Path:
-    """The folder of the command that asks for these plans, the same whenever it is given.
+    """Return the folder of the command that asks for these plans, the same each time.
 
     Args:
         parent: of all comparisons.
@@ -91,7 +91,7 @@ def write_profile(root: Path, profile: Profile) -> None:
 
 
 def read_profile(root: Path) -> Profile | None:
-    """The profile they have been carried out under so far; None before.
+    """Return the profile they have been carried out under so far; None before.
 
     Raises:
         FolderError: it is damaged.
@@ -181,7 +181,7 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """A comparison that has ended, without its workload's model and data.
+    """Return a comparison that has ended, without its workload's model and data.
 
     Args:
         folder: of a budget, or of a command of one budget.

@@ -34,14 +34,14 @@ class CutOffError(RuntimeError):
 
 
 def space_of(plan: Plan, method: str) -> dict[str, Range]:
-    """The settings that tuning varies for a method: the peak rate and the method's own."""
+    """Return the settings that tuning varies for a method: the peak rate and the method's own."""
     rate = plan.settings.learning_rate
     around = Range(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True)
     return {RATE: around, **find(method).space}
 
 
 def trials(plan: Plan, count: int) -> list[Plan]:
-    """A plan for each trial: one seed, not among the plan's, and settings for each method.
+    """Return a plan for each trial: one seed, not among the plan's, and settings a method.
 
     The first has the settings of the plan, so that tuning on this seed can only help. More trials
     begin with those of fewer.
@@ -85,7 +85,7 @@ def _check_range(plan: Plan, method: str, name: str, within: Range) -> None:
 
 
 def _points(count: int, dimensions: int) -> list[list[float]]:
-    """Points of the unit cube.
+    """Return points of the unit cube.
 
     The sequence begins with the corner, which is left out. Then the first coordinate goes 1/2, 1/4,
     3/4, 1/8: as the logarithm of the rate it starts at the plan's own.
@@ -105,7 +105,7 @@ def _settings(plan: Plan, space: Mapping[str, Range], point: Sequence[float]) ->
 
 
 def _value(within: Range, unit: float) -> float:
-    """The value at this fraction of the way from the low to the high end.
+    """Return the value at this fraction of the way from the low to the high end.
 
     Each whole number has an equal part of the way, or of its logarithm.
     """
@@ -118,7 +118,7 @@ def _value(within: Range, unit: float) -> float:
 
 
 def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
-    """The plan with the best settings of each method, and all that was tried.
+    """Return the plan with the best settings of each method, and all that was tried.
 
     Best is the least validation metric at the end of the budget, and the earliest of equals; a run
     that failed is worse than any other. Where all failed, that is the plan's own settings.

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.external import digest_of, function_of, in_one_line
+from baselines.external import digest_of, load_function, one_line_errors
 from baselines.methods.averagers import Averager, NoAveraging
 from baselines.methods.averagers.ema import Ema, fixed_decay, growing_half_life
 from baselines.methods.averagers.lawa import Lawa
@@ -249,8 +249,8 @@ def file_digests(names: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _of_file(path: Path, _resolved: Path, _digest: str) -> Method:
-    with in_one_line(path, MethodError):
-        method = function_of(path, "method", "baselines.methods.method.Method", MethodError)()
+    with one_line_errors(path, MethodError):
+        method = load_function(path, "method", "baselines.methods.method.Method", MethodError)()
         if not isinstance(method, Method):
             raise MethodError(
                 f"method() of {path} must return a baselines.methods.method.Method; it returned a "
@@ -262,7 +262,7 @@ def _of_file(path: Path, _resolved: Path, _digest: str) -> Method:
     def averager(
         model: nn.Module, optimizer: Optimizer, workload: Workload, settings: Settings
     ) -> Averager:
-        with in_one_line(path, MethodError):
+        with one_line_errors(path, MethodError):
             return make(model, optimizer, workload, settings)
 
     # One of the table's is known by what it is.

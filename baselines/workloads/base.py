@@ -27,7 +27,7 @@ class Batches(Protocol):
     """Endless training batches."""
 
     def __call__(self, seed: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of a seed, from index `start` on.
+        """Yield the batches of a seed, from index `start` on.
 
         The same as taking `start` of them away, but they need not be made: a resumed run begins
         here. Nothing is drawn from torch's global random generator.
@@ -105,7 +105,7 @@ class Workload:
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """A generator of its own for these numbers, such as a seed and an epoch.
+    """Make a generator of its own for these numbers, such as a seed and an epoch.
 
     What it draws depends on them alone, so any batch can be made without those before it.
     """
@@ -115,7 +115,7 @@ def generator(*numbers: int) -> torch.Generator:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, and the mode there was afterwards; gives its device."""
+    """Put a model in evaluation mode without gradients, and back afterwards; gives its device."""
     training = model.training
     model.eval()
     try:
@@ -126,5 +126,5 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one: where models that are too large for a CPU are trained."""
+    """Return the GPU if there is one: where models that are too large for a CPU are trained."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

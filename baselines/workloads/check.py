@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from baselines.workloads.base import Workload
 
 
-def faults(workload: Workload) -> list[str]:
-    """Everything this workload does otherwise than `Workload` says, a line each; empty if nothing.
+def errors(workload: Workload) -> list[str]:
+    """Return what this workload does otherwise than `Workload` says, a line each.
 
     Takes one training step and one evaluation. The test part is not read.
     """

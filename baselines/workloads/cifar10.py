@@ -29,15 +29,15 @@ HELD_OUT_EVERY = 10
 
 
 class Block(nn.Module):
-    """Two convolutions with BatchNorm, and a way around them."""
+    """Two convolutions with BatchNorm, and a shortcut past them."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.around = nn.Sequential()
+        self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels:
-            self.around.append(nn.Conv2d(channels_in, channels, 1, stride, bias=False))
-            self.around.append(nn.BatchNorm2d(channels))
-        self.through = nn.Sequential(
+            self.shortcut.append(nn.Conv2d(channels_in, channels, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(channels))
+        self.residual = nn.Sequential(
             nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
@@ -46,12 +46,12 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels_in, height, width) to (batch, channels, height / stride, …)."""
-        return F.relu(self.around(x) + self.through(x))
+        """Map (batch, channels_in, height, width) to (batch, channels, height / stride, …)."""
+        return F.relu(self.shortcut(x) + self.residual(x))
 
 
 def resnet(classes: int, blocks: int, width: int = 16) -> nn.Module:
-    """He et al. (arXiv 1512.03385), section 4.2: 3 stages of `blocks`; 3 make ResNet-20."""
+    """Make a ResNet (He et al., arXiv 1512.03385, section 4.2) of 3 stages of `blocks`."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -71,7 +71,7 @@ def resnet(classes: int, blocks: int, width: int = 16) -> nn.Module:
 
 
 def _augmented(batch: Tensor, draws: torch.Generator) -> Tensor:
-    """Each image moved by up to 4 pixels each way, half of them mirrored; black comes in."""
+    """Move each image by up to 4 pixels each way, and mirror half of them; black comes in."""
     count, _, height, width = batch.shape
     padded = F.pad(batch, (PADDING,) * 4)
     down, right = torch.randint(2 * PADDING + 1, (2, count, 1), generator=draws)
@@ -84,7 +84,7 @@ def _augmented(batch: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
-    """The workload of `data/train/<class>/*.png` and `data/test/<class>/*.png`.
+    """Return the workload of `data/train/<class>/*.png` and `data/test/<class>/*.png`.
 
     Args:
         data: the folder of the two.
@@ -95,7 +95,7 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
         WorkloadError: folders or images are missing, cannot be read, or do not go together.
     """
     train_folder, test_folder = images.read_parts(data, "train", "test")
-    train, held_out = train_folder.divide(HELD_OUT_EVERY)
+    train, held_out = train_folder.split(HELD_OUT_EVERY)
     if len(train) < batch or not len(held_out):
         raise WorkloadError(
             f"{data}/train has {len(train_folder.paths)} images; {batch} for training, besides one "
@@ -105,11 +105,11 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
     labels = torch.cat([train_folder.labels, test_folder.labels])
     test = torch.arange(len(train_folder.paths), len(pixels))
     seen = pixels[train].double() / 255
-    mean, spread = seen.mean((0, 2, 3), keepdim=True), seen.std((0, 2, 3), keepdim=True) + 1e-3
+    mean, std = seen.mean((0, 2, 3), keepdim=True), seen.std((0, 2, 3), keepdim=True) + 1e-3
     per_epoch = len(train) // batch
 
     def normal(images: Tensor) -> Tensor:
-        return (images / 255 - mean.float()) / spread.float()
+        return (images / 255 - mean.float()) / std.float()
 
     def batches(seed: int, start: int = 0) -> Iterator[Batch]:
         epoch = -1
@@ -118,9 +118,9 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
                 epoch = index // per_epoch
                 order = train[torch.randperm(len(train), generator=generator(seed, epoch))]
             first = index % per_epoch * batch
-            chosen = order[first : first + batch]
+            picked = order[first : first + batch]
             draws = generator(seed, epoch, first)
-            yield _augmented(normal(pixels[chosen]), draws), labels[chosen]
+            yield _augmented(normal(pixels[picked]), draws), labels[picked]
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
@@ -173,5 +173,5 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
 
 
 def load(data: Path) -> Workload:
-    """ResNet-20; raises WorkloadError as `workload` does."""
+    """Return the workload of ResNet-20; raises WorkloadError as `workload` does."""
     return workload(data)

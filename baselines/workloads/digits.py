@@ -17,7 +17,7 @@ BATCH, CHANNELS, STATISTICS_BATCHES = 64, 16, 8
 
 
 def make_model() -> nn.Module:
-    """Two convolutions with BatchNorm: (batch, 1, 8, 8) to logits (batch, 10)."""
+    """Make two convolutions with BatchNorm: (batch, 1, 8, 8) to logits (batch, 10)."""
     return nn.Sequential(
         nn.Conv2d(1, CHANNELS, 3, padding=1, bias=False),
         nn.BatchNorm2d(CHANNELS),
@@ -32,7 +32,7 @@ def make_model() -> nn.Module:
 
 
 def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Each image moved by up to a pixel each way: 1,437 images alone are soon known by heart.
+    """Move each image by up to a pixel each way: 1,437 alone are soon known by heart.
 
     Args:
         images: (n, 1, 8, 8).
@@ -46,7 +46,7 @@ def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def load() -> Workload:
-    """The workload of 1,797 images of 8 by 8 pixels; a tenth each for validation and test."""
+    """Return a workload of 1,797 images of 8 by 8 pixels, a tenth each for validation and test."""
     raw = load_digits()
     images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(raw.target).long()

@@ -25,7 +25,7 @@ SIZES = {
 
 
 def make_model(size: Size) -> nn.Module:
-    """The decoder with GPT-2's initial weights, input and output embeddings tied."""
+    """Make the decoder with GPT-2's initial weights, input and output embeddings tied."""
     model = text.Transformer(size)
     model.head = nn.Linear(size.width, size.vocabulary, bias=False)
     model.head.weight = model.tokens.weight
@@ -40,7 +40,7 @@ def make_model(size: Size) -> nn.Module:
 
 
 def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW as GPT-3 was trained with: matrices and embeddings decay, biases and norms do not."""
+    """Make GPT-3's AdamW: matrices and embeddings decay, biases and norms do not."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -48,7 +48,7 @@ def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
 
 
 def workload(text_parts: Corpus, size: Size, name: str, folder: Path | None = None) -> Workload:
-    """The workload of a text at a size of your own; `folder` may hold a `tokenizer.json`."""
+    """Return the workload of a text at a size of your own; `folder` may hold a `tokenizer.json`."""
     pieces = tokens.tokenizer(text_parts.train, size.vocabulary, folder)
     size = dataclasses.replace(size, vocabulary=pieces.get_vocab_size())
     train, validation, test = (
@@ -92,5 +92,5 @@ def workload(text_parts: Corpus, size: Size, name: str, folder: Path | None = No
 
 
 def load(data: Path, size: str = "small") -> Workload:
-    """The workload of a text file or folder; raises WorkloadError if it cannot be read."""
+    """Return the workload of a text file or folder; raises WorkloadError if it cannot be read."""
     return workload(corpus.read(data), SIZES[size], f"gpt-{size}", data if data.is_dir() else None)

@@ -29,7 +29,7 @@ BATCH, STATISTICS_BATCHES = 256, 8
 # images, whose labels are public, are the test part.
 HELD_OUT_EVERY = 50
 READERS = min(16, os.cpu_count() or 1)
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # An image of a folder, and what the randomness of its augmentation is drawn from.
 _Key = tuple[int, tuple[int, ...]]
@@ -72,7 +72,7 @@ class _Read(Sequence[Tensor]):
 
 
 def _keys(train: Tensor, batch: int, seed: int, start: int) -> Iterator[list[_Key]]:
-    """The images of each batch from `start` on: an order of their own for every epoch."""
+    """Yield the images of each batch from `start` on: an order of their own for every epoch."""
     per_epoch = len(train) // batch
     epoch = -1
     for index in itertools.count(start):
@@ -86,7 +86,7 @@ def _keys(train: Tensor, batch: int, seed: int, start: int) -> Iterator[list[_Ke
 def _read(
     folder: ImageFolder, transform: Callable[[Any], Tensor], keys: Any, readers: int
 ) -> Iterator[Batch]:
-    """Batches in the order of the keys, read by processes beside this one."""
+    """Yield batches in the order of the keys, read by processes beside this one."""
     loader: DataLoader[Any] = DataLoader(
         _Images(folder, transform),
         batch_sampler=keys,
@@ -106,7 +106,7 @@ def workload(
     batch: int = BATCH,
     readers: int = READERS,
 ) -> Workload:
-    """The workload of `data/train/<class>/*` and `data/val/<class>/*`.
+    """Return the workload of `data/train/<class>/*` and `data/val/<class>/*`.
 
     Args:
         data: the folder of the two.
@@ -119,7 +119,7 @@ def workload(
         WorkloadError: folders or images are missing, or do not go together.
     """
     train_folder, test_folder = images.read_parts(data, "train", "val")
-    train, held_out = train_folder.divide(HELD_OUT_EVERY)
+    train, held_out = train_folder.split(HELD_OUT_EVERY)
     if len(train) < batch or not len(held_out):
         raise WorkloadError(
             f"{data}/train has {len(train_folder.paths)} images; {batch} for training, besides one "
@@ -179,7 +179,7 @@ def workload(
 
 
 def load(data: Path) -> Workload:
-    """ResNet-50 with the usual augmentations, from torchvision.
+    """Return the workload of torchvision's ResNet-50 with the usual augmentations.
 
     Batch, rate, momentum, weight decay and augmentations are those of Kaddour (arXiv 2209.14981),
     whose published code trains 90 epochs under a cosine.
@@ -195,7 +195,7 @@ def load(data: Path) -> Workload:
             f"torchvision is needed for workload imagenet ({error}): install the build that goes "
             f"with torch {torch.__version__} (https://pytorch.org/get-started/locally)"
         ) from error
-    last = [T.ToTensor(), T.Normalize(MEAN, SPREAD)]
+    last = [T.ToTensor(), T.Normalize(MEAN, STD)]
     for_training = T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), *last])
     for_evaluation = T.Compose([T.Resize(256), T.CenterCrop(224), *last])
     return workload(

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from baselines.external import digest_of, function_of, in_one_line
+from baselines.external import digest_of, load_function, one_line_errors
 from baselines.workloads.base import Workload, WorkloadError
 
 # A name is that of a file beside this one, and after a "-" the size that its `load` is given.
@@ -27,7 +27,7 @@ NAMES = {
 
 
 def load(name_or_path: str, data: Path | None = None) -> Workload:
-    """The workload of this name, or that `load` of this Python file returns.
+    """Return the workload of this name, or that `load` of this Python file returns.
 
     A file defines `load() -> Workload`, or `load(data: Path)` where it needs `--data PATH`, or
     `load(data: Path | None = None)` where it can do without. Its own digest is added to the
@@ -45,8 +45,8 @@ def load(name_or_path: str, data: Path | None = None) -> Workload:
         return dataclasses.replace(_named(name_or_path, data), source=source)
     path = Path(name_or_path)
     digest = digest_of(path, WorkloadError)
-    with in_one_line(path, WorkloadError):
-        load_file = function_of(path, "load", "Workload", WorkloadError)
+    with one_line_errors(path, WorkloadError):
+        load_file = load_function(path, "load", "Workload", WorkloadError)
         workload = _call(load_file, str(path), data)
     code = {"file": path.name, "file_sha256": digest}
     return dataclasses.replace(workload, data={**workload.data, **code}, source=source)

@@ -9,7 +9,7 @@ from baselines.workloads.data.corpus import Corpus
 
 
 def load() -> Workload:
-    """The workload of `pydoc_data.topics`, some 460 kB that every Python brings along."""
+    """Return the workload of `pydoc_data.topics`, some 460 kB that every Python brings along."""
     reference = "\n".join(topics[name] for name in sorted(topics))
     source = f"pydoc_data.topics of Python {platform.python_version()}"
-    return text.workload(Corpus.divide(reference.encode(), source), "pydocs")
+    return text.workload(Corpus.split(reference.encode(), source), "pydocs")

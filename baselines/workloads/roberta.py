@@ -65,7 +65,7 @@ class Vocabulary:
 
 
 def masked(rows: Tensor, vocabulary: Vocabulary, draws: torch.Generator) -> Batch:
-    """Inputs and targets of rows of tokens, each put between a begin and an end token.
+    """Return inputs and targets of rows of tokens, each put between a begin and an end token.
 
     Of 15% of the tokens, which are the targets, 80% are masked, 10% replaced by any token and 10%
     left as they are (Devlin et al., arXiv 1810.04805).
@@ -78,11 +78,11 @@ def masked(rows: Tensor, vocabulary: Vocabulary, draws: torch.Generator) -> Batc
     Returns:
         Two int64 tensors (batch, time + 2); targets are IGNORED where nothing is to be predicted.
     """
-    chosen, fate = torch.rand((2, *rows.shape), generator=draws)
+    is_masked, mask_action = torch.rand((2, *rows.shape), generator=draws)
     any_token = torch.randint(vocabulary.size, rows.shape, generator=draws)
-    is_target = chosen < MASKED_SHARE
-    inputs = torch.where(is_target & (fate < 0.8), vocabulary.mask, rows)
-    inputs = torch.where(is_target & (fate >= 0.9), any_token, inputs)
+    is_target = is_masked < MASKED_SHARE
+    inputs = torch.where(is_target & (mask_action < 0.8), vocabulary.mask, rows)
+    inputs = torch.where(is_target & (mask_action >= 0.9), any_token, inputs)
     begin = torch.full((len(rows), 1), vocabulary.begin)
     end = torch.full((len(rows), 1), vocabulary.end)
     targets = F.pad(rows.masked_fill(~is_target, IGNORED), (1, 1), value=IGNORED)
@@ -96,7 +96,7 @@ def _rows(stream: Tensor, starts: Tensor, time: int) -> Tensor:
 def _batches(
     stream: Tensor, size: Size, vocabulary: Vocabulary, seed: int, start: int
 ) -> Iterator[Batch]:
-    """Rows from anywhere in the text, masked anew each time: RoBERTa's dynamic masking."""
+    """Yield rows from anywhere in the text, masked anew each time: RoBERTa's dynamic masking."""
     time = size.context - 2
     for index in itertools.count(start):
         draws = generator(seed, index)
@@ -105,7 +105,7 @@ def _batches(
 
 
 def _held_out(stream: Tensor, size: Size, vocabulary: Vocabulary) -> Batch:
-    """Rows of a part side by side, at most EVALUATION_SEQUENCES, masked once and for all."""
+    """Return adjacent rows of a part, at most EVALUATION_SEQUENCES, masked once and for all."""
     time = size.context - 2
     count = min(EVALUATION_SEQUENCES, len(stream) // time)
     rows = _rows(stream, torch.arange(count) * (len(stream) - time) // max(1, count - 1), time)
@@ -122,7 +122,7 @@ def _nats(model: nn.Module, batch: Batch, reduction: str) -> Tensor:
 
 
 def evaluate(model: nn.Module, part: Batch, rows: int) -> float:
-    """Mean nats per masked token, a batch of `rows` at a time."""
+    """Return the mean nats per masked token, a batch of `rows` at a time."""
     with evaluating(model):
         batches = zip(*(side.split(rows) for side in part), strict=True)
         total = sum(float(_nats(model, batch, "sum")) for batch in batches)
@@ -130,7 +130,7 @@ def evaluate(model: nn.Module, part: Batch, rows: int) -> float:
 
 
 def make_model(size: Size, vocabulary: Vocabulary) -> nn.Module:
-    """Transformers' own RobertaForMaskedLM, from a fresh configuration."""
+    """Make Transformers' own RobertaForMaskedLM, from a fresh configuration."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     config = RobertaConfig(
@@ -150,7 +150,7 @@ def make_model(size: Size, vocabulary: Vocabulary) -> nn.Module:
 
 
 def workload(text: Corpus, size: Size, name: str, folder: Path | None = None) -> Workload:
-    """The workload of a text at a size of your own; `folder` may hold a `tokenizer.json`.
+    """Return the workload of a text at a size of your own; `folder` may hold a `tokenizer.json`.
 
     Raises:
         WorkloadError: transformers is not installed, or a part of the text is too short.
@@ -203,7 +203,7 @@ def workload(text: Corpus, size: Size, name: str, folder: Path | None = None) ->
 
 
 def load(data: Path | None = None, size: str = "base") -> Workload:
-    """The workload of a text file or folder, or of WikiText-103 from the hub.
+    """Return the workload of a text file or folder, or of WikiText-103 from the hub.
 
     A folder may bring a `tokenizer.json` along; otherwise byte pairs are learned from its training
     part.

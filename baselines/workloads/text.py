@@ -53,7 +53,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) to the same."""
+        """Map (batch, time, width) to the same."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm_attention(x)).chunk(3, dim=-1)
@@ -75,14 +75,14 @@ class Transformer(nn.Module):
         self.head = nn.Linear(size.width, size.vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token at each position."""
+        """Return logits of the next token at each position."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.tokens(tokens) + self.positions(positions)
         return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]
 
 
 def sequences(stream: Tensor, starts: Tensor, context: int) -> Batch:
-    """Inputs and targets, (len(starts), context) int64, read from each start of a stream."""
+    """Return inputs and targets, (len(starts), context) int64, read from each start of a stream."""
     windows = stream[starts[:, None] + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
@@ -90,7 +90,7 @@ def sequences(stream: Tensor, starts: Tensor, context: int) -> Batch:
 def random_sequences(
     stream: Tensor, batch: int, context: int, seed: int, start: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches from anywhere in a stream, as `Workload.batches`."""
+    """Yield endless batches from anywhere in a stream, as `Workload.batches`."""
     generator = torch.Generator().manual_seed(seed)
     for index in itertools.count():
         # Drawn for those left out too, in microseconds, so that the stream of batches is one.
@@ -100,21 +100,21 @@ def random_sequences(
 
 
 def held_out(stream: Tensor, context: int) -> Batch:
-    """Evenly spaced sequences of a part, at most EVALUATION_SEQUENCES, that do not overlap."""
+    """Return EVALUATION_SEQUENCES sequences of a part, or fewer, evenly spaced, without overlap."""
     last = len(stream) - context - 1
     count = min(EVALUATION_SEQUENCES, max(1, last // context))
     return sequences(stream, torch.arange(count) * last // count, context)
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean nats per token."""
+    """Return the mean nats per token."""
     device = next(model.parameters()).device
     inputs, targets = (part.to(device) for part in batch)
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 def evaluate(model: nn.Module, part: Batch) -> float:
-    """Mean nats per token over the sequences of a part."""
+    """Return the mean nats per token over the sequences of a part."""
     rows = max(1, EVALUATION_TOKENS // part[0].shape[1])
     with evaluating(model):
         batches = list(zip(*(tokens.split(rows) for tokens in part), strict=True))
@@ -124,7 +124,7 @@ def evaluate(model: nn.Module, part: Batch) -> float:
 
 
 def workload(text: Corpus, name: str) -> Workload:
-    """The byte-level workload of a text."""
+    """Return the byte-level workload of a text."""
     train, validation, test = (
         torch.frombuffer(bytearray(part), dtype=torch.uint8)
         for part in (text.train, text.validation, text.test)
@@ -156,5 +156,5 @@ def workload(text: Corpus, name: str) -> Workload:
 
 
 def load(data: Path) -> Workload:
-    """The workload of a text file or folder; raises WorkloadError if it cannot be read."""
+    """Return the workload of a text file or folder; raises WorkloadError if it cannot be read."""
     return workload(corpus.read(data), "text")

@@ -29,7 +29,7 @@ def standard_library(most_bytes):
         if len(found) >= most_bytes:
             break
     source = f"the standard library of Python {platform.python_version()}"
-    return Corpus.divide(bytes(found[:most_bytes]), source)
+    return Corpus.split(bytes(found[:most_bytes]), source)
 
 
 def workload(name, size, batch, most_bytes):

@@ -144,7 +144,7 @@ def test_tied_weights_are_held_once(counted: Workload) -> None:
 
 def test_steps_runs_and_time_follow_from_the_plan(counted: Workload) -> None:
     found = estimate(plan_of(counted, "constant", "decayed", "lawa"))
-    assert found.problems == ()
+    assert found.errors == ()
     assert found.runs == 3 * 2
     # The constant rate and LAWA follow one training, the decayed rate has its own.
     assert found.trainings == 2 * 2
@@ -170,15 +170,15 @@ def test_jobs_share_the_time_and_multiply_the_memory(counted: Workload) -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_a_problem(counted: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_an_error(counted: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = estimate(plan_of(counted, "ema")).memory.needed
     memory = psutil.virtual_memory()
-    for free, problems in ((needed, 0), (needed - 1, 1)):
+    for free, errors in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(
             psutil, "virtual_memory", lambda free=free: memory._replace(available=free)
         )
-        found = estimate(plan_of(counted, "ema")).problems
-        assert len(found) == problems
+        found = estimate(plan_of(counted, "ema")).errors
+        assert len(found) == errors
     assert "of memory are needed and" in found[0]
 
 
@@ -235,15 +235,15 @@ def test_an_error_of_the_workload_is_not_taken_for_a_lack_of_memory(counted: Wor
 
 
 @pytest.mark.slow
-def test_a_budget_below_a_step_and_a_breach_of_the_contract_are_problems(
+def test_a_budget_below_a_step_and_a_breach_of_the_contract_are_errors(
     counted: Workload,
 ) -> None:
     plan = plan_of(counted, "ema", seconds=1e-9)
-    (problem,) = estimate(plan).problems
-    assert problem.startswith("a budget of 1e-09 s does not pay for one step")
+    (error,) = estimate(plan).errors
+    assert error.startswith("a budget of 1e-09 s does not pay for one step")
     deaf = dataclasses.replace(counted, batches=lambda seed, start=0: counted.batches(seed))
-    (problem,) = estimate(plan_of(deaf, "ema")).problems
-    assert problem.startswith("batches: batches(0, 2) does not begin")
+    (error,) = estimate(plan_of(deaf, "ema")).errors
+    assert error.startswith("batches: batches(0, 2) does not begin")
 
 
 def test_the_test_part_is_not_read(counted: Workload) -> None:

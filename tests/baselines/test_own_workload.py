@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from baselines.workloads import NAMES, Workload, WorkloadError, load
-from baselines.workloads.check import faults
+from baselines.workloads.check import errors
 from tests.support.commands import command, measured_here
 from tests.support.user_files import CHANGED, EXAMPLE, assert_said_in_one_line, write
 
 
 def test_the_example_keeps_the_contract_and_learns() -> None:
     workload = load(str(EXAMPLE))
-    assert faults(workload) == []
+    assert errors(workload) == []
     torch.manual_seed(0)
     model = workload.make_model().train()
     optimizer = workload.make_optimizer(model, workload.learning_rate)
@@ -227,13 +227,13 @@ def test_every_name_is_that_of_a_workload(name: str, tmp_path: Path) -> None:
 )
 def test_a_breach_of_the_contract_is_found(change: str, said: str, tmp_path: Path) -> None:
     workload = load(write(tmp_path, CHANGED.format(example=str(EXAMPLE), change=change)))
-    assert re.search(said, "\n".join(faults(workload)))
+    assert re.search(said, "\n".join(errors(workload)))
 
 
 def test_weights_drawn_elsewhere_are_found(tmp_path: Path) -> None:
     change = "make_model=lambda: [m := good.make_model(), m[0].weight.data.fill_(next(n))][0]"
     text = CHANGED.format(example=str(EXAMPLE), change=change) + "\nn = itertools.count()"
-    found = faults(load(write(tmp_path, text)))
+    found = errors(load(write(tmp_path, text)))
     assert any("the same seed of torch gave other weights" in line for line in found)
 
 

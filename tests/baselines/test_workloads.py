@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.workloads import Workload, WorkloadError, digits, pydocs, text
-from baselines.workloads.check import faults
+from baselines.workloads.check import errors
 from baselines.workloads.data.corpus import CHUNK_BYTES, Corpus
 from tests.support.workload_data import (
     Knows,
@@ -50,7 +50,7 @@ def some(workload: Workload, seed: int, start: int = 0, count: int = MANY) -> li
 
 
 def test_it_keeps_the_contract(workload: Workload) -> None:
-    assert faults(workload) == []
+    assert errors(workload) == []
 
 
 def test_batches_depend_on_the_seed_alone(workload: Workload) -> None:
@@ -118,7 +118,7 @@ def test_the_digest_is_recorded(workload: Workload) -> None:
 def test_text_is_divided_by_chunks_and_nothing_is_in_two_parts() -> None:
     # Each chunk says its own number, so a part can be read back as the chunks in it.
     chunks = [f"{i:04d}".encode() * (CHUNK_BYTES // 4) for i in range(47)]
-    corpus = Corpus.divide(b"".join(chunks), "numbers")
+    corpus = Corpus.split(b"".join(chunks), "numbers")
     parts = {name: getattr(corpus, name) for name in ("train", "validation", "test")}
     numbers = {
         name: {int(part[at : at + 4]) for at in range(0, len(part), 4)}

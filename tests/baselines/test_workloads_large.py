@@ -241,7 +241,7 @@ def test_a_hub_out_of_reach_is_said(tmp_path: Path) -> None:
 def test_images_are_divided_class_by_class(tmp_path: Path) -> None:
     make_images(tmp_path, 25, "png", 0)
     found = list_images(tmp_path)
-    train, held_out = found.divide(10)
+    train, held_out = found.split(10)
     assert found.classes == ("above", "below", "even")
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(75))
     names = [(found.paths[i].parent.name, found.paths[i].name) for i in held_out.tolist()]

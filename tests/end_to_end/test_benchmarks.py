@@ -2,6 +2,8 @@
 
 import importlib.util
 import itertools
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -97,10 +99,30 @@ def test_results_are_of_a_whole_run_only() -> None:
     assert "--quick and --only need --out FILE" in done.stderr
 
 
+LISTED = (FOLDER / "all.py").read_text().split("BENCHMARKS = (")[1].split(")")[0]
+BENCHMARKS = [name.strip(' ",') for name in LISTED.split("\n") if name.strip()]
+
+
 def test_every_benchmark_is_run() -> None:
     scripts = {path.stem for path in FOLDER.glob("*.py") if "rows import" in path.read_text()}
-    listed = (FOLDER / "all.py").read_text().split("BENCHMARKS = (")[1].split(")")[0]
-    assert scripts - {"all"} == {name.strip(' ",') for name in listed.split("\n") if name.strip()}
+    assert scripts - {"all"} == {*BENCHMARKS}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_quick_try_ends_with_rows(name: str, tmp_path: Path) -> None:
+    written = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(written)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    # A target may be missed by a figure that says nothing; an exception may not come.
+    assert written.exists(), done.stderr
+    assert json.loads(written.read_text())["rows"]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

@@ -359,16 +359,16 @@ def test_among_many_parts_chance_refutes_none() -> None:
     # Above by 2% on the average: refuted at 5%, not at a twentieth of that.
     mine = [1.0 + share for share in (0.005, 0.01, 0.02, 0.03, 0.035)]
     part = (mine, [1.0] * 5)
-    assert runs.judge_all([part], below=0.003) == "refutes"
+    assert runs.decide_all([part], below=0.003) == "refutes"
     even = ([0.9, 0.901, 0.9, 0.901, 0.9], [1.0] * 5)
-    assert runs.judge_all([part, *[even] * 19], below=0.003) == "does not settle"
+    assert runs.decide_all([part, *[even] * 19], below=0.003) == "does not settle"
     worse = ([value + 1 for value in mine], [1.0] * 5)
-    assert runs.judge_all([worse, *[even] * 19], below=0.003) == "refutes"
+    assert runs.decide_all([worse, *[even] * 19], below=0.003) == "refutes"
 
 
 def test_one_seed_bears_no_conclusion() -> None:
-    assert runs.judge(runs.excess([2.0], [1.0]), above=0) == "does not settle"
-    assert runs.percent(runs.excess([2.0], [1.0])) == "+100.0% (one seed, no interval)"
+    assert runs.decide(runs.relative_difference([2.0], [1.0]), above=0) == "does not settle"
+    assert runs.percent(runs.relative_difference([2.0], [1.0])) == "+100.0% (one seed, no interval)"
 
 
 @pytest.mark.parametrize(

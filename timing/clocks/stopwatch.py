@@ -46,7 +46,7 @@ class Stopwatch:
         self._started: tuple[float, ...] | None = None
 
     def start(self) -> Self:
-        """Start; raises RuntimeError if it runs already."""
+        """Start the clocks; raises RuntimeError if they run already."""
         if self._started is not None:
             raise RuntimeError("this stopwatch runs already: stop() it, or use another one")
         if self._children is None:

@@ -16,27 +16,27 @@ Schedule = Callable[[float], float]
 
 
 def constant(fraction: float) -> float:  # noqa: ARG001
-    """The peak rate to the end."""
+    """Keep the peak rate to the end."""
     return 1.0
 
 
 def linear(fraction: float) -> float:
-    """Linear from the peak to zero at the end of the budget: the fully decayed rate."""
+    """Fall linearly from the peak to zero at the end of the budget: the fully decayed rate."""
     return 1.0 - _clamped(fraction)
 
 
 def cosine(fraction: float) -> float:
-    """Half a period of a cosine from the peak to zero (Loshchilov and Hutter, arXiv 1608.03983)."""
+    """Fall by half a cosine from the peak to zero (Loshchilov and Hutter, arXiv 1608.03983)."""
     return 0.5 * (1.0 + math.cos(math.pi * _clamped(fraction)))
 
 
 def one_minus_sqrt(fraction: float) -> float:
-    """1 - sqrt(fraction): steep at first (Hägele et al., arXiv 2405.18392, as a cooldown)."""
+    """Fall by 1 - sqrt(fraction), steep at first (Hägele et al., arXiv 2405.18392, a cooldown)."""
     return 1.0 - math.sqrt(_clamped(fraction))
 
 
 def warm_up(schedule: Schedule, fraction: float) -> Schedule:
-    """A schedule that first rises linearly from zero, over this fraction of the budget.
+    """Return a schedule that first rises linearly from zero, over this fraction of the budget.
 
     The schedule itself then has what is left of the budget, from its beginning to its end.
 
@@ -56,7 +56,7 @@ def warm_up(schedule: Schedule, fraction: float) -> Schedule:
 def warm_up_stable_decay(
     warm_up_fraction: float, decay_fraction: float, decay: Schedule = linear
 ) -> Schedule:
-    """Up from zero, then the peak rate, then a decay over the last part of the budget.
+    """Return a schedule: up from zero, the peak rate, a decay over the last part of the budget.
 
     Hu et al., arXiv 2404.06395; `decay` may be any schedule, `one_minus_sqrt` is often best.
 

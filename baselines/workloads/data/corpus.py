@@ -25,14 +25,14 @@ class Corpus:
     data: dict[str, Any]
 
     @classmethod
-    def divide(cls, text: bytes, source: str) -> Self:
-        """Divide a text by chunks, 8 : 1 : 1.
+    def split(cls, text: bytes, source: str) -> Self:
+        """Split a text by chunks, 8 : 1 : 1.
 
         The tenth chunk of every ten is for testing and the one before it for validation, so both
         parts come from everywhere in the text and no byte is in two parts.
 
         Raises:
-            WorkloadError: the text is too short to be divided.
+            WorkloadError: the text is too short to be split.
         """
         if len(text) < SHORTEST_BYTES:
             raise WorkloadError(
@@ -46,7 +46,7 @@ class Corpus:
 
     @classmethod
     def of_parts(cls, parts: dict[str, bytes], source: str) -> Self:
-        """Parts that were divided before: "train", "validation" and "test"."""
+        """Return parts that were split before: "train", "validation" and "test"."""
         lengths = {name: len(part) for name, part in parts.items()}
         for name, length in lengths.items():
             if length < SHORTEST_BYTES:
@@ -62,7 +62,7 @@ class Corpus:
 
 
 def read(path: Path) -> Corpus:
-    """A text file, which is divided by chunks, or a folder that comes in three parts.
+    """Read a text file, which is split by chunks, or a folder that comes in three parts.
 
     A folder holds either text files with train, valid and test in their names (as WikiText's
     `wiki.train.tokens`), or what `datasets` writes: `save_to_disk`, or Parquet files.
@@ -73,7 +73,7 @@ def read(path: Path) -> Corpus:
     """
     try:
         if path.is_file():
-            return Corpus.divide(path.read_bytes(), path.name)
+            return Corpus.split(path.read_bytes(), path.name)
         if (path / "dataset_dict.json").exists():
             return _of_datasets(_datasets().load_from_disk(str(path)), path.name)
         if path.is_dir() and list(path.rglob("*.parquet")):
@@ -85,7 +85,7 @@ def read(path: Path) -> Corpus:
 
 
 def _part(folder: Path, name: str) -> Path:
-    """The one text file of a part."""
+    """Return the one text file of a part."""
     word = "valid" if name == "validation" else name
     if not folder.exists():
         raise WorkloadError(f"{folder}: No such file or directory")
@@ -100,7 +100,7 @@ def _part(folder: Path, name: str) -> Path:
 
 
 def download() -> Corpus:
-    """WikiText-103 from the Hugging Face hub, or from the cache of `datasets`.
+    """Get WikiText-103 from the Hugging Face hub, or from the cache of `datasets`.
 
     Raises:
         WorkloadError: `datasets` is not installed, or the hub cannot be reached.

@@ -31,8 +31,8 @@ class ImageFolder:
     paths: tuple[Path, ...]
     labels: Tensor
 
-    def divide(self, every: int) -> tuple[Tensor, Tensor]:
-        """Indices of a larger and a smaller part: the last of every `every` images of a class.
+    def split(self, every: int) -> tuple[Tensor, Tensor]:
+        """Return indices of a larger and a smaller part: the last of every `every` of a class.
 
         Classes have the same share in both parts, whatever order a file system lists them in.
         """
@@ -86,7 +86,7 @@ def read_parts(data: Path, train: str, test: str) -> tuple[ImageFolder, ImageFol
 
 
 def open_image(path: Path) -> Any:
-    """A Pillow image in RGB.
+    """Open a Pillow image in RGB.
 
     Raises:
         WorkloadError: Pillow is not installed, or this is no image.
@@ -119,7 +119,7 @@ def read_all(paths: Sequence[Path]) -> Tensor:
 
 
 def digest_of_files(root: Path, folders: Sequence[ImageFolder]) -> str:
-    """SHA-256 of the names and sizes of all files, for data that are too large to be read twice."""
+    """Return the SHA-256 of all files' names and sizes: the data are too large to be read twice."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in folder.paths:

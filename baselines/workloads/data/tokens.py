@@ -20,7 +20,7 @@ PIECE_BYTES, PIECES_AT_ONCE = 100_000, 64
 
 
 def tokenizer(train: bytes, vocabulary: int, folder: Path | None) -> Any:
-    """The `tokenizer.json` of a folder if there is one, otherwise byte pairs learned from the text.
+    """Return the tokenizer of a folder's `tokenizer.json`, or of byte pairs learned from the text.
 
     Args:
         train: the training part of a text, the only one that is learned from.
@@ -63,7 +63,7 @@ def encode(tokenizer: Any, text: bytes) -> Tensor:
 
 
 def _pieces(text: bytes) -> Iterator[str]:
-    """The text in pieces that end with a line, so that they can be encoded side by side."""
+    """Cut the text into pieces that end with a line, so that they can be encoded in parallel."""
     at = 0
     while at < len(text):
         line_end = text.find(b"\n", at + PIECE_BYTES)
