@@ -88,16 +88,13 @@ class MethodRun:
     @property
     def can_pay(self) -> bool:
         """Say whether the budget has another step and the evaluation that ends the run."""
-        return self._left >= self.step_cost + self.evaluation_cost
-
-    @property
-    def _left(self) -> int:
-        return self.budget.femtoseconds - self.account.femtoseconds
+        return self.budget.affords(self.account, self.step_cost + self.evaluation_cost)
 
     def is_due(self, evaluations: int) -> bool:
         """Say whether a point of the grid was passed, and its evaluation can be paid."""
         passed = math.floor(self.budget.spent(self.account) * evaluations)
-        if passed < self.next_point or self._left < self.step_cost + 2 * self.evaluation_cost:
+        cost = self.step_cost + 2 * self.evaluation_cost
+        if passed < self.next_point or not self.budget.affords(self.account, cost):
             return False
         self.next_point = passed + 1
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from timing.rst.account import FEMTOSECONDS, Account, to_femtoseconds
@@ -33,14 +32,15 @@ class Budget:
         fraction = account.femtoseconds / self.femtoseconds
         return fraction if fraction < 1.0 else 1.0
 
-    def affords(self, account: Account, operations: Mapping[str, int]) -> bool:
-        """Return whether these operations, run once more, fit in the budget; ask before a step.
+    def affords(self, account: Account, cost_femtoseconds: int) -> bool:
+        """Return whether this cost fits in what is left; ask before a step.
 
-        Raises:
-            KeyError: one has no cost.
+        Args:
+            account: what is spent so far.
+            cost_femtoseconds: by `Account.cost_femtoseconds`, which need not be asked anew at every
+                step.
         """
-        needed = account.cost_femtoseconds(operations)
-        return account.femtoseconds + needed <= self.femtoseconds
+        return account.femtoseconds + cost_femtoseconds <= self.femtoseconds
 
 
 LONGEST_SECONDS = 1e12
