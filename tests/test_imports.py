@@ -58,7 +58,8 @@ ROWS = {
     "timing": (
         {"__init__"},
         {"__main__"},
-        {"commandline", "calibration"},
+        {"cli"},
+        {"calibration"},
         {"gpu", "clocks"},
         {"rst", "statistics", "limits", "tracebacks"},
         {"secrets"},

@@ -13,7 +13,7 @@ from baselines.analysis.verdict import verdict
 from baselines.experiment.comparison import Comparison, Plan, Silent
 from baselines.tracking.tracker import Tracker
 from baselines.training.results import Point, Trajectory
-from timing import commandline
+from timing.cli import commandline
 
 console = commandline.console()
 

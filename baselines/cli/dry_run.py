@@ -151,7 +151,7 @@ def estimate(
     )
 
 
-def table(plan: Plan, estimate: Estimate) -> Table:
+def estimate_table(plan: Plan, estimate: Estimate) -> Table:
     """Return the estimate as a table for a terminal."""
     workload, memory = plan.workload, estimate.memory
     shown = Table(title=f"dry run: {workload.name}", show_header=False)

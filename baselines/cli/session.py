@@ -32,7 +32,8 @@ from baselines.experiment.store import (
 from baselines.methods.method import MethodError, file_digests
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed
-from timing import CalibrationError, Profile, commandline, profile_warnings
+from timing import CalibrationError, Profile, profile_warnings
+from timing.cli import commandline
 
 # Carries out a plan, kept in a folder.
 Train = Callable[[Plan, Profile, Listener, Path], Comparison]

@@ -13,7 +13,8 @@ from baselines.methods.method import METHODS, Method, Settings
 from baselines.training.loop import train
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
-from timing import Budget, ProfileError, commandline
+from timing import Budget, ProfileError
+from timing.cli import commandline
 from timing.rst.schedules import constant
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -113,7 +114,7 @@ def in_mlflow(uri: str) -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
-    from baselines.__main__ import app
+    from baselines.cli.app import app
 
     PROFILE.write(tmp_path / "reference.json")
     monkeypatch.chdir(tmp_path)

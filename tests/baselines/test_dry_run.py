@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from baselines.cli import dry_run
-from baselines.cli.dry_run import Estimate, table
+from baselines.cli.dry_run import Estimate, estimate_table
 from baselines.cli.memory import window_bytes
 from baselines.experiment.comparison import Plan
 from baselines.methods.method import METHODS, MethodError, Settings
 from baselines.workloads import Workload, WorkloadError, digits, load
 from tests.support.user_files import CHANGED, write
-from timing import Budget, commandline, this_machine
+from timing import Budget, this_machine
+from timing.cli import commandline
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_workload.py"
 BATCH, IN, HIDDEN, OUT = 32, 100, 50, 7
@@ -199,8 +200,8 @@ from timing import limits
 # As in a container with 300 MiB more than this process has.
 own = psutil.Process().memory_info().rss
 limits._memory_groups = lambda _: iter([(own + 300 * 2**20, psutil.Process().memory_info().rss)])
-from timing import commandline
-from baselines.__main__ import app
+from timing.cli import commandline
+from baselines.cli.app import app
 sys.argv = ["baselines", "compare", "--dry-run", "--workload", sys.argv[2], "--methods", "lawa"]
 commandline.run(app)
 """
@@ -256,7 +257,7 @@ def test_the_test_part_is_not_read(counted: Workload) -> None:
 def test_the_table_has_a_line_for_each_number(counted: Workload) -> None:
     plan = plan_of(counted, "ema", "lawa")
     console = Console(file=io.StringIO(), width=100)
-    console.print(table(plan, estimate(plan)))
+    console.print(estimate_table(plan, estimate(plan)))
     shown = console.file.getvalue()
     for text in ("dry run: counted", "21.1 KiB", "42.3 KiB", "4 from 2 trainings", "10 s", "free"):
         assert text in shown
@@ -278,7 +279,7 @@ def test_the_command_says_it_and_trains_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from baselines.__main__ import app
+    from baselines.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["baselines", "compare", "--dry-run", *options])

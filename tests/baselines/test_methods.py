@@ -21,7 +21,8 @@ from tests.support.commands import command
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
 from tests.support.user_files import assert_said_in_one_line, write
-from timing import Budget, commandline
+from timing import Budget
+from timing.cli import commandline
 from timing.rst.schedules import constant, linear
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_method.py"
@@ -338,7 +339,7 @@ def test_the_command_refuses_a_file_at_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("mlflow")
-    from baselines.__main__ import app
+    from baselines.cli.app import app
 
     arguments = ["baselines", "compare", "--methods", f"decayed,{write(tmp_path, 'x = 1')}"]
     monkeypatch.chdir(tmp_path)

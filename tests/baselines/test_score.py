@@ -15,9 +15,9 @@ from matplotlib.image import imread
 from scipy.integrate import trapezoid
 from typer.testing import CliRunner
 
-from baselines.__main__ import app
 from baselines.analysis import report, score
 from baselines.analysis.performance_profile import performance_profile
+from baselines.cli.app import app
 from baselines.experiment import store
 from baselines.experiment.comparison import Comparison
 from tests.support.comparisons import CURVES, comparison, kept

@@ -33,7 +33,8 @@ from baselines.training.loop import train
 from baselines.training.results import Run, Trajectory
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
-from timing import Budget, ProfileError, commandline
+from timing import Budget, ProfileError
+from timing.cli import commandline
 
 METHODS = ("constant", "decayed", "ema", "swa", "lawa")
 PLAN = Plan(WORKLOAD, METHODS, (0, 1), Budget(0.12), Settings(0.05, 4, "auto"), 2)
@@ -385,8 +386,8 @@ def test_the_printed_rows_tell_winner_and_cost(tuned: Plan) -> None:
 
 
 def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, capsys) -> None:
-    from baselines import __main__ as command
     from baselines.cli import session
+    from baselines.cli.app import app
 
     def cut_off(*_, **__) -> None:
         raise commandline.CommandError("cut off before the comparison")
@@ -400,7 +401,7 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
         common = ("compare", "--workload", "digits", "--methods", "constant,lawa", "--k", "4")
         monkeypatch.setattr(sys, "argv", ["baselines", *common, *options.split()])
         with pytest.raises(SystemExit) as stop:
-            commandline.run(command.app)
+            commandline.run(app)
         said = capsys.readouterr()
         return int(stop.value.code or 0), said.out, said.err
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from baselines.__main__ import app
 from baselines.analysis import plots, report, tables
 from baselines.cli import console as screen
+from baselines.cli.app import app
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
 from baselines.experiment.executor import run_parallel

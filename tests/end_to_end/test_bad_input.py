@@ -22,8 +22,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import baselines.__main__
-import timing.__main__
+import baselines.cli.app
+import timing.cli.app
 from baselines.analysis import plots
 from baselines.experiment.comparison import Plan, Silent
 from baselines.experiment.executor import run_parallel
@@ -36,12 +36,13 @@ from tests.support.kept_comparison import PROFILE as OF_DIGITS
 from tests.support.profiles import ROWS, profile, profile_of
 from tests.support.trainings import COSTS
 from tests.support.user_files import CHANGED, EXAMPLE
-from timing import Budget, commandline
+from timing import Budget
+from timing.cli import commandline
 
 ON_DIGITS = (
     "--workload digits --k 3 --methods constant --seeds 1 --budget 1s --reference of-digits.json"
 )
-APPS = {"timing": timing.__main__.app, "baselines": baselines.__main__.app}
+APPS = {"timing": timing.cli.app.app, "baselines": baselines.cli.app.app}
 LONG, HUGE = "1" * 5000, "9" * 400
 DEEP = "[" * 20_000
 
@@ -325,20 +326,20 @@ def test_a_fault_of_our_own_is_a_line_that_says_where_the_traceback_is(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     # Without a line of a test in its traceback, which would be a user's code.
-    monkeypatch.setattr("timing.__main__.probe_gpus", functools.partial(int, "no number"))
+    monkeypatch.setattr("timing.cli.app.probe_gpus", functools.partial(int, "no number"))
     status, out, err = ended("timing", "probe")
     assert (status, out) == (commandline.OUR_FAULT, "")
     (line,) = err.splitlines()
     assert line.startswith("error: this is a fault of lawa-opt and not yours, please report it: ")
     assert "ValueError: invalid literal for int() with base 10: 'no number'" in line
     kept = Path(line.rpartition("its traceback is in ")[2])
-    assert "timing/__main__.py" in kept.read_text()
+    assert "timing/cli/app.py" in kept.read_text()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     kept.unlink()
 
 
 def test_a_lack_of_memory_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timing.__main__.probe_gpus", functools.partial(bytearray, 2**62))
+    monkeypatch.setattr("timing.cli.app.probe_gpus", functools.partial(bytearray, 2**62))
     status, out, err = ended("timing", "probe")
     assert_one_line(status, out, err)
     assert err.startswith("error: not enough memory")
@@ -346,7 +347,7 @@ def test_a_lack_of_memory_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_end_of_a_file_is_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """As which typer takes it, where pickle or torch reads a file that is cut short."""
-    monkeypatch.setattr("timing.__main__.probe_gpus", functools.partial(pickle.loads, b""))
+    monkeypatch.setattr("timing.cli.app.probe_gpus", functools.partial(pickle.loads, b""))
     status, _, err = ended("timing", "probe")
     assert status == commandline.OUR_FAULT
     assert "EOFError: Ran out of input" in err

@@ -11,7 +11,7 @@ import pytest
 
 from baselines.methods.method import DEFAULT, METHODS
 from tests.support.commands import command, measured_here
-from timing import commandline
+from timing.cli import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
@@ -224,7 +224,7 @@ def test_a_wrong_value_is_one_clear_line_before_any_training(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from baselines.__main__ import app
+    from baselines.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["baselines", "compare", *options.split()])

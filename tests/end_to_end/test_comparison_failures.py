@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.__main__ import app
+from baselines.cli.app import app
 from baselines.experiment.comparison import Plan, Silent, compare
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
@@ -25,7 +25,8 @@ from baselines.workloads import load
 from tests.support.kept_comparison import PROFILE, results
 from tests.support.stores import empty_store
 from tests.support.waiting import wait_for
-from timing import Budget, commandline
+from timing import Budget
+from timing.cli import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")

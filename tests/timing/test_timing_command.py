@@ -12,9 +12,9 @@ from tests.support.calibrated_file import SETUP
 from tests.support.fake_nvml import NO_PERMISSION, FakeNvml
 from tests.support.profiles import ROWS, WORKLOAD, process, profile, profile_of
 from timing import Profile, rst_interval, this_machine
-from timing.__main__ import app
 from timing.calibration.uncertainty import operation_ratio
-from timing.commandline import run
+from timing.cli.app import app
+from timing.cli.commandline import run
 
 
 def timing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

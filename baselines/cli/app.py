@@ -1,0 +1,281 @@
+"""Compare methods, try windows, and score comparisons: the commands and their options."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from matplotlib import rcParams
+
+from baselines.analysis import ablation, report, score
+from baselines.analysis.heat_map import heat_map
+from baselines.analysis.performance_profile import performance_profile
+from baselines.cli import options, session
+from baselines.cli.console import Screen, console, progress_bar, say, show_ranking, table_of
+from baselines.cli.dry_run import estimate, estimate_table
+from baselines.cli.options import (
+    DataOption,
+    RateOption,
+    ReferenceOption,
+    SeedsOption,
+    ThreadsOption,
+    WorkloadOption,
+)
+from baselines.experiment.ablation import WindowConfig, ablate, check, methods_of, plan_of
+from baselines.experiment.comparison import Plan
+from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.manifest import FolderError
+from baselines.experiment.store import read_comparison, root_of
+from baselines.methods.method import DEFAULT, METHODS
+from baselines.tracking.tracker import Tracker
+from baselines.training import distributed
+from baselines.training.checkpoint import CheckpointError, StorageError
+from timing import Profile, ProfileError
+from timing.cli import commandline
+
+app = typer.Typer(add_completion=False)
+
+# A name may hold what matplotlib would take for a formula.
+rcParams["text.parse_math"] = False
+
+
+@app.callback()
+def _commands() -> None:
+    """Compare LAWA with its baselines under one fixed budget."""
+
+
+@app.command("compare")
+def compare_command(
+    workload: WorkloadOption = "pydocs",
+    data: DataOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Reference time each run may spend, such as 20s, 1.5m or 6h; several, as in "
+            "30s,60s,120s, show how the ranking moves with the budget.",
+            show_default="30s, digits 5s",
+        ),
+    ] = None,
+    seeds: SeedsOption = 3,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"Which methods, with commas between them: {', '.join(METHODS)}, or Python files "
+            "that define method() -> Method."
+        ),
+    ] = ",".join(DEFAULT),
+    k: Annotated[int, typer.Option(help="Snapshots in LAWA's window.")] = 5,
+    every: Annotated[
+        str,
+        typer.Option(
+            help="Steps between two snapshots, or auto: spread over the latest tenth of training."
+        ),
+    ] = "auto",
+    lr: RateOption = None,
+    reference: ReferenceOption = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="Which operations the budget is charged for: algoperf (all that changes weights, "
+            "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
+        ),
+    ] = "algoperf",
+    trials: Annotated[
+        int,
+        typer.Option(
+            help="Settings tried for each method before, on the validation part and with a seed of "
+            "their own: the peak rate, and what is the method's own. 0: one rate for all."
+        ),
+    ] = 0,
+    threads: ThreadsOption = 1,
+    folder: Annotated[
+        Path,
+        typer.Option(
+            help="Where comparisons are kept. The same command goes on with its own if it was cut "
+            "off, and repeats nothing that has ended."
+        ),
+    ] = Path("lawa-runs"),
+    jobs: Annotated[
+        int, typer.Option(help="Trainings at a time, each in a process of its own.")
+    ] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the trainings run: slurm, or local to try that out; through submitit. Its "
+            "pickles lie in the comparison's folder `cluster`, for you alone (mode 0700), since "
+            "who can write there can run code as you.",
+            show_default="this machine",
+        ),
+    ] = None,
+    cluster_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of submitit, such as slurm_partition=gpu or timeout_min=600; may be "
+            "given more than once."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check workload, data and memory, estimate steps and time, and train nothing.",
+        ),
+    ] = False,
+) -> None:
+    """Train every method with every seed under one budget of reference system time.
+
+    Prints the table and what it bears; everything is recorded in MLflow. A run that diverges is a
+    result, shown in its method's row. The exit status is 1 where a run did not end, since it raised
+    an error or its process was killed (the same command goes on with it); where every run failed;
+    and where the comparison's folder cannot be used. It is 2 for a wrong option, 130 or 143 for an
+    interrupt.
+    """
+    options.set_threads(threads)
+    options.within("--trials", trials, 0, options.MOST_TRIALS)
+    options.within("--jobs", jobs, 1, options.MOST_JOBS)
+    for_cluster = dict(map(options.cluster_option, cluster_option or ()))
+    plans = [
+        replace(plan, trials=trials)
+        for plan in options.plans(workload, data, budget, seeds, methods, k, every, lr, policy)
+    ]
+    given = options.read_profile(reference) if reference else None
+    if given:
+        session.refuse(plans, given)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as nowhere:
+            session.engine(Path(nowhere), jobs, cluster, for_cluster)
+        for plan in plans:
+            _dry_run(plan, given, jobs)
+        return
+    root = root_of(folder, plans, given.model_dump_json() if given else "")
+    try:
+        with (
+            distributed.process_group(),
+            session.engine(root, jobs, cluster, for_cluster) as engine,
+            Lock(root) if distributed.rank() == 0 else nullcontext(),
+        ):
+            # Only one of the processes that train together has something to say.
+            console.quiet = distributed.rank() > 0
+            comparisons = session.run_comparison(root, plans, given, engine, jobs)
+    except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
+        raise commandline.CommandError(str(error)) from error
+    if len(comparisons) > 1:
+        show_ranking(comparisons)
+    failures = [comparison.failure for comparison in comparisons if comparison.failure]
+    if failures:
+        if any(comparison.cut_off for comparison in comparisons):
+            failures.append("the same command goes on with what did not end")
+        raise commandline.CommandError("; ".join(failures))
+
+
+@app.command("ablate")
+def ablate_command(
+    workload: WorkloadOption = "pydocs",
+    data: DataOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Reference time each window may spend.", show_default="30s, digits 5s"),
+    ] = None,
+    seeds: SeedsOption = 3,
+    k: Annotated[
+        str, typer.Option(help="Lengths of the window, with commas between.")
+    ] = "1,2,3,5,8",
+    every: Annotated[
+        str, typer.Option(help="Intervals in steps, or auto, with commas between.")
+    ] = "auto,5,20,80",
+    lr: RateOption = None,
+    reference: ReferenceOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Try every k with every interval, all on one training of the constant rate a seed.
+
+    Prints the metric of each at half of the budget and at its end, beside the live weights;
+    everything is recorded in MLflow.
+    """
+    options.set_threads(threads)
+    ks = [options.count("--k", text) for text in k.split(",")]
+    intervals = [options.interval(text.strip()) for text in every.split(",")]
+    cells = [WindowConfig(length, interval) for interval in intervals for length in ks]
+    if len(set(cells)) < len(cells):
+        raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
+    plans = options.plans(
+        workload, data, budget, seeds, "constant", max(ks), "auto", lr, "algoperf"
+    )
+    if len(plans) > 1:
+        raise typer.BadParameter(f"--budget: an ablation takes one: {budget}")
+    (plan,) = plans
+    profile = options.read_profile(reference) if reference else session.calibrated(plan)
+    try:
+        check(plan, profile, cells)
+    except ValueError as error:
+        raise typer.BadParameter(commandline.said_of(error)) from error
+    whole = plan_of(plan, cells)
+    with Tracker(whole, profile, name="ablation", methods=methods_of(cells)) as tracker:
+        with progress_bar() as progress:
+            comparison = ablate(plan, profile, cells, Screen(whole, progress, tracker))
+        pictures = {"k-against-interval": heat_map(comparison, cells)}
+        tables = {"results": ablation.columns(comparison, cells)}
+        failed = comparison.failure is not None
+        tracker.conclude(ablation.markdown(comparison, cells), pictures, tables, failed=failed)
+    for share in ablation.SHARES:
+        rows = ablation.table(comparison, cells, share)
+        console.print(table_of(rows, ablation.title(comparison, share)))
+    say(ablation.verdict(comparison, cells))
+    say(f"Constant rate. {report.conditions(comparison)}")
+    for line in tracker.how_to_review():
+        say(line)
+    if comparison.failure:
+        raise commandline.CommandError(comparison.failure)
+
+
+@app.command("score")
+def score_command(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Of comparisons that have ended, of the same methods on other workloads or under "
+            "other budgets.",
+        ),
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(help="Image file for the performance profile.")
+    ] = None,
+) -> None:
+    """Score the methods of several comparisons as AlgoPerf does, by their times to the target.
+
+    Reads the folders and runs nothing that they name.
+    """
+    if plot is not None:
+        options.check_picture("--plot", plot)
+    try:
+        comparisons = [read_comparison(folder) for folder in folders]
+        found = score.scores(comparisons)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console.print(table_of(score.table(found, comparisons), "AlgoPerf score"))
+    say(score.conditions(comparisons))
+    if plot:
+        try:
+            performance_profile(found).savefig(plot, dpi=120)
+        except OSError as error:
+            raise commandline.CommandError(f"--plot: {plot}: {error.strerror}") from error
+        say(f"Performance profile: {plot}")
+
+
+def _dry_run(plan: Plan, profile: Profile | None, jobs: int) -> None:
+    """Print what the plan will take; a plan that cannot start ends with status 1."""
+    try:
+        found = estimate(plan, profile, jobs)
+    except ValueError as error:
+        raise typer.BadParameter(commandline.said_of(error)) from error
+    console.print(estimate_table(plan, found))
+    for line in found.errors:
+        say(f"PROBLEM: {line}")
+    if found.errors:
+        raise typer.Exit(1)
+    say("Nothing speaks against it: without --dry-run it starts.")

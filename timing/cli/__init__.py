@@ -1,0 +1,1 @@
+"""Read the command line, and end as this project's commands do."""

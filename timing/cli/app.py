@@ -1,0 +1,278 @@
+"""Measure a profile, read and compare profiles, and say what this machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from timing.calibration.environment import this_machine
+from timing.calibration.processes import (
+    LIMIT_SECONDS,
+    SECONDS,
+    CalibrationError,
+    calibrate_in_processes,
+)
+from timing.calibration.profile import FLOPS, Profile, ProfileError
+from timing.calibration.uncertainty import operation_ratio, rst_interval
+from timing.calibration.warnings import (
+    LEAST_PROCESSES,
+    ORDER_OF_MAGNITUDE,
+    PRECISION,
+    profile_warnings,
+)
+from timing.cli import commandline
+from timing.cli.commandline import CommandError
+from timing.gpu.meter import probe_gpus
+
+app = typer.Typer(add_completion=False)
+console = commandline.console()
+
+HOST_CLOCKS = {
+    "steps": "time.perf_counter, and CUDA events where there is a GPU",
+    "processor time": "time.process_time",
+    "load of others": "psutil",
+}
+
+
+@app.callback()
+def _commands() -> None:
+    """Reference system time: measure a profile, read it, and see what this machine is."""
+
+
+@app.command()
+def probe() -> None:
+    """Print what this machine is, as a profile records it, and what can be measured here."""
+    gpus, unavailable = probe_gpus()
+    measured = {"host": HOST_CLOCKS, "gpus": gpus, "unavailable": unavailable}
+    console.print_json(
+        data={"machine": this_machine().model_dump(mode="json"), "measured": measured}
+    )
+
+
+@app.command()
+def calibrate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="MODULE:FUNCTION or FILE.py:FUNCTION, which returns a timing.CalibrationTarget.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the profile is written.")],
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="What the function is called with; repeat it."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Fresh processes, at least.")] = LEAST_PROCESSES,
+    seconds: Annotated[
+        float, typer.Option(help="For all of them; the fewest are run even if they take longer.")
+    ] = SECONDS,
+    precision: Annotated[
+        float,
+        typer.Option(help="Half of the reference iteration's 95% interval that is narrow enough."),
+    ] = PRECISION,
+    threads: Annotated[
+        int, typer.Option(help="Threads of torch. Fewer than cores, or other work disturbs more.")
+    ] = 1,
+    limit: Annotated[
+        float, typer.Option(help="Seconds after which a process is taken to hang, and is ended.")
+    ] = LIMIT_SECONDS,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it even if the machine was busy.")
+    ] = False,
+) -> None:
+    """Measure a reference profile on this machine, in fresh processes, in a loop like the real one.
+
+    The function sets up model, optimizer and data, and returns a `timing.CalibrationTarget`: the
+    workload's signature and its operations.
+    """
+    pairs = list(map(_key_and_value, argument or []))
+    arguments = dict(pairs)
+    if len(arguments) < len(pairs):
+        raise typer.BadParameter("--argument names a key twice")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise typer.BadParameter(f"--out: {out} cannot be written: no such folder, or no right to")
+    try:
+        with commandline.progress_bar(console) as progress:
+            task = progress.add_task("calibrating", total=1.0)
+
+            def show_progress(done: float, happened: str) -> None:
+                progress.update(task, completed=done)
+                progress.console.print(happened, soft_wrap=True)
+
+            profile = calibrate_in_processes(
+                target,
+                arguments,
+                processes=processes,
+                seconds=seconds,
+                precision=precision,
+                threads=threads,
+                force=force,
+                limit_seconds=limit,
+                on_progress=show_progress,
+            )
+    except CalibrationError as error:
+        print(error.stderr, end="", file=sys.stderr)
+        raise CommandError(error) from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        profile.write(out)
+    except OSError as error:
+        raise CommandError(f"{out}: {error.strerror}") from error
+    _print_profile(out, profile)
+
+
+@app.command()
+def show(
+    paths: Annotated[list[Path], typer.Argument(metavar="PROFILE...")],
+) -> None:
+    """Print reference profiles, once they have been checked."""
+    profiles = [_read(path) for path in paths]
+    for path, profile in zip(paths, profiles, strict=True):
+        _print_profile(path, profile)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+) -> None:
+    """Print what each operation is charged in profile B against profile A, with a 95% interval."""
+    first, second = _read(a), _read(b)
+    if odd := _differences(first.workload, second.workload):
+        raise typer.BadParameter(
+            f"{a} and {b} are of different workloads ({odd}): costs of one say nothing of the other"
+        )
+    shared = [operation for operation in first.costs if operation in second.costs]
+    if not shared:
+        raise typer.BadParameter(f"{a} and {b} have no operation in common")
+    ratios = {operation: operation_ratio(operation, first, second) for operation in shared}
+    table = _table(f"{b.name} against {a.name}", "operation", "A", "B", "B / A", "95% interval")
+    for operation, ratio in ratios.items():
+        table.add_row(
+            operation,
+            _milliseconds(first.seconds[operation]),
+            _milliseconds(second.seconds[operation]),
+            f"{ratio.estimate:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
+        )
+    console.print(table)
+    for name, profile in (("A", first), ("B", second)):
+        _say(f"{name}: {profile.machine}; additivity error {profile.additivity_error:+.1%}")
+    if odd := _differences(first.software.model_dump(), second.software.model_dump()):
+        _say(f"software that differs: {odd}")
+    for path, mine, other in ((a, first, second), (b, second, first)):
+        if alone := sorted(mine.costs.keys() - other.costs.keys()):
+            _say(f"in {path} alone: {', '.join(alone)}")
+    middle = statistics.median(ratio.estimate for ratio in ratios.values())
+    found = [
+        f"{name}: {warning}"
+        for name, profile in (("A", first), ("B", second))
+        for warning in profile_warnings(profile)
+    ]
+    found += [
+        f"{operation}: its ratio of {ratio.estimate:.3g} is far from the operations' median of "
+        f"{middle:.3g}: one of the two costs is wrong, or something is slow on one machine alone"
+        for operation, ratio in ratios.items()
+        if max(ratio.estimate / middle, middle / ratio.estimate) > ORDER_OF_MAGNITUDE
+    ]
+    _print_warnings(found, "this comparison")
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise typer.BadParameter(f"--argument must be KEY=VALUE: {text!r:.60}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+    except RecursionError:
+        raise typer.BadParameter(f"--argument {key} is nested too deeply") from None
+
+
+def _read(path: Path) -> Profile:
+    try:
+        return Profile.read(path)
+    except ProfileError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _print_profile(path: Path, profile: Profile) -> None:
+    table = _table(
+        f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
+        *("operation", "median", "quartiles apart", "samples", "every", "95% interval"),
+    )
+    for operation, cost in profile.costs.items():
+        # Under this policy nothing is left out.
+        interval = rst_interval({operation: 1}, profile, "mlperf")
+        table.add_row(
+            operation,
+            _milliseconds(cost.median_seconds),
+            _milliseconds(cost.spread_seconds),
+            str(cost.samples),
+            str(profile.every[operation]),
+            f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
+        )
+    console.print(table)
+    errors = ", ".join(f"{process.additivity_error:+.1%}" for process in profile.processes)
+    software = profile.software.model_dump()
+    loop = rst_interval(profile.reference_iteration, profile, "mlperf")
+    for line in (
+        f"machine: {profile.machine}",
+        "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
+        "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
+        f"processes: {len(profile.processes)}, and {profile.discarded} discarded; other processes "
+        f"kept up to {profile.other_cores:.2f} cores busy{_elsewhere(profile)}; the processor was "
+        f"slowed down from outside in up to {profile.disturbed_share:.0%} of the passes",
+        f"additivity error: {profile.additivity_error:+.1%} (by process: {errors})",
+        f"reference iteration: {loop} s charged (95% interval over processes)",
+    ):
+        _say(line)
+    flops = profile.workload.get(FLOPS)
+    if isinstance(flops, int) and "train_step" in profile.seconds:
+        rate = flops / profile.seconds["train_step"] / 1e9
+        _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
+    _print_warnings(profile_warnings(profile), "this profile")
+
+
+def _elsewhere(profile: Profile) -> str:
+    if profile.cores_elsewhere == 0:
+        return ""
+    return f" of those it could run on, and up to {profile.cores_elsewhere:.2f} others were busy"
+
+
+def _print_warnings(warnings: Iterable[str], about: str) -> None:
+    lines = [f"WARNING: {warning}" for warning in warnings] or [f"no warnings about {about}"]
+    for line in lines:
+        _say(line)
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {a.get(key)} and {b.get(key)}" for key in a | b if a.get(key) != b.get(key)
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.4f} ms"
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "operation" else "right")
+    return table
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True)
