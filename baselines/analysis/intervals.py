@@ -1,4 +1,4 @@
-"""What a few seeds bear: the interval of a mean, and of a median some of which are "never".
+"""The interval of a mean over a few seeds, and of a median some of which are "never".
 
 `timing.statistics` computes them and says why neither is a bootstrap.
 """

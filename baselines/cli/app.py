@@ -128,11 +128,11 @@ def compare_command(
 ) -> None:
     """Train every method with every seed under one budget of reference system time.
 
-    Prints the table and what it bears; everything is recorded in MLflow. A run that diverges is a
-    result, shown in its method's row. The exit status is 1 where a run did not end, since it raised
-    an error or its process was killed (the same command goes on with it); where every run failed;
-    and where the comparison's folder cannot be used. It is 2 for a wrong option, 130 or 143 for an
-    interrupt.
+    Prints the table and what it supports; everything is recorded in MLflow. A run that diverges is
+    a result, shown in its method's row. The exit status is 1 where a run did not end, since it
+    raised an error or its process was killed (the same command goes on with it); where every run
+    failed; and where the comparison's folder cannot be used. It is 2 for a wrong option, 130 or 143
+    for an interrupt.
     """
     options.set_threads(threads)
     options.within("--trials", trials, 0, options.MOST_TRIALS)

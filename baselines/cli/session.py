@@ -35,7 +35,7 @@ from baselines.training import distributed
 from timing import CalibrationError, Profile, profile_warnings
 from timing.cli import commandline
 
-# Carries out a plan, kept in a folder.
+# Runs a plan, kept in a folder.
 Train = Callable[[Plan, Profile, Listener, Path], Comparison]
 
 

@@ -113,7 +113,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A plan carried out under a reference profile."""
+    """A plan that was run under a reference profile."""
 
     plan: Plan
     profile: Profile
@@ -215,7 +215,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a plan: what may be carried out apart from all others.
+    """One training of a plan: what may be run apart from all others.
 
     Attributes:
         methods: that follow it.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
-# What carries out a task: `baselines.experiment.worker.work`.
+# What runs a task: `baselines.experiment.worker.work`.
 Work = Callable[[str, int, Mapping[str, str]], None]
 
 
@@ -24,7 +24,7 @@ class Engine(Protocol):
     """Starts processes."""
 
     def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
-        """Carry out the task with this number of the comparison in this folder.
+        """Run the task with this number of the comparison in this folder.
 
         `files` are those of the user's own that may be run, and the SHA-256 of their texts.
         """

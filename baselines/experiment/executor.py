@@ -2,7 +2,7 @@
 
 Each is told a folder and the number of a task of the comparison in it, writes points and result
 there, and this process reads them. So whatever can start a process, here or on a machine that
-shares the folder, can carry out a training, and any of them can be killed.
+shares the folder, can run a training, and any of them can be killed.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, plan: Plan) -> Manifest:
-        """Return the manifest of a plan, as this process would carry it out."""
+        """Return the manifest of a plan, as this process would run it."""
         software = this_software()
         return cls(
             id=uuid.uuid4().hex,

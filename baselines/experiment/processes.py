@@ -23,7 +23,7 @@ class Processes:
         self._ended = False
 
     def submit(self, _: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
-        """Start the process that carries out this task."""
+        """Start the process that runs this task."""
         may_run = [word for file in files.items() for word in ("--may-run", *file)]
         command = [
             sys.executable,

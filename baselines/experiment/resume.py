@@ -1,4 +1,4 @@
-"""Carries out a comparison so that it can be killed at any moment, and gone on with."""
+"""Run a comparison so that it can be killed at any moment, and resumed."""
 
 from __future__ import annotations
 

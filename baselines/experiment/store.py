@@ -91,7 +91,7 @@ def write_profile(root: Path, profile: Profile) -> None:
 
 
 def read_profile(root: Path) -> Profile | None:
-    """Return the profile they have been carried out under so far; None before.
+    """Return the profile of the comparisons in a folder; None before there is one.
 
     Raises:
         FolderError: it is damaged.

@@ -77,7 +77,7 @@ def model_file(method: str) -> str:
 
 
 def work(folder: str, index: int, files: Mapping[str, str]) -> None:
-    """Carry out a task, or go on with it.
+    """Run a task, or resume it.
 
     Args:
         folder: of a comparison, beside that of its profile.
