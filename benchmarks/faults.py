@@ -47,7 +47,7 @@ METRICS = ("validation/metric", "final/metric", "final/test", "work/rst_seconds"
 
 def kills(arguments, folder):
     """Kill a comparison, or one of its trainings, again and again."""
-    budget, count = ("1s", 3) if arguments.quick else ("20s", arguments.kills)
+    budget, count = ("1s", 1) if arguments.quick else ("20s", arguments.kills)
     moments = random.Random(arguments.seed)
     command = command_of(arguments.reference or measured(folder), budget)
     began = time.perf_counter()
