@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
+DIGITS_PROFILE = Path(__file__).parent.parent / "support" / "golden" / "profile.json"
 
 OF_A_GPU = "## On a GPU\n\nWhat another command has written."
 FAILING = '"""One that fails."""\nraise OSError("no such disk")\n'
@@ -112,8 +113,12 @@ def test_every_benchmark_is_run() -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_quick_try_ends_with_rows(name: str, tmp_path: Path) -> None:
     written = tmp_path / "rows.json"
+    options = ["--quick", "--json", str(written)]
+    if name in ("tracking", "faults"):
+        # To measure a profile would take longer than all the rest.
+        options += ["--reference", str(DIGITS_PROFILE)]
     done = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(written)],
+        [sys.executable, str(FOLDER / f"{name}.py"), *options],
         capture_output=True,
         text=True,
         check=False,
