@@ -19,6 +19,7 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import re
 import select
 import shutil
@@ -26,7 +27,6 @@ import sys
 import time
 import urllib.request
 import uuid
-import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,19 +41,22 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 from collections.abc import Iterable, Iterator, Mapping
 
 import mlflow
+import numpy as np
 import psutil
 from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import (
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NOTE,
 )
-from torch import Tensor, nn
 
 from baselines.tracking import saved_view
+from baselines.tracking.exported_model import EXAMPLE, GRAPH, SHAPES
 from baselines.tracking.records import (
     COMPARISON,
     COMPARISON_TAG,
@@ -401,6 +404,7 @@ class _Run:
                     f"{path.parent} when another one had taken it"
                 )
             self._require_home()
+            _describe_model(path)
             # One that a sender left unfinished is gone on with.
             made = next(iter(found), None) or self._client.create_logged_model(
                 experiment_id, name=path.name, source_run_id=self.run_id, model_type="pytorch"
@@ -544,40 +548,37 @@ def _in_a_line(error: Exception) -> str:
     return hide(" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
-def save_model(model: nn.Module, folder: Path, example_input: Tensor) -> None:
-    """Save a model for `mlflow.pytorch.load_model`: as a graph (pt2), which needs no pickle.
+def _describe_model(folder: Path) -> None:
+    """Write what MLflow needs beside an exported model, so that `mlflow.pytorch` loads it.
 
-    Args:
-        model: a copy of its weights is saved, in evaluation mode.
-        folder: is replaced.
-        example_input: a batch of two or more, so that the size of a batch stays free.
+    By hand, since `mlflow.pytorch.save_model` imports Lightning where that is installed, and looks
+    through all packages there are: ten seconds, for a file of thirty lines.
     """
-    # Neither is of use to the process that sends, which starts the sooner without them.
-    import mlflow.pytorch
-    import torch
-
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(example_input)
-        example = example_input.detach().cpu().numpy()
-        with warnings.catch_warnings():
-            # MLflow warns of type hints in its own code.
-            warnings.simplefilter("ignore", UserWarning)
-            mlflow.pytorch.save_model(
-                model,
-                str(folder),
-                serialization_format="pt2",
-                input_example=example,
-                signature=mlflow.models.infer_signature(example, output.detach().cpu().numpy()),
-                # Looking for what the model imports would load it in a process of its own.
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-            )
-    finally:
-        model.train(was_training)
+    shapes = json.loads((folder / SHAPES).read_text())
+    versions = [f"mlflow=={mlflow.__version__}", f"torch=={shapes['torch'].partition('+')[0]}"]
+    (folder / "requirements.txt").write_text("\n".join(versions))
+    python = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    # YAML holds all of JSON.
+    (folder / "python_env.yaml").write_text(json.dumps(python))
+    inputs, outputs = (
+        Schema([TensorSpec(np.dtype(shapes[name]["dtype"]), shapes[name]["shape"])])
+        for name in ("inputs", "outputs")
+    )
+    model = mlflow.models.Model(
+        signature=ModelSignature(inputs, outputs),
+        saved_input_example_info={"artifact_path": EXAMPLE, "type": "ndarray"},
+    )
+    data = str(Path(GRAPH).parent)
+    model.add_flavor("pytorch", model_data=data, pytorch_version=shapes["torch"], code=None)
+    model.add_flavor(
+        "python_function",
+        loader_module="mlflow.pytorch",
+        data=data,
+        env={"virtualenv": "python_env.yaml"},
+        python_version=platform.python_version(),
+        config={"device": None},
+    )
+    model.save(str(folder / "MLmodel"))
 
 
 class _System:

@@ -25,6 +25,7 @@ from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.method import Method, Settings, find
 from baselines.tracking import saved_view
+from baselines.tracking.exported_model import export_model
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count
 from baselines.tracking.store_address import placed
 from baselines.training.results import Point, Trajectory
@@ -322,11 +323,7 @@ class Tracker:
         if self._records.is_removed:
             return
         try:
-            # MLflow takes seconds to import: only where it is needed. Nor need it be here: what is
-            # written down can be sent from another machine.
-            from baselines.tracking.sender import save_model
-
-            save_model(model, self.folder / name, example_input)
+            export_model(model, self.folder / name, example_input)
         # Not every model can be exported, and no result depends on it.
         except Exception as error:
             reason = " ".join(str(error).split())[:300]

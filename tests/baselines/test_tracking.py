@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -186,7 +187,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
 def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
     store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = comparison(CURVES)
+    made, linear = comparison(CURVES), torch.nn.Linear(3, 2)
     (tmp_path / "mlflow.py").write_text("raise ImportError('there is no MLflow here')")
     with monkeypatch.context() as without:
         # In the process that would send, and in this one.
@@ -195,7 +196,7 @@ def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
         with Tracker(made.plan, made.profile, folder=tmp_path / "records") as tracker:
             tracker.run_started("lawa", 0)
             tracker.point("lawa", 0, POINTS[0])
-            tracker.ended("lawa", 0, torch.nn.Linear(3, 2), torch.ones(4, 3))
+            tracker.ended("lawa", 0, linear, torch.ones(4, 3))
             tracker.trajectory_ended(made.trajectories[0])
             tracker.finish(made)
     [unsent] = tracker.how_to_review()
@@ -206,7 +207,9 @@ def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
     found = runs(store, tracker.key)
     assert history(store, found["lawa/0/4s"])[0] == VALUES[0]
     assert found["lawa/0/4s"].info.status == "FINISHED"
-    assert found["lawa/0/4s"].data.tags["model"].startswith("not logged: ")
+    (output,) = found["lawa/0/4s"].outputs.model_outputs
+    loaded = mlflow.pytorch.load_model(f"models:/{output.model_id}")
+    torch.testing.assert_close(loaded(torch.ones(2, 3)), linear(torch.ones(2, 3)))
     assert report.markdown(made) in found["comparison"].data.tags["mlflow.note.content"]
 
 
@@ -411,6 +414,8 @@ def test_all_told_again_changes_nothing(store, tmp_path: Path, failing_then_endi
     assert not {"failure", "mlflow.note.content"} & set(better.data.tags)
 
 
+# MLflow warns of type hints in its own code.
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 def test_the_model_in_its_average_is_logged_for_the_first_seed(store, tmp_path: Path) -> None:
     told(comparison(CURVES), "model", tmp_path)
     assert Sender(tmp_path).send()
@@ -430,6 +435,11 @@ def test_the_model_in_its_average_is_logged_for_the_first_seed(store, tmp_path: 
     for some in (inputs, inputs[:3]):
         torch.testing.assert_close(loaded(some), model(some), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(loaded(inputs), live, rtol=1e-3, atol=1e-3)
+    # As a server of models would load it, too.
+    served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    example = served.metadata.load_input_example(f"models:/{logged.model_id}")
+    np.testing.assert_array_equal(example, inputs[:2].numpy())
+    np.testing.assert_allclose(served.predict(example), model(inputs[:2]).detach(), rtol=1e-5)
     # What has arrived takes no room twice.
     assert list((tmp_path / "models").iterdir()) == []
 
