@@ -149,9 +149,11 @@ def kill_a_training(command, moments):
         try:
             trainings = [
                 child
-                for child in psutil.Process(command.pid).children()
-                if "baselines.experiment.worker" in child.cmdline()
-                and time.time() - child.create_time() > waits
+                # They are forked from one that has imported what they need.
+                for server in psutil.Process(command.pid).children()
+                if "forkserver" in " ".join(server.cmdline())
+                for child in server.children()
+                if time.time() - child.create_time() > waits
             ]
             if trainings:
                 moments.choice(trainings).kill()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import threading
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from baselines.experiment.engine import Job, Work, last_line
+
+# By one process that then forks for each task: they take seconds. The first optimizer would import
+# the second.
+_IMPORTED_ONCE = ["baselines.experiment.worker", "torch._dynamo"]
 
 
 class Processes:
@@ -18,51 +25,69 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=1000)
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._ended = False
+        # What forks has imported and done nothing else: no thread of it and no GPU is in use.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_IMPORTED_ONCE)
+        self._logs = tempfile.TemporaryDirectory(prefix="lawa-opt-")
+        self._jobs: list[_ProcessJob] = []
 
-    def submit(self, _: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
+    def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
         """Start the process that runs this task."""
-        may_run = [word for file in files.items() for word in ("--may-run", *file)]
-        command = [
-            sys.executable,
-            "-m",
-            "baselines.experiment.worker",
-            *may_run,
-            "--",
-            folder,
-            str(index),
-        ]
-        return self._threads.submit(self._run, command)
-
-    def _run(self, command: list[str]) -> None:
-        # It ends when this pipe does, also where this process is killed.
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        ) as process:
-            self._running.add(process)
-            if self._ended:
-                process.kill()
-            assert process.stderr is not None
-            said = process.stderr.read().decode(errors="replace").strip()
-            status = process.wait()
-            self._running.discard(process)
-        if status:
-            raise RuntimeError(f"its process {_ending(status)}{said and ': '}{last_line(said)}")
+        log = Path(self._logs.name, str(len(self._jobs)))
+        process = self._context.Process(target=_run, args=(log, work, folder, index, files))
+        process.start()
+        self._jobs.append(_ProcessJob(process, log))
+        return self._jobs[-1]
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ended = True
-        for process in list(self._running):
-            process.kill()
-        self._threads.shutdown()
+        for job in self._jobs:
+            job.kill()
+        self._logs.cleanup()
+
+
+class _ProcessJob:
+    """A process on its way, and the file that its standard error goes to."""
+
+    def __init__(self, process: BaseProcess, log: Path) -> None:
+        self._process, self._log = process, log
+
+    def done(self) -> bool:
+        return self._process.exitcode is not None
+
+    def result(self) -> None:
+        self._process.join()
+        status = self._process.exitcode or 0
+        if status:
+            said = self._log.read_text(errors="replace").strip() if self._log.exists() else ""
+            raise RuntimeError(f"its process {_ending(status)}{said and ': '}{last_line(said)}")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _run(log: Path, work: Work, folder: str, index: int, files: dict[str, str]) -> None:
+    """Run a task, in its own process."""
+    # An interrupt from the keyboard is for the process that started this one.
+    os.setsid()
+    threading.Thread(target=_exit_with_the_starter, daemon=True).start()
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    work(folder, index, files)
+
+
+def _exit_with_the_starter() -> None:
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os._exit(1)
 
 
 def _ending(status: int) -> str:
-    """Say how a process ended, by its exit status."""
+    """Return how a process ended, by its exit status."""
     if status >= 0:
         return f"ended with status {status}"
     if -status == signal.SIGKILL:

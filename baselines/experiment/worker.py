@@ -1,14 +1,12 @@
-"""Carry out one training of a kept comparison: `python -m baselines.experiment.worker FOLDER TASK`.
+"""Run one training of a kept comparison, in a process of its own.
 
 It writes points and result into the folder, where the process that started it reads them. A folder
-may come from anywhere. So of the Python files that it names this runs those alone that its own
-command line names (`--may-run FILE SHA256`), and only with this very text: the process that starts
-it names those of the user's command.
+may come from anywhere. So of the Python files that it names this runs those alone that the process
+that starts it names, and only with this very text: those of the user's command.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
@@ -41,7 +39,6 @@ from baselines.training.checkpoint import (
 )
 from baselines.training.results import Point, Trajectory
 from baselines.workloads import load
-from timing.calibration.worker import exit_when_parent_dies
 
 POINTS = "points.jsonl"
 # A process whose starter was killed ends within this time, and then frees its training.
@@ -125,22 +122,3 @@ def _refuse_files(folder: Path, manifest: Manifest, files: Mapping[str, str]) ->
                 "not, or with another text: nothing of it is run"
             )
     refuse_changed(manifest.files_sha256)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m baselines.experiment.worker", description=work.__doc__
-    )
-    parser.add_argument("folder")
-    parser.add_argument("index", type=int)
-    parser.add_argument(
-        "--may-run",
-        nargs=2,
-        metavar=("FILE", "SHA256"),
-        action="append",
-        default=[],
-        help="a file of the user's own that may be run, and the digest of its text",
-    )
-    arguments = parser.parse_args()
-    exit_when_parent_dies()
-    work(arguments.folder, arguments.index, dict(arguments.may_run))

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -34,8 +32,10 @@ from baselines.training.checkpoint import (
 from baselines.training.loop import train
 from baselines.training.results import Trajectory
 from baselines.workloads.base import Workload
+from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, plan_of, results
 from tests.support.trainings import COSTS, SETTINGS, WORKLOAD
+from tests.support.waiting import wait_for
 from timing import Budget
 
 pytestmark = pytest.mark.slow
@@ -364,14 +364,13 @@ def test_a_comparison_is_read_back_without_its_data(tmp_path: Path) -> None:
         read_comparison(tmp_path / "nowhere")
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.kept_comparison", str(folder), *more],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder: Path, *more: str) -> Command:
+    return Command(ROOT, "tests.support.kept_comparison", str(folder), *more)
+
+
+def wait_until_it_has_begun(process: Command) -> None:
+    """Importing what it needs is no part of the comparison."""
+    wait_for(lambda: process.err.exists() and process.err.stat().st_size)
 
 
 @pytest.fixture(scope="module")
@@ -387,9 +386,7 @@ def test_killed_again_and_again_it_ends_with_the_very_table(
     kills = 0
     while kills < 4:
         process = start(tmp_path)
-        # Importing torch is no part of the comparison.
-        assert process.stderr
-        process.stderr.readline()
+        wait_until_it_has_begun(process)
         time.sleep(moments.uniform(0, 1.2))
         if process.poll() is not None:
             break
@@ -440,8 +437,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
 
 def test_a_second_process_is_told_who_has_the_comparison(tmp_path: Path) -> None:
     first = start(tmp_path)
-    assert first.stderr
-    first.stderr.readline()
+    wait_until_it_has_begun(first)
     with pytest.raises(LockedError, match=rf"{tmp_path} is in use by process {first.pid} on "):
         Lock(tmp_path).__enter__()
     second = start(tmp_path)

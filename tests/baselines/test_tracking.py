@@ -88,6 +88,14 @@ def store(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mlflow.set_tracking_uri(previous)
 
 
+def sending() -> psutil.Process:
+    """The process that sends for this one."""
+    (found,) = (
+        child for child in psutil.Process().children() if "baselines.tracking" in child.cmdline()
+    )
+    return found
+
+
 def runs(uri: str, key: str) -> dict[str, MlflowRun]:
     """The runs of a comparison by their keys, no two alike."""
     client = mlflow.MlflowClient(uri)
@@ -317,7 +325,7 @@ def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> No
     Told again, it is as by a command that goes on: without the models.
     """
     with Tracker(made.plan, made.profile, key=key, folder=folder) as tracker:
-        (sender,) = psutil.Process().children()
+        sender = sending()
         sender.kill()
         for run in (made.of("lawa")[0], made.of("lawa")[1]):
             tracker.run_started(run.method, run.seed)
@@ -449,7 +457,7 @@ def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own(store, tmp_p
     own = dataclasses.replace(made.plan.settings, learning_rate=0.2, k=7)
     tuned = dataclasses.replace(made.plan, tuned={"lawa": own})
     with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
-        psutil.Process().children()[0].kill()
+        sending().kill()
         for method in ("lawa", "constant"):
             tracker.run_started(method, 0)
     parent, lawa, constant, *_ = (
@@ -473,7 +481,7 @@ def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_pat
     own_of = dict.fromkeys(made.plan.methods, own)
     tuned = dataclasses.replace(made.plan, tuned=own_of, trials=1, tried=trials)
     with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
-        psutil.Process().children()[0].kill()
+        sending().kill()
         tracker.finish(dataclasses.replace(made, plan=tuned))
     begun, ended, *_ = read(tmp_path, 0)[0]
     assert begun.parameters["tuning/trials"] == "1"
@@ -558,8 +566,7 @@ def test_the_line_that_starts_the_ui_has_no_password(
     made = comparison(CURVES)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:1/db")
     with Tracker(made.plan, made.profile, folder=tmp_path) as tracker:
-        children = psutil.Process().children()
-        (sender,) = (child for child in children if "baselines.tracking" in child.cmdline())
+        sender = sending()
         sender.kill()
         sender.wait()
         sent = Sent(store="postgresql://127.0.0.1:1/db", comparisons={tracker.key: "a1"})

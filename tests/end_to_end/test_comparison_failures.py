@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
 from baselines.methods.method import Settings
 from baselines.workloads import load
+from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, results
 from tests.support.stores import empty_store
 from tests.support.waiting import wait_for
@@ -52,24 +52,18 @@ def _in_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
 
 
-def start(folder: Path, *options: str, methods: str = METHODS) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, methods: str = METHODS) -> Command:
     PROFILE.write(folder / "reference.json")
     common = f"--workload digits --k 3 --seeds 2 --methods {methods} --reference reference.json"
     # The later of two that are alike holds.
     words = (*common.split(), "--lr", "0.05", *options)
-    return subprocess.Popen(
-        [sys.executable, "-m", "baselines", "compare", *words],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "COLUMNS": "200"}
+    return Command(folder, "baselines", "compare", *words, environment=environment)
 
 
-def end(command: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = command.communicate()
-    return command.returncode, out, err
+def end(command: Command) -> tuple[int, str, str]:
+    done = command.end()
+    return done.returncode, done.stdout, done.stderr
 
 
 def only(folder: Path) -> Path:

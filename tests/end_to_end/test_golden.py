@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import golden_runs
-from tests.support.stores import empty_store
+from tests.support.commands import command
 
 
 def changes(name: str, found: Any) -> list[str]:
@@ -19,7 +19,9 @@ def changes(name: str, found: Any) -> list[str]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_comparison_counts_and_charges_what_it_did(jobs: int, tmp_path: Path) -> None:
-    assert not changes("comparison", golden_runs.comparison(tmp_path, jobs, empty_store(tmp_path)))
+    done = command(tmp_path, *golden_runs.COMPARE, "--jobs", str(jobs))
+    assert done.returncode == 0, done.stderr
+    assert not changes("comparison", golden_runs.results(tmp_path))
 
 
 def test_an_ablation_counts_and_charges_what_it_did() -> None:

@@ -18,7 +18,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.support.commands import command
+from tests.support.commands import Command, command
 from tests.support.kept_comparison import plan_of
 from tests.support.profiles import profile_of
 from tests.support.tracking_server import free_port, server, wait_until_it_answers
@@ -86,10 +86,15 @@ def tracking(
     folder: Path, *options: str, begin: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m baselines.tracking` on the one comparison of a folder, run in it."""
+    records, every = records_of(folder), {**os.environ, **environment}
+    if not begin:
+        return Command(
+            folder, "baselines.tracking", *options, str(records), environment=every
+        ).end()
     return subprocess.run(
-        [*begin, sys.executable, "-m", "baselines.tracking", *options, records_of(folder)],
+        [*begin, sys.executable, "-m", "baselines.tracking", *options, records],
         cwd=folder,
-        env={**os.environ, **environment},
+        env=every,
         capture_output=True,
         text=True,
         check=False,

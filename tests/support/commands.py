@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,69 +21,93 @@ from baselines.experiment.calibration import calibration_target
 from tests.support.stores import empty_store
 from timing import Profile, calibrate, this_machine, this_software
 
-_IMPORTED = ["torch", "torch._dynamo", "scipy.stats", "sklearn.datasets", "matplotlib.figure"]
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(_IMPORTED)
+_FORKSERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "torch.export",
+        "scipy.stats",
+        "sklearn.datasets",
+        "matplotlib.figure",
+    ]
+)
 
 
 class Command:
-    """A command that runs: `python -m MODULE ARGUMENTS` in a folder.
+    """A command that runs, as subprocess.Popen has it: `python -m MODULE ARGUMENTS`.
 
     Attributes:
+        args: as `subprocess.Popen` would be given them.
         pid: of its process.
+        out: the file that its standard output goes to.
+        err: the file that its standard error goes to, which may be the same.
     """
 
     def __init__(
-        self, folder: Path, module: str, *arguments: str, environment: Mapping[str, str]
+        self,
+        folder: Path,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._arguments = [module, *arguments]
-        with tempfile.NamedTemporaryFile(delete=False) as out:
-            self._out = Path(out.name)
-        with tempfile.NamedTemporaryFile(delete=False) as err:
-            self._err = Path(err.name)
-        self._process = _FORKSERVER.Process(
-            target=_run,
-            args=(str(folder), module, arguments, dict(environment), self._out, self._err),
-        )
+        self.args = [sys.executable, "-m", module, *arguments]
+        self._said = tempfile.TemporaryDirectory(prefix="command-")
+        self.out, self.err = (Path(self._said.name, name) for name in ("out", "err"))
+        every = dict(os.environ if environment is None else environment)
+        given = (str(folder), self.args, every, self.out, self.err)
+        self._process = _FORKSERVER.Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
-    def poll(self) -> int | None:
-        """Return its exit status once it has ended."""
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, once it has ended; that of a signal is below zero."""
         return self._process.exitcode
 
-    def end(self) -> subprocess.CompletedProcess[str]:
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout_seconds: float | None = None) -> int | None:
+        self._process.join(timeout_seconds)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self) -> tuple[str, str]:
         """Wait for its end, and return what it has printed."""
-        self._process.join()
-        done = subprocess.CompletedProcess(
-            self._arguments,
-            self._process.exitcode or 0,
-            self._out.read_text(),
-            self._err.read_text(),
-        )
-        self._out.unlink()
-        self._err.unlink()
-        return done
+        self.wait()
+        said = tuple(path.read_text() if path.exists() else "" for path in (self.out, self.err))
+        self._said.cleanup()
+        return said
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, and return all of it."""
+        said = self.communicate()
+        assert self.returncode is not None
+        return subprocess.CompletedProcess(self.args, self.returncode, *said)
 
 
-def _run(
-    folder: str,
-    module: str,
-    arguments: tuple[str, ...],
-    environment: dict[str, str],
-    out: Path,
-    err: Path,
-) -> None:
+def _run(folder: str, line: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    """Become the command."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     for stream, path in ((1, out), (2, err)):
-        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
         os.close(file)
-    sys.path[0] = folder
-    sys.argv = [sys.argv[0], *arguments]
+    # As `python -m` does.
+    sys.path.insert(0, folder)
+    sys.orig_argv = line
+    _, _, module, *arguments = line
+    sys.argv = [module, *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -28,26 +28,16 @@ IS_BEFORE_THE_MOVES = not Path(timing.__file__).with_name("rst").is_dir()
 PROFILE = GOLDEN / ("profile-of-1792e2a.json" if IS_BEFORE_THE_MOVES else "profile.json")
 
 
-def comparison(folder: Path, jobs: int, store: str = "") -> list[dict[str, Any]]:
-    """Return what the command leaves of each training, in the order of their folders' names.
+COMPARE = (
+    *("compare", "--workload", "digits", "--budget", "1s", "--seeds", "2"),
+    *("--reference", str(PROFILE)),
+)
 
-    Args:
-        folder: where it runs.
-        jobs: trainings in parallel.
-        store: of MLflow; one in the folder by default.
-    """
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "baselines", "compare", "--workload", "digits"),
-            *("--budget", "1s", "--seeds", "2", "--reference", PROFILE, "--jobs", str(jobs)),
-        ],
-        cwd=folder,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": store},
-        check=True,
-        capture_output=True,
-    )
-    results = sorted(folder.glob("lawa-runs/*/1s/*/result.json"))
-    return [json.loads(path.read_text()) for path in results]
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """Return what the command has left of each training, in the order of their folders' names."""
+    paths = sorted(folder.glob("lawa-runs/*/1s/*/result.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def ablation() -> list[dict[str, Any]]:
@@ -99,6 +89,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True)
-    found = {"comparison": comparison(folder, 1), "ablation": ablation()}
+    subprocess.run(
+        [sys.executable, "-m", "baselines", *COMPARE],
+        cwd=folder,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""},
+        check=True,
+        capture_output=True,
+    )
+    found = {"comparison": results(folder), "ablation": ablation()}
     for name, trainings in found.items():
         (folder / f"{name}.json").write_text(json.dumps(trainings) + "\n")

@@ -63,8 +63,9 @@ def calibrate(
     what the medians predict. The two take turns, so that a machine that grows slower in the
     meantime does so for both. Passes before or after which the processor was slowed down from
     outside (`timing.calibration.cpu_probe`) are left out, and others are run for them, up to four
-    times as many in all. An operation that would lose more than nineteen in twenty of its samples
-    keeps all of them, as do the passes timed as a whole, and the noise says so.
+    times as many in all, unless hardly any is undisturbed. An operation that would lose more than
+    nineteen in twenty of its samples keeps all of them, as do the passes timed as a whole, and the
+    noise says so.
     Where the medians and those passes differ by more than `max_additivity_error`, the noise of the
     moment is in one of them, and the measurement is repeated, at most twice; the attempt with the
     least difference is returned, and what is left of it, the additivity error, with it.
@@ -112,7 +113,9 @@ def _attempt(
             free = drop_disturbed([(segment.probe, segment) for segment in segments], known_probe)
             share = _share_done(operations, free, seconds)
             on_progress(0.9 * min(1.0, share))
-            if share >= 1 or _share_done(operations, segments, seconds) >= MAX_EFFORT:
+            effort = _share_done(operations, segments, seconds)
+            hopeless = len(free) < (1 - MAX_DISTURBED_SHARE) * len(segments)
+            if share >= 1 or effort >= MAX_EFFORT or (effort >= 1 and hopeless):
                 break
     wholes, disturbed_share = _undisturbed(_wholes(segments), _wholes(free))
     samples, free_samples = _samples(operations, segments), _samples(operations, free)
