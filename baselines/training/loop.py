@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.methods.method import Method, Settings
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
-from baselines.training.method_run import EVALUATION, MethodRun, refuse_other_state, step_of
+from baselines.training.method_run import MethodRun
 from baselines.training.results import Point, Trajectory, Weights
+from baselines.training.training import Training
 from baselines.workloads.base import Batch, Workload
-from timing import Account, Budget, Policy, Stopwatch, tracebacks
+from timing import Budget, Policy, Stopwatch, tracebacks
 from timing.rst.schedules import constant
 
 
@@ -38,116 +36,6 @@ def training_step(
 
 # So many of each tensor tell live weights from an average, which differs from them in nearly all.
 NUMBERS_OF_EACH = 1000
-
-
-class _Training:
-    """A training on its way, and the methods that follow it: saved whole, and gone on with."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        methods: Mapping[str, Method],
-        seed: int,
-        budget: Budget,
-        costs: Mapping[str, float],
-        settings: Mapping[str, Settings],
-        policy: Policy,
-    ) -> None:
-        torch.manual_seed(seed)
-        self.workload = workload
-        self.seed = seed
-        self.costs = costs
-        self.step = 0
-        self.model = workload.make_model().train()
-        (rate,) = {own.learning_rate for own in settings.values()}
-        self.optimizer = workload.make_optimizer(self.model, rate)
-        self.followers: list[MethodRun] = []
-        for name, method in methods.items():
-            averager = method.averager(self.model, self.optimizer, workload, settings[name])
-            account = Account(costs, policy)
-            self.followers.append(MethodRun(name, method.share, averager, account, budget))
-            self.optimizer = averager.optimizer
-        (factor,) = {method.schedule for method in methods.values()}
-        spent = self.followers[0].account
-        self.schedule = LambdaLR(self.optimizer, lambda _: factor(budget.spent(spent)))
-        self.network = distributed.ddp(self.model)
-        self.watch = Stopwatch(but_children=True)
-        # Of the processes before this one, where the training was cut off and went on.
-        self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
-        # What tells it from others, beside what each part sees for itself.
-        self.of = {
-            "workload": workload.name,
-            "seed": seed,
-            "budget_seconds": budget.seconds,
-            "settings": {name: dataclasses.asdict(each) for name, each in settings.items()},
-        }
-
-    @property
-    def active(self) -> list[MethodRun]:
-        """Return those whose budget has not ended."""
-        return [follower for follower in self.followers if not follower.ended]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the training depends on."""
-        return {
-            "of": self.of,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "followers": {follower.name: follower.state_dict() for follower in self.followers},
-            "measured_seconds": self.measured_seconds,
-            "other_core_seconds": self.other_core_seconds,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; what raises may have been loaded in part.
-
-        Raises:
-            ValueError: it is of another training, reference profile, policy, model or method.
-        """
-        refuse_other_state(state, self.state_dict(), "training")
-        if state["of"] != self.of:
-            raise ValueError(f"it is of another training: of {state['of']}, and this of {self.of}")
-        for follower in self.followers:
-            follower.load_state_dict(state["followers"][follower.name])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
-        self.seconds_before = state["measured_seconds"]
-        self.other_core_seconds_before = state["other_core_seconds"]
-
-    @property
-    def measured_seconds(self) -> float:
-        """Wall time of all but evaluations, in this process and those before it."""
-        return self.seconds_before + self.watch.wall_seconds
-
-    @property
-    def other_core_seconds(self) -> float:
-        """Processor time of other processes meanwhile."""
-        here = self.watch.other_cores * self.watch.wall_seconds
-        return self.other_core_seconds_before + here
-
-    def trajectory(self, error: str | None) -> Trajectory:
-        """Return its result."""
-        # The watch stood still for evaluations alone, so all other operations are in both times.
-        timed = Account(self.costs, "mlperf")
-        for operation in step_of(self.followers[0].averager):
-            timed.charge(operation, self.step * distributed.world_size())
-        for follower in self.followers:
-            shared = {*step_of(follower.averager), *EVALUATION}
-            for operation, times in follower.account.counts.items():
-                if operation not in shared:
-                    timed.charge(operation, times)
-        seconds = self.measured_seconds
-        return Trajectory(
-            runs=tuple(follower.run(self.seed) for follower in self.followers),
-            rst_seconds=timed.rst_seconds,
-            measured_seconds=seconds,
-            other_cores=self.other_core_seconds / seconds if seconds else 0.0,
-            error=error,
-        )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -228,11 +116,11 @@ def train(
             f"{', '.join(methods)} cannot follow one trajectory: their rates differ, or depend on "
             "what each has spent"
         )
-    begin = partial(_Training, workload, methods, seed, budget, costs, own, policy)
+    begin = partial(Training, workload, methods, seed, budget, costs, own, policy)
     training = checkpoints.resume(begin) if checkpoints else begin()
-    for follower in training.followers:
-        for point in follower.points:
-            on_point(follower.name, point)
+    for run in training.runs:
+        for point in run.points:
+            on_point(run.name, point)
     error = None
     try:
         _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)
@@ -246,13 +134,13 @@ def train(
         error = tracebacks.in_one_line(raised)
         if not tracebacks.place_of(raised):
             error = f"{error}; {tracebacks.write_down(raised)}"
-        for follower in training.active:
-            follower.error = f"at step {training.step}: {error}"
+        for run in training.active:
+            run.error = f"at step {training.step}: {error}"
     return training.trajectory(error)
 
 
 def _run(
-    training: _Training,
+    training: Training,
     evaluations: int,
     on_point: Callable[[str, Point], None],
     checkpoints: Checkpoints | None,
@@ -266,12 +154,12 @@ def _run(
     first = rank == 0
     device = next(training.model.parameters()).device
 
-    def evaluate(follower: MethodRun, operations: Mapping[str, int], *, last: bool) -> None:
+    def evaluate(run: MethodRun, operations: Mapping[str, int], *, last: bool) -> None:
         for operation, times in operations.items():
-            follower.account.charge(operation, times)
+            run.account.charge(operation, times)
         with _paused(watch):
             live = _sample(training.model) if first else []
-        here = follower.averager.evaluation_model()[0] if first else nullcontext(training.model)
+        here = run.averager.evaluation_model()[0] if first else nullcontext(training.model)
         with here as reported, _paused(watch):
             is_live = distributed.broadcast_from_rank0(
                 _sample(reported) == live if first else None, device
@@ -279,22 +167,22 @@ def _run(
             value = distributed.broadcast_from_rank0(
                 workload.evaluate(reported) if first else None, device
             )
-            follower.account.charge("evaluate")
+            run.account.charge("evaluate")
             rate = float(training.schedule.get_last_lr()[0])
-            charged = follower.account.rst_seconds
+            charged = run.account.rst_seconds
             weights: Weights = "live" if is_live else "averaged"
-            loss = follower.mean_loss()
+            loss = run.mean_loss()
             point = Point(training.step, charged, value, loss, rate, weights)
-            follower.points.append(point)
+            run.points.append(point)
             if first:
-                on_point(follower.name, point)
-            follower.ended = last or follower.failure is not None
-            if follower.ended and follower.failure is None:
+                on_point(run.name, point)
+            run.ended = last or run.failure is not None
+            if run.ended and run.failure is None:
                 if read_test:
                     test = workload.evaluate_test(reported) if first else None
-                    follower.test = distributed.broadcast_from_rank0(test, device)
+                    run.test = distributed.broadcast_from_rank0(test, device)
                 if first:
-                    on_end(follower.name, reported, batch[0])
+                    on_end(run.name, reported, batch[0])
 
     # Those of the other ranks are passed over.
     start = training.step * world + rank
@@ -308,15 +196,15 @@ def _run(
             if world > 1:
                 # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
                 loss = distributed.mean(loss)
-            for follower in active:
-                follower.step(loss)
+            for run in active:
+                run.step(loss)
             training.schedule.step()
-            for follower in active:
-                if not follower.can_pay:
+            for run in active:
+                if not run.can_pay:
                     # In full even if there is nothing to read, so that every run ends alike.
-                    evaluate(follower, follower.averager.evaluation_operations, last=True)
-                elif follower.is_due(evaluations):
-                    evaluate(follower, follower.averager.evaluation_model()[1], last=False)
+                    evaluate(run, run.averager.evaluation_operations, last=True)
+                elif run.is_due(evaluations):
+                    evaluate(run, run.averager.evaluation_model()[1], last=False)
             if checkpoints and first and checkpoints.due:
                 with _paused(watch):
                     checkpoints.save(training.step, training.state_dict())

@@ -118,7 +118,7 @@ class MethodRun:
             f"(learning rate {latest.learning_rate:g}): lower the rate"
         )
 
-    def run(self, seed: int) -> Run:
+    def result(self, seed: int) -> Run:
         """Return its result."""
         return Run(
             method=self.name,

@@ -260,9 +260,9 @@ def test_a_state_that_lacks_something_is_told_and_passed_over(
     state = read_checkpoint(newest)
     at = data.draw(
         st.sampled_from(
-            [state, state["of"], state["followers"], *state["followers"].values()]
-            + [follower["account"] for follower in state["followers"].values()]
-            + [point for follower in state["followers"].values() for point in follower["points"]]
+            [state, state["of"], state["runs"], *state["runs"].values()]
+            + [run["account"] for run in state["runs"].values()]
+            + [point for run in state["runs"].values() for point in run["points"]]
         )
     )
     key = data.draw(st.sampled_from(sorted(at)))
