@@ -200,7 +200,7 @@ def train_for_long(workload_name, steps):
     budget = Budget(MOST_STEPS * STEP_SECONDS)
     baselines.training.loop.Account = steps.account
     baselines.training.loop.MethodRun = steps.method_run
-    trajectory = baselines.training.loop.train(
+    result = baselines.training.loop.train(
         steps.watch(workload),
         {name: find(name) for name in METHODS},
         0,
@@ -210,7 +210,7 @@ def train_for_long(workload_name, steps):
         MOST_STEPS // STEPS_AN_EVALUATION,
         read_test=False,
     )
-    print("the training ended:", [run.failure for run in trajectory.runs], file=sys.stderr)
+    print("the training ended:", [run.failure for run in result.runs], file=sys.stderr)
 
 
 def difference(steps, costs):

@@ -32,7 +32,7 @@ from baselines.experiment.store import (
 )
 from baselines.methods.method import Settings
 from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.results import Run, Trajectory
+from baselines.training.results import Run, TrainingResult
 from baselines.workloads import load
 from timing import Budget, CalibrationError, Profile, parse_seconds
 
@@ -191,16 +191,16 @@ class Runs:
         path = budget_folder(self.root, plan)
         path = path.with_name(f"{path.name}-ablation")
         write_or_verify(path, whole)
-        trajectories = []
+        trainings = []
         for seed in plan.seeds:
             task = Task(whole.methods, seed)
             done = read_result(path, task)
             if done is None:
                 one = ablate(replace(plan, seeds=(seed,)), self.profile, CELLS, Progress())
-                (done,) = one.trajectories
+                (done,) = one.trainings
                 write_result(path, task, done)
-            trajectories.append(done)
-        return ended(Comparison(replace(whole, tuned={}), self.profile, tuple(trajectories)))
+            trainings.append(done)
+        return ended(Comparison(replace(whole, tuned={}), self.profile, tuple(trainings)))
 
     def _resume(self, plan: Plan, path: Path) -> Comparison:
         return ended(resume(plan, self.profile, Progress(), path))
@@ -238,11 +238,11 @@ class Runs:
 class Progress(Silent):
     """A line on standard error for each training, also for one that was found in the folder."""
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
-        first, *others = (run.method for run in trajectory.runs)
+    def training_ended(self, result: TrainingResult) -> None:
+        first, *others = (run.method for run in result.runs)
         names = f"{first} and {len(others)} more" if others else first
-        seconds = trajectory.measured_seconds
-        print(f"{names}, seed {trajectory.runs[0].seed}: {seconds:.1f} s", file=sys.stderr)
+        seconds = result.measured_seconds
+        print(f"{names}, seed {result.runs[0].seed}: {seconds:.1f} s", file=sys.stderr)
 
 
 def ended(comparison: Comparison) -> Comparison:

@@ -12,7 +12,7 @@ from baselines.analysis import report, tables
 from baselines.analysis.verdict import verdict
 from baselines.experiment.comparison import Comparison, Plan, Silent
 from baselines.tracking.tracker import Tracker
-from baselines.training.results import Point, Trajectory
+from baselines.training.results import Point, TrainingResult
 from timing.cli import commandline
 
 console = commandline.console()
@@ -56,20 +56,20 @@ class Screen:
         """Hand on that a run has ended well."""
         self.tracker.ended(method, seed, model, inputs)
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
+    def training_ended(self, result: TrainingResult) -> None:
         """Print what came of each run."""
-        for run in trajectory.runs:
+        for run in result.runs:
             self._show(run.method, run.seed, 1.0)
             after = f"after {run.steps} steps, {run.rst_seconds:.3f} s RST"
-            result = f"FAILED {after}: {run.failure}" if run.failure else f"{run.final:.4f} {after}"
-            self.say(f"{run.method}, seed {run.seed}: {result}")
+            end = f"FAILED {after}: {run.failure}" if run.failure else f"{run.final:.4f} {after}"
+            self.say(f"{run.method}, seed {run.seed}: {end}")
         # Of a training that was cut off it is not known.
-        if trajectory.error is None:
+        if result.error is None:
             self.say(
-                f"  trained in {trajectory.measured_seconds:.1f} s measured here, for "
-                f"{trajectory.rst_seconds:.1f} s RST of the same work"
+                f"  trained in {result.measured_seconds:.1f} s measured here, for "
+                f"{result.rst_seconds:.1f} s RST of the same work"
             )
-        self.tracker.trajectory_ended(trajectory)
+        self.tracker.training_ended(result)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -87,9 +87,9 @@ class TuningBar(Silent):
         """Say which method is tried."""
         self._progress.update(self._task, description=f"tuning: {method}")
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
+    def training_ended(self, result: TrainingResult) -> None:
         """Move the bar."""
-        self._progress.advance(self._task, len(trajectory.runs))
+        self._progress.advance(self._task, len(result.runs))
 
 
 def show(comparison: Comparison) -> None:

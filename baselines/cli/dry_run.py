@@ -25,7 +25,7 @@ from baselines.cli.memory import (
     window_bytes,
     with_no_more_than,
 )
-from baselines.experiment.comparison import Plan, trajectories_of
+from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.methods.method import find
 from baselines.training.loop import training_step
 from baselines.workloads.base import WorkloadError
@@ -81,7 +81,7 @@ def estimate(
         WorkloadError: one step does not fit into memory.
     """
     workload = plan.workload
-    groups = trajectories_of(plan)
+    groups = methods_by_training(plan)
     available = available_bytes()
     try:
         with with_no_more_than(available):

@@ -137,12 +137,12 @@ def ablate(
     """
     check(plan, profile, configs)
     whole = plan_of(plan, configs)
-    trajectories = []
+    trainings = []
     for seed in plan.seeds:
         if listener:
             for name in whole.methods:
                 listener.run_started(name, seed)
-        trajectory = train(
+        result = train(
             plan.workload,
             methods_of(configs),
             seed,
@@ -155,10 +155,10 @@ def ablate(
             read_test=False,
         )
         if listener:
-            listener.trajectory_ended(trajectory)
-        trajectories.append(trajectory)
+            listener.training_ended(result)
+        trainings.append(result)
     # What each window has of its own is in its name, and need not be told of as tuned.
-    return Comparison(replace(whole, tuned={}), profile, tuple(trajectories))
+    return Comparison(replace(whole, tuned={}), profile, tuple(trainings))
 
 
 def _tell(listener: Listener | None, seed: int, name: str, point: Point) -> None:

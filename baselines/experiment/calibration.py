@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.experiment.comparison import Plan, trajectories_of
+from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.methods.method import DEFAULT, MethodError, Settings, find
 from baselines.training.loop import seed_step, training_step
 from baselines.training.method_run import max_evaluation_operations, max_step_operations
@@ -59,7 +59,7 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     # In this process first, where an error can be told.
     operations(plan.workload, replace(plan.settings, every="manual"), plan.methods)
     name, data = plan.workload.source
-    training_seconds = plan.budget.seconds * len(trajectories_of(plan)) * len(plan.seeds)
+    training_seconds = plan.budget.seconds * len(methods_by_training(plan)) * len(plan.seeds)
     least, most = SECONDS
     seconds = min(max(least, SHARE * training_seconds), most)
     return calibrate_in_processes(

@@ -17,7 +17,7 @@ from baselines.training.method_run import (
     max_evaluation_operations,
     max_step_operations,
 )
-from baselines.training.results import Point, Run, Trajectory
+from baselines.training.results import Point, Run, TrainingResult
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 from timing.rst.schedules import constant
@@ -117,12 +117,12 @@ class Comparison:
 
     plan: Plan
     profile: Profile
-    trajectories: tuple[Trajectory, ...]
+    trainings: tuple[TrainingResult, ...]
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """Return all runs, seed by seed."""
-        return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
+        return tuple(run for result in self.trainings for run in result.runs)
 
     def of(self, method: str) -> list[Run]:
         """Return the runs of a method, by seed."""
@@ -131,7 +131,7 @@ class Comparison:
     @property
     def cut_off(self) -> list[Run]:
         """Return the runs whose training raised an error or was killed: nothing of them is kept."""
-        return [run for each in self.trajectories if each.error is not None for run in each.runs]
+        return [run for each in self.trainings if each.error is not None for run in each.runs]
 
     @property
     def failure(self) -> str | None:
@@ -170,7 +170,7 @@ class Listener(Protocol):
         Not told again of a run that ended before a comparison was cut off.
         """
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
+    def training_ended(self, result: TrainingResult) -> None:
         """Runs have ended, all those that followed one training."""
 
 
@@ -209,7 +209,7 @@ class Silent:
     def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
         """A run has ended well."""
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
+    def training_ended(self, result: TrainingResult) -> None:
         """Runs have ended."""
 
 
@@ -228,7 +228,7 @@ class Task:
 
 def tasks(plan: Plan) -> list[Task]:
     """Return all trainings of a plan, seed by seed."""
-    return [Task(methods, seed) for seed in plan.seeds for methods in trajectories_of(plan)]
+    return [Task(methods, seed) for seed in plan.seeds for methods in methods_by_training(plan)]
 
 
 def run_training(
@@ -238,7 +238,7 @@ def run_training(
     profile: Profile,
     listener: Listener,
     checkpoints: Checkpoints | None = None,
-) -> Trajectory:
+) -> TrainingResult:
     """Train once, or go on with a training that was cut off; its methods are by name.
 
     Raises:
@@ -248,7 +248,7 @@ def run_training(
     for name in task.methods:
         listener.run_started(name, task.seed)
     first = methods[task.methods[0]]
-    trajectory = train(
+    result = train(
         plan.workload,
         {name: methods[name] for name in task.methods},
         task.seed,
@@ -263,8 +263,8 @@ def run_training(
         read_test=plan.read_test,
         on_end=lambda name, model, inputs: listener.ended(name, task.seed, model, inputs),
     )
-    listener.trajectory_ended(trajectory)
-    return trajectory
+    listener.training_ended(result)
+    return result
 
 
 def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
@@ -274,11 +274,11 @@ def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
         ValueError: as `check` does, before anything is run.
     """
     methods = check(plan, profile)
-    trajectories = [run_training(plan, task, methods, profile, listener) for task in tasks(plan)]
-    return Comparison(plan, profile, tuple(trajectories))
+    trainings = [run_training(plan, task, methods, profile, listener) for task in tasks(plan)]
+    return Comparison(plan, profile, tuple(trainings))
 
 
-def trajectories_of(plan: Plan) -> list[tuple[str, ...]]:
+def methods_by_training(plan: Plan) -> list[tuple[str, ...]]:
     """Group the methods that can share one training: those of the constant rate, and alike."""
     together: dict[float, list[str]] = {}
     alone: list[tuple[str, ...]] = []

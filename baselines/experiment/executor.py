@@ -29,7 +29,7 @@ from baselines.experiment.resume import tell
 from baselines.experiment.store import read_result, task_folder, write_or_verify
 from baselines.experiment.worker import POINTS, model_file, work
 from baselines.methods.method import Method
-from baselines.training.results import Point, Run, Trajectory
+from baselines.training.results import Point, Run, TrainingResult
 from timing import Profile
 from timing.secrets import hide
 
@@ -69,7 +69,7 @@ def run_parallel(
             "baselines.workloads.load"
         )
     files = write_or_verify(folder, plan).files_sha256
-    ended: dict[Task, Trajectory] = {}
+    ended: dict[Task, TrainingResult] = {}
     waiting: list[tuple[int, Task]] = []
     for index, task in enumerate(tasks(plan)):
         if done := read_result(folder, task):
@@ -138,25 +138,25 @@ class _Reader:
                 if method in self._points:
                     yield method, Point(**fields)
 
-    def end(self) -> Trajectory:
+    def end(self) -> TrainingResult:
         """Return its result, or a failure in its place."""
         self.look()
         try:
             self.job.result()
             found = read_result(self.folder, self.task)
-            trajectory = found or self._failed(f"its process left no result in {self.folder}")
+            result = found or self._failed(f"its process left no result in {self.folder}")
         # Whatever ended a process, the others go on.
         except Exception as error:
-            trajectory = self._failed(hide(last_line(str(error) or type(error).__name__)))
-        for run in trajectory.runs:
+            result = self._failed(hide(last_line(str(error) or type(error).__name__)))
+        for run in result.runs:
             # The file may come later than the result, over a network.
             for point in run.points:
                 self._tell(run.method, point)
         self._tell_of_models()
-        self._listener.trajectory_ended(trajectory)
-        return trajectory
+        self._listener.training_ended(result)
+        return result
 
-    def _failed(self, error: str) -> Trajectory:
+    def _failed(self, error: str) -> TrainingResult:
         runs = (
             Run(
                 method=name,
@@ -170,7 +170,7 @@ class _Reader:
             )
             for name in self.task.methods
         )
-        return Trajectory(tuple(runs), 0.0, 0.0, 0.0, error)
+        return TrainingResult(tuple(runs), 0.0, 0.0, 0.0, error)
 
     def _tell_of_models(self) -> None:
         for name in self.task.methods:

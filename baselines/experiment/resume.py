@@ -17,7 +17,7 @@ from baselines.experiment.comparison import (
 from baselines.experiment.store import read_result, task_folder, write_or_verify, write_result
 from baselines.training import distributed
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from timing import Profile
 
 
@@ -52,7 +52,7 @@ def resume(
     if distributed.rank() == 0:
         write_or_verify(folder, plan)
 
-    def one(task: Task) -> Trajectory:
+    def one(task: Task) -> TrainingResult:
         done = read_result(folder, task)
         # All ranks must have looked before one of them writes.
         distributed.barrier()
@@ -60,19 +60,19 @@ def resume(
             tell(done, listener)
             return done
         checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
-        trajectory = run_training(plan, task, methods, profile, listener, checkpoints)
+        result = run_training(plan, task, methods, profile, listener, checkpoints)
         if distributed.rank() == 0:
-            write_result(folder, task, trajectory)
-        return trajectory
+            write_result(folder, task, result)
+        return result
 
     return Comparison(plan, profile, tuple(one(task) for task in tasks(plan)))
 
 
-def tell(trajectory: Trajectory, listener: Listener) -> None:
+def tell(result: TrainingResult, listener: Listener) -> None:
     """Tell of a training that has ended, as it was told of when it ran."""
-    for run in trajectory.runs:
+    for run in result.runs:
         listener.run_started(run.method, run.seed)
-    for run in trajectory.runs:
+    for run in result.runs:
         for point in run.points:
             listener.point(run.method, run.seed, point)
-    listener.trajectory_ended(trajectory)
+    listener.training_ended(result)

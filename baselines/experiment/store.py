@@ -28,7 +28,7 @@ from baselines.experiment.comparison import Comparison, Plan, Task, tasks
 from baselines.experiment.manifest import MANIFEST, REFERENCE, RESULT, FolderError, Manifest
 from baselines.external import digest_of
 from baselines.training.checkpoint import Checkpoints, StorageError, write_atomically
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from timing import Profile, ProfileError
 
@@ -118,7 +118,7 @@ def task_folder(folder: Path, task: Task) -> Path:
     return folder / f"{first}-seed-{task.seed}"
 
 
-def read_result(folder: Path, task: Task) -> Trajectory | None:
+def read_result(folder: Path, task: Task) -> TrainingResult | None:
     """Return the result of a training; None if it has not ended.
 
     Raises:
@@ -128,18 +128,18 @@ def read_result(folder: Path, task: Task) -> Trajectory | None:
     if not path.exists():
         return None
     try:
-        trajectory = Trajectory.from_json(path.read_bytes())
-        found = [(run.method, run.seed) for run in trajectory.runs]
+        result = TrainingResult.from_json(path.read_bytes())
+        found = [(run.method, run.seed) for run in result.runs]
         if found != [(method, task.seed) for method in task.methods]:
             raise ValueError(f"it is of {found}")
-        return trajectory
+        return result
     except ValueError as error:
         raise FolderError(
             f"{path} is damaged ({error}): remove {path.parent} to train it again"
         ) from error
 
 
-def write_result(folder: Path, task: Task, trajectory: Trajectory) -> None:
+def write_result(folder: Path, task: Task, result: TrainingResult) -> None:
     """Keep what came of a training, and remove its checkpoints.
 
     Where it raised an error nothing is kept: the same command tries again, from the latest
@@ -148,9 +148,9 @@ def write_result(folder: Path, task: Task, trajectory: Trajectory) -> None:
     Raises:
         StorageError: it cannot be written; the checkpoints are still there then.
     """
-    if trajectory.error is None:
+    if result.error is None:
         path = task_folder(folder, task)
-        write_atomically(path / RESULT, trajectory.to_json().encode())
+        write_atomically(path / RESULT, result.to_json().encode())
         Checkpoints(path).remove()
 
 
@@ -167,8 +167,8 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
     """
     lost = [
         task_folder(folder, task) / RESULT
-        for task, trajectory in zip(tasks(comparison.plan), comparison.trajectories, strict=True)
-        if trajectory.error is None and not (task_folder(folder, task) / RESULT).exists()
+        for task, result in zip(tasks(comparison.plan), comparison.trainings, strict=True)
+        if result.error is None and not (task_folder(folder, task) / RESULT).exists()
     ]
     with suppress(FolderError):
         if Manifest.read(folder).id == id_ and not lost:
@@ -200,15 +200,15 @@ def read_comparison(folder: Path) -> Comparison:
     if profile is None:
         raise FolderError(f"{folder.parent} has no {REFERENCE}")
     plan = manifest.plan(_without_data(manifest))
-    trajectories = []
+    trainings = []
     for task in tasks(plan):
-        trajectory = read_result(folder, task)
-        if trajectory is None:
+        result = read_result(folder, task)
+        if result is None:
             raise FolderError(
                 f"{folder} has not ended: seed {task.seed} of {', '.join(task.methods)} is missing"
             )
-        trajectories.append(trajectory)
-    return Comparison(plan, profile, tuple(trajectories))
+        trainings.append(result)
+    return Comparison(plan, profile, tuple(trainings))
 
 
 def _without_data(manifest: Manifest) -> Workload:

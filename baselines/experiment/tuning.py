@@ -130,11 +130,11 @@ def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
             settings=comparison.plan.settings_of(run.method),
             value=run.final,
             rst_seconds=run.rst_seconds,
-            trained_rst_seconds=trajectory.rst_seconds / len(trajectory.runs),
+            trained_rst_seconds=result.rst_seconds / len(result.runs),
         )
         for number, comparison in enumerate(comparisons)
-        for trajectory in comparison.trajectories
-        for run in trajectory.runs
+        for result in comparison.trainings
+        for run in result.runs
     )
     best = {
         method: min(

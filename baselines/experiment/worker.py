@@ -37,7 +37,7 @@ from baselines.training.checkpoint import (
     Checkpoints,
     write_atomically,
 )
-from baselines.training.results import Point, Trajectory
+from baselines.training.results import Point, TrainingResult
 from baselines.workloads import load
 
 POINTS = "points.jsonl"
@@ -64,7 +64,7 @@ class _Writer(Silent):
             torch.save({"model": model.state_dict(), "inputs": inputs}, buffer)
             write_atomically(self._folder / model_file(method), buffer.getvalue())
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:  # noqa: ARG002
+    def training_ended(self, result: TrainingResult) -> None:  # noqa: ARG002
         self._file.close()
 
 
@@ -107,10 +107,10 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
             checkpoints = Checkpoints(own, SECONDS_BETWEEN)
             listener = _Writer(own, plan.seeds[0])
             methods = {name: find(name) for name in task.methods}
-            trajectory = run_training(plan, task, methods, profile, listener, checkpoints)
-            write_result(path, task, trajectory)
-            if trajectory.error:
-                raise RuntimeError(trajectory.error)
+            result = run_training(plan, task, methods, profile, listener, checkpoints)
+            write_result(path, task, result)
+            if result.error:
+                raise RuntimeError(result.error)
 
 
 def _refuse_files(folder: Path, manifest: Manifest, files: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ from baselines.tracking import saved_view
 from baselines.tracking.exported_model import export_model
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count
 from baselines.tracking.store_address import placed
-from baselines.training.results import Point, Trajectory
+from baselines.training.results import Point, TrainingResult
 from timing import Profile
 from timing.secrets import hide
 
@@ -247,17 +247,17 @@ class Tracker:
             )
         )
 
-    def trajectory_ended(self, trajectory: Trajectory) -> None:
+    def training_ended(self, result: TrainingResult) -> None:
         """Close runs with their accounts; a failed one is marked so, with the reason.
 
         A training that was cut off is gone on with, and has its account then: what MLflow is told
         of a step first stands.
         """
-        if trajectory.error is not None:
-            for run in trajectory.runs:
-                self.run_failed(run.method, run.seed, run.failure or trajectory.error)
+        if result.error is not None:
+            for run in result.runs:
+                self.run_failed(run.method, run.seed, run.failure or result.error)
             return
-        for run in trajectory.runs:
+        for run in result.runs:
             key = self._run(run.method, run.seed)
             self._open.pop(key, None)
             metrics = {
@@ -268,9 +268,9 @@ class Tracker:
                 "work/rst_seconds": run.rst_seconds,
                 "work/steps": run.steps,
                 # Of the whole training, which several runs may share.
-                "work/training_rst_seconds": trajectory.rst_seconds,
-                "work/training_measured_seconds": trajectory.measured_seconds,
-                "work/training_other_cores": trajectory.other_cores,
+                "work/training_rst_seconds": result.rst_seconds,
+                "work/training_measured_seconds": result.measured_seconds,
+                "work/training_other_cores": result.other_cores,
             }
             if run.failure is None:
                 metrics["final/metric"] = run.final

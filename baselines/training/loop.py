@@ -1,4 +1,4 @@
-"""The training loop: one trajectory, and the methods that follow it under their budgets."""
+"""The training loop: one training, and the methods that follow it under their budgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baselines.methods.method import Method, Settings
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from baselines.training.method_run import MethodRun
-from baselines.training.results import Point, Trajectory, Weights
+from baselines.training.results import Point, TrainingResult, Weights
 from baselines.training.training import Training
 from baselines.workloads.base import Batch, Workload
 from timing import Budget, Policy, Stopwatch, tracebacks
@@ -66,7 +66,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     read_test: bool = True,
     on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
-) -> Trajectory:
+) -> TrainingResult:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
     Methods that only read a training, as an average of the constant rate does, can follow one
@@ -83,7 +83,7 @@ def train(
 
     Args:
         workload: model and data.
-        methods: those that follow this trajectory, by name. Several must share the constant rate:
+        methods: those that follow this training, by name. Several must share the constant rate:
             any other depends on what each has spent.
         seed: of initial weights and batches; the same for all methods of a pair.
         budget: reference seconds of each method.
@@ -103,7 +103,7 @@ def train(
         once, with `failure` set. Where the training raised, all end with the error as failure.
 
     Raises:
-        ValueError: the budget is smaller than one step, or the methods cannot share a trajectory.
+        ValueError: the budget is smaller than one step, or the methods cannot share a training.
         KeyError: an operation has no cost.
         StorageError: a checkpoint cannot be written.
         CheckpointError: there are checkpoints, and none is a whole one of this training.
@@ -113,7 +113,7 @@ def train(
     rates = {each.learning_rate for each in own.values()}
     if len(methods) > 1 and (schedules != {constant} or len(rates) > 1):
         raise ValueError(
-            f"{', '.join(methods)} cannot follow one trajectory: their rates differ, or depend on "
+            f"{', '.join(methods)} cannot follow one training: their rates differ, or depend on "
             "what each has spent"
         )
     begin = partial(Training, workload, methods, seed, budget, costs, own, policy)
@@ -136,7 +136,7 @@ def train(
             error = f"{error}; {tracebacks.write_down(raised)}"
         for run in training.active:
             run.error = f"at step {training.step}: {error}"
-    return training.trajectory(error)
+    return training.result(error)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What came of a training: points, runs and trajectories, and how they are kept in a file."""
+"""What came of a training: points, runs and trainings, and how they are kept in a file."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class TrainingResult:
     """Runs that followed one training together, and what it took here.
 
     Attributes:
@@ -119,22 +119,24 @@ class Trajectory:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Trajectory:
+    def from_json(cls, text: str | bytes) -> TrainingResult:
         """Read what `to_json` wrote.
 
         Raises:
             ValueError: it is damaged, or of another version.
         """
         try:
-            trajectory = _TRAJECTORY.validate_json(text)
+            result = _RESULT.validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"no trajectory: {where}: {first['msg']}") from error
-        for run in trajectory.runs:
+            raise ValueError(f"no result of a training: {where}: {first['msg']}") from error
+        for run in result.runs:
             if run.failure is None and not _is_whole(run):
-                raise ValueError(f"no trajectory: {run.method}, seed {run.seed}, is not whole")
-        return trajectory
+                raise ValueError(
+                    f"no result of a training: {run.method}, seed {run.seed}, is not whole"
+                )
+        return result
 
 
 def read_points(saved: object) -> list[Point]:
@@ -165,4 +167,4 @@ def _is_whole(run: Run) -> bool:
 
 _LINE = {"operation", "times", "seconds", "charged"}
 _POINTS = TypeAdapter(list[Point])
-_TRAJECTORY = TypeAdapter(Trajectory)
+_RESULT = TypeAdapter(TrainingResult)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from baselines.methods.method import Method, Settings
 from baselines.training import distributed
 from baselines.training.method_run import EVALUATION, MethodRun, refuse_other_state, step_of
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Stopwatch
 
@@ -106,7 +106,7 @@ class Training:
         here = self.watch.other_cores * self.watch.wall_seconds
         return self.other_core_seconds_before + here
 
-    def trajectory(self, error: str | None) -> Trajectory:
+    def result(self, error: str | None) -> TrainingResult:
         """Return its result."""
         # The watch stood still for evaluations alone, so all other operations are in both times.
         timed = Account(self.costs, "mlperf")
@@ -118,7 +118,7 @@ class Training:
                 if operation not in shared:
                     timed.charge(operation, times)
         seconds = self.measured_seconds
-        return Trajectory(
+        return TrainingResult(
             runs=tuple(run.result(self.seed) for run in self.runs),
             rst_seconds=timed.rst_seconds,
             measured_seconds=seconds,

@@ -9,7 +9,7 @@ from rows import Row
 
 from baselines.analysis import report
 from baselines.cli.console import Screen, progress_bar, show
-from baselines.experiment.comparison import Plan, trajectories_of
+from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_or_verify, write_profile
 from baselines.methods.method import DEFAULT, Settings
@@ -40,7 +40,7 @@ class WithoutModels(Screen):
 
 def seconds_a_run(seconds, seeds, plan, profile, over_rst):
     """The budget of each run with which the comparison takes so many seconds."""
-    trainings = len(trajectories_of(plan)) * seeds
+    trainings = len(methods_by_training(plan)) * seeds
     evaluations = len(plan.methods) * seeds * (EVALUATIONS + 2)
     around = trainings * SECONDS_AROUND + evaluations * profile.seconds["evaluate"]
     return (seconds * SHARE - around) / trainings / over_rst
@@ -86,10 +86,10 @@ def main():
         part.add(report=report.markdown(comparison))
         tracker.finish(comparison)
     show(comparison)
-    for trajectory in comparison.trajectories:
-        names = ", ".join(run.method for run in trajectory.runs)
-        size = f"{names}, seed {trajectory.runs[0].seed}"
-        difference = 100 * (trajectory.rst_seconds / trajectory.measured_seconds - 1)
+    for result in comparison.trainings:
+        names = ", ".join(run.method for run in result.runs)
+        size = f"{names}, seed {result.runs[0].seed}"
+        difference = 100 * (result.rst_seconds / result.measured_seconds - 1)
         part.add(Row("RST over measured seconds, less one", size, 1, difference, None, "%"))
     for run in comparison.runs:
         if run.failure:

@@ -60,7 +60,7 @@ def trained(part, share):
     # CUDA is started before the span, not in it.
     torch.zeros(1, device=part.device)
     with GpuMeter(0.05 if part.smoke else POLL_SECONDS) as meter:
-        trajectory = train(
+        result = train(
             workload,
             {name: find(name) for name in FOLLOWING},
             0,
@@ -72,11 +72,11 @@ def trained(part, share):
         )
         if part.device == "cuda":
             torch.cuda.synchronize()
-    if trajectory.error:
-        raise SystemExit(trajectory.error)
-    steps = max(run.steps for run in trajectory.runs)
+    if result.error:
+        raise SystemExit(result.error)
+    steps = max(run.steps for run in result.runs)
     size = f"{workload.name}, {steps:,} steps"
-    rst, measured = trajectory.rst_seconds, trajectory.measured_seconds
+    rst, measured = result.rst_seconds, result.measured_seconds
     part.add(
         Row("RST of all that was run", size, 1, rst, None, "s"),
         Row("measured seconds of it", size, 1, measured, None, "s"),
@@ -88,7 +88,7 @@ def trained(part, share):
         uses=[use.model_dump() for use in meter.uses],
     )
     # Each run's points, and the test part at its end.
-    evaluations = sum(len(run.points) + 1 for run in trajectory.runs)
+    evaluations = sum(len(run.points) + 1 for run in result.runs)
     with_evaluations = rst + evaluations * profile.seconds["evaluate"]
     if not meter.uses:
         part.note(f"NVML tells nothing: {meter.unavailable}")

@@ -53,7 +53,7 @@ def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -
 
 
 def test_one_training_a_seed_serves_all(ablation: Comparison) -> None:
-    assert [len(trajectory.runs) for trajectory in ablation.trajectories] == [7, 7]
+    assert [len(result.runs) for result in ablation.trainings] == [7, 7]
 
 
 def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:

@@ -58,8 +58,8 @@ class Told(Silent):
     def ended(self, method, seed, model, inputs):
         self.models[method, seed] = {"model": model, "inputs": inputs}
 
-    def trajectory_ended(self, trajectory):
-        self.failures |= {(run.method, run.seed): run.failure for run in trajectory.runs}
+    def training_ended(self, result):
+        self.failures |= {(run.method, run.seed): run.failure for run in result.runs}
 
 
 def folder_in(root: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
-from baselines.experiment.comparison import Plan, trajectories_of
+from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
 from baselines.training.loop import train
 from baselines.training.method_run import max_evaluation_operations, max_step_operations
@@ -211,7 +211,7 @@ def test_a_file_of_a_users_own_trains_alone(tmp_path: Path) -> None:
     """It may change the training, and then those that share it."""
     own = write(tmp_path, EXAMPLE.read_text().replace("linear", "constant"))
     plan = Plan(WORKLOAD, ("constant", own, "lawa"), (0,), Budget(1.0), SETTINGS)
-    assert trajectories_of(plan) == [("constant", "lawa"), (own,)]
+    assert methods_by_training(plan) == [("constant", "lawa"), (own,)]
 
 
 def test_the_settings_reach_the_methods() -> None:

@@ -11,13 +11,13 @@ from baselines.analysis import plots
 from baselines.analysis.intervals import estimate
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import METHODS
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from tests.support.comparisons import CURVES, comparison, run
 
 
 def with_runs(made: Comparison, change) -> Comparison:
     runs = tuple(change(r) for r in made.runs)
-    return dataclasses.replace(made, trajectories=(Trajectory(runs, 4.0, 4.1, 0.0),))
+    return dataclasses.replace(made, trainings=(TrainingResult(runs, 4.0, 4.1, 0.0),))
 
 
 def test_the_curve_is_the_mean_and_its_bars_the_interval() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from baselines.experiment.store import read_comparison
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from tests.support.kept_comparison import PROFILE
 from tests.support.ranks_worker import WITHOUT_BATCHNORM, follow
 from tests.support.trainings import COSTS
@@ -51,9 +51,9 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(left: Path) -> list[Trajectory]:
+def together(left: Path) -> list[TrainingResult]:
     return [
-        Trajectory.from_json((left / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
+        TrainingResult.from_json((left / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
     ]
 
 
@@ -65,11 +65,11 @@ def test_no_thread_of_the_ranks_outlives_their_training(left: Path) -> None:
         assert not [name for name in names if "gloo" in name]
 
 
-def test_all_ranks_come_to_the_same(together: list[Trajectory]) -> None:
+def test_all_ranks_come_to_the_same(together: list[TrainingResult]) -> None:
     assert together[0].runs == together[1].runs
 
 
-def test_ranks_are_one_process_with_larger_batches(together: list[Trajectory]) -> None:
+def test_ranks_are_one_process_with_larger_batches(together: list[TrainingResult]) -> None:
     def pairs(seed, start=0):
         batches = WITHOUT_BATCHNORM.batches(seed, start * RANKS)
         while True:
@@ -92,7 +92,7 @@ def test_ranks_are_one_process_with_larger_batches(together: list[Trajectory]) -
         assert mine.test == pytest.approx(theirs.test, rel=1e-4)
 
 
-def test_each_rank_is_charged(together: list[Trajectory]) -> None:
+def test_each_rank_is_charged(together: list[TrainingResult]) -> None:
     for run in together[0].runs:
         counts = run.counts
         assert counts["train_step"] == counts["load_data"] == RANKS * run.steps
@@ -107,7 +107,7 @@ def test_each_rank_is_charged(together: list[Trajectory]) -> None:
 
 
 def test_killed_and_started_again_they_end_as_undisturbed(
-    tmp_path: Path, together: list[Trajectory]
+    tmp_path: Path, together: list[TrainingResult]
 ) -> None:
     script = WORKER
     killed = torchrun(script, str(tmp_path), "17")
@@ -115,7 +115,9 @@ def test_killed_and_started_again_they_end_as_undisturbed(
     assert list(tmp_path.glob("step-*.pt"))
     done = torchrun(script, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert Trajectory.from_json((tmp_path / "rank-0.json").read_bytes()).runs == together[0].runs
+    assert (
+        TrainingResult.from_json((tmp_path / "rank-0.json").read_bytes()).runs == together[0].runs
+    )
 
 
 def test_the_command_under_torchrun(tmp_path: Path) -> None:

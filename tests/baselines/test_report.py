@@ -16,7 +16,7 @@ from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison
 from baselines.methods.method import METHODS, Settings
-from baselines.training.results import Run, Trajectory
+from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import CURVES, comparison, run
 from tests.support.profiles import profile_of
 
@@ -52,10 +52,10 @@ def test_the_verdict_says_what_wins_and_what_loses() -> None:
 def test_the_end_is_judged_on_the_test_part_and_the_target_on_the_validation_part() -> None:
     made = comparison(CURVES)
     ends = {"constant": [1.0, 1.1, 1.0], "decayed": [1.0, 1.0, 1.0], "lawa": [1.5, 1.5, 1.6]}
-    trajectory = Trajectory(
+    result = TrainingResult(
         tuple(dataclasses.replace(r, test=ends[r.method][r.seed]) for r in made.runs), 4.0, 4.1, 0.0
     )
-    made = dataclasses.replace(made, trajectories=(trajectory,))
+    made = dataclasses.replace(made, trainings=(result,))
     sentence = verdict(made)[0]
     assert "On the test part LAWA of the constant rate ends WORSE than constant rate" in sentence
     assert "reached the target with 50% less RST" in sentence
@@ -130,7 +130,7 @@ def test_a_failed_run_is_shown_as_a_miss() -> None:
         else r
         for r in made.runs
     )
-    made = Comparison(made.plan, made.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    made = Comparison(made.plan, made.profile, (TrainingResult(runs, 4.0, 4.1, 0.0),))
     row = next(row for row in tables.rows(made) if row.method == "lawa")
     assert tables.metric_cell(row.finals).endswith("(1 of 3 failed)")
     assert tables.metric_cell(row.tests).endswith("(1 of 3 failed)")
@@ -158,7 +158,7 @@ def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
     made = Comparison(
         made.plan,
         profile_of([{"train_step": 0.1}, {"train_step": 0.11}], made.plan.signature),
-        tuple(Trajectory((r,), 4.0, 4.1, 0.0, r.failure) for r in runs),
+        tuple(TrainingResult((r,), 4.0, 4.1, 0.0, r.failure) for r in runs),
     )
     note = report.markdown(made)
     screen.show(made)
@@ -218,7 +218,7 @@ def test_the_ranking_moves_with_the_budget() -> None:
     runs = tuple(
         run("lawa", 2, [math.nan], "diverged") if r.final != r.final else r for r in failed.runs
     )
-    failed = Comparison(failed.plan, failed.profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    failed = Comparison(failed.plan, failed.profile, (TrainingResult(runs, 4.0, 4.1, 0.0),))
     head, constant, decayed, lawa = tables.ranking([comparison(CURVES), failed])
     assert head == ["method", "4 s", "4 s"]
     assert [cell.rpartition(" ")[2] for cell in constant[1:]] == ["(3)", "(2)"]
@@ -253,7 +253,7 @@ def test_a_tuned_comparison_says_what_was_chosen_and_what_it_cost() -> None:
         Comparison(
             plan,
             made.profile,
-            (Trajectory(tuple(run(m, 9, [3.0, end]) for m in CURVES), 8.0, 8.1, 0.0),),
+            (TrainingResult(tuple(run(m, 9, [3.0, end]) for m in CURVES), 8.0, 8.1, 0.0),),
         )
         for plan, end in zip(trials, (2.0, 1.0), strict=True)
     ]

@@ -30,7 +30,7 @@ from baselines.training.checkpoint import (
     write_atomically,
 )
 from baselines.training.loop import train
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, plan_of, results
@@ -71,7 +71,7 @@ def with_dropout() -> Workload:
     return dataclasses.replace(WORKLOAD, make_model=make_model)
 
 
-def trained(workload: Workload, method: str, folder: Path | None) -> Trajectory:
+def trained(workload: Workload, method: str, folder: Path | None) -> TrainingResult:
     costs = {**COSTS, "schedule_free_step": 0.011}
     return train(
         *(workload, {method: METHODS[method]}, 3, Budget(0.6), costs, SETTINGS, 4),
@@ -130,8 +130,8 @@ def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> No
         def point(self, method, seed, point):
             told.append((method, seed, point))
 
-        def trajectory_ended(self, trajectory):
-            told.append(trajectory)
+        def training_ended(self, result):
+            told.append(result)
 
     undisturbed = carried_out(SMALL, tmp_path, Listens())
     first, told[:] = list(told), []

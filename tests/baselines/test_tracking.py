@@ -205,7 +205,7 @@ def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
             tracker.run_started("lawa", 0)
             tracker.point("lawa", 0, POINTS[0])
             tracker.ended("lawa", 0, linear, torch.ones(4, 3))
-            tracker.trajectory_ended(made.trajectories[0])
+            tracker.training_ended(made.trainings[0])
             tracker.finish(made)
     [unsent] = tracker.how_to_review()
     assert "did not reach MLflow" in unsent
@@ -333,8 +333,8 @@ def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> No
                 tracker.point(run.method, run.seed, dataclasses.replace(p, weights="averaged"))
             if not again:
                 tracker.ended(run.method, run.seed, *averaged_model(run.seed)[:2])
-        tracker.trajectory_ended(
-            dataclasses.replace(made.trajectories[0], runs=(made.of("lawa")[0], made.of("lawa")[1]))
+        tracker.training_ended(
+            dataclasses.replace(made.trainings[0], runs=(made.of("lawa")[0], made.of("lawa")[1]))
         )
         # As `finish` does, without the pictures, which take seconds to draw.
         tracker.conclude(report.markdown(made), {}, {"results": tables.columns(made)})
@@ -363,12 +363,12 @@ def averaged_model(seed: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tens
 @pytest.fixture(scope="module")
 def failing_then_ending() -> Comparison:
     curves = comparison(CURVES)
-    (trajectory,) = curves.trajectories
+    (result,) = curves.trainings
     bad = tuple(
         dataclasses.replace(run, failure="the loss is no number") if run.seed == 1 else run
-        for run in trajectory.runs
+        for run in result.runs
     )
-    return dataclasses.replace(curves, trajectories=(dataclasses.replace(trajectory, runs=bad),))
+    return dataclasses.replace(curves, trainings=(dataclasses.replace(result, runs=bad),))
 
 
 def everything(uri: str, key: str) -> dict[str, object]:
@@ -541,7 +541,7 @@ def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
         tracker.run_started("lawa", 0)
         for p in POINTS:
             tracker.point("lawa", 0, p)
-        tracker.trajectory_ended(made.trajectories[0])
+        tracker.training_ended(made.trainings[0])
         tracker.finish(made)
     (line,) = tracker.how_to_review()
     assert f"{count(tmp_path, 0)} record(s) did not reach MLflow" in line

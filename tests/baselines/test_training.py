@@ -126,7 +126,7 @@ def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
 
 
 @pytest.mark.slow
-def test_methods_that_share_a_trajectory_end_as_if_each_had_trained_alone() -> None:
+def test_methods_that_share_a_training_end_as_if_each_had_trained_alone() -> None:
     names = [name for name, method in METHODS.items() if method.schedule is constant]
     assert len(names) >= 4
     together = follow(*names, budget=1.0)
@@ -134,7 +134,7 @@ def test_methods_that_share_a_trajectory_end_as_if_each_had_trained_alone() -> N
     assert len({result.steps for result in together.runs}) > 1
 
 
-def test_a_shared_step_is_paid_once_by_the_trajectory() -> None:
+def test_a_shared_step_is_paid_once_by_the_training() -> None:
     together = follow("constant", "ema")
     steps = max(result.steps for result in together.runs)
     updates = together.runs[1].steps
@@ -145,9 +145,9 @@ def test_a_shared_step_is_paid_once_by_the_trajectory() -> None:
 
 
 def test_rates_that_depend_on_what_is_spent_are_not_shared() -> None:
-    with pytest.raises(ValueError, match="decayed, lawa-decayed cannot follow one trajectory"):
+    with pytest.raises(ValueError, match="decayed, lawa-decayed cannot follow one training"):
         follow("decayed", "lawa-decayed")
-    with pytest.raises(ValueError, match="constant, decayed cannot follow one trajectory"):
+    with pytest.raises(ValueError, match="constant, decayed cannot follow one training"):
         follow("constant", "decayed")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from baselines.cli import dry_run
-from baselines.experiment.comparison import Comparison, Plan, compare, trajectories_of
+from baselines.experiment.comparison import Comparison, Plan, compare, methods_by_training
 from baselines.experiment.manifest import Manifest
 from baselines.experiment.tuning import (
     CutOffError,
@@ -30,7 +30,7 @@ from baselines.experiment.tuning import (
 )
 from baselines.methods.method import Settings, find
 from baselines.training.loop import train
-from baselines.training.results import Run, Trajectory
+from baselines.training.results import Run, TrainingResult
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget, ProfileError
@@ -57,7 +57,7 @@ class Silent:
     def run_started(self, *_) -> None:
         pass
 
-    point = ended = trajectory_ended = run_started
+    point = ended = training_ended = run_started
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_rates_are_the_same_for_all_methods_so_that_they_share_a_training() 
     for trial in trials(PLAN, 8):
         assert trial.tuned.keys() == set(METHODS)
         assert len({trial.settings_of(method).learning_rate for method in METHODS}) == 1
-        assert trajectories_of(trial) == [("constant", "ema", "swa", "lawa"), ("decayed",)]
+        assert methods_by_training(trial) == [("constant", "ema", "swa", "lawa"), ("decayed",)]
 
 
 def test_each_sixteenth_of_the_rates_is_tried_once() -> None:
@@ -183,14 +183,14 @@ def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> Non
             )
             for trial in plans
         ]
-        finals = [trajectory.runs[0].final for trajectory in alone]
+        finals = [result.runs[0].final for result in alone]
         naive = min(range(COUNT), key=lambda number: finals[number])
         assert tuned.settings_of(method) == plans[naive].tuned[method]
         mine = [trial for trial in tuned.tried if trial.method == method]
         assert [trial.value for trial in mine] == finals
         assert [trial.number for trial in mine] == list(range(COUNT))
         assert [trial.settings for trial in mine] == [trial.tuned[method] for trial in plans]
-        charged = math.fsum(trajectory.runs[0].rst_seconds for trajectory in alone)
+        charged = math.fsum(result.runs[0].rst_seconds for result in alone)
         assert tuned.tuning_rst_seconds[method] == pytest.approx(charged)
     # The first trial is not the best for all, or the search was for nothing.
     assert {tuned.settings_of(method) for method in METHODS} != {PLAN.settings}
@@ -198,7 +198,7 @@ def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> Non
 
 def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> None:
     really = [compare(trial, PROFILE, Silent()) for trial in trials(PLAN, COUNT)]
-    trained = math.fsum(t.rst_seconds for comparison in really for t in comparison.trajectories)
+    trained = math.fsum(t.rst_seconds for comparison in really for t in comparison.trainings)
     assert math.fsum(t.trained_rst_seconds for t in tuned.tried) == pytest.approx(trained)
     assert trained < 0.6 * math.fsum(tuned.tuning_rst_seconds.values())
 
@@ -274,7 +274,7 @@ def test_the_least_value_wins_the_first_of_equals_and_a_failure_never(results) -
         Comparison(
             trial,
             PROFILE,
-            (Trajectory((run_of("constant", a, s), run_of("ema", b, 2 * s)), 3 * s, 1.0, 0.0),),
+            (TrainingResult((run_of("constant", a, s), run_of("ema", b, 2 * s)), 3 * s, 1.0, 0.0),),
         )
         for trial, (a, b, s) in zip(plans, results, strict=True)
     ]

@@ -130,8 +130,8 @@ def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
         def run_started(self, method, seed):
             mine.write_text(evil.read_text())
 
-        def trajectory_ended(self, trajectory):
-            said.update({run.method: run.failure for run in trajectory.runs})
+        def training_ended(self, result):
+            said.update({run.method: run.failure for run in result.runs})
 
     with Processes() as engine:
         run_parallel(plan, PROFILE, Changes(), budget_folder(tmp_path, plan), engine, 1)

@@ -19,7 +19,7 @@ from scipy import stats
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.experiment.store import Task, read_comparison, read_result
 from baselines.methods.method import Settings
-from baselines.training.results import Run, Trajectory
+from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import WORKLOAD, run
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
@@ -76,8 +76,8 @@ class Kept:
     def windows(self) -> dict[str, list[Run]]:
         names = ("constant", *(cell.name for cell in runs.CELLS))
         folder = self.root / "0.2s-ablation"
-        trajectories = [read_result(folder, Task(names, seed)) for seed in PLAN.seeds]
-        return {name: [t.runs[i] for t in trajectories] for i, name in enumerate(names)}
+        trainings = [read_result(folder, Task(names, seed)) for seed in PLAN.seeds]
+        return {name: [t.runs[i] for t in trainings] for i, name in enumerate(names)}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def made(curves: dict[str, list[float]], budget: float = 20.0, spread: float = 0
         WORKLOAD, tuple(curves), tuple(range(5)), Budget(budget), PLAN.settings, int(budget)
     )
     profile = profile_of([{"train_step": 0.1}], plan.signature)
-    return Comparison(plan, profile, (Trajectory(tuple(found), 4.0, 4.1, 0.0),))
+    return Comparison(plan, profile, (TrainingResult(tuple(found), 4.0, 4.1, 0.0),))
 
 
 FALLING = [3.0 - 0.1 * i for i in range(20)]
@@ -391,7 +391,7 @@ def test_wrong_options_are_refused(kept: Kept, capsys, tmp_path, options, messag
 
 def test_a_failed_run_ends_it_with_its_name() -> None:
     failed = made({"constant": [1.0]}, 1.0)
-    broken = Trajectory((run("lawa", 3, [1.0], "no finite number"),), 1.0, 1.0, 0.0)
-    comparison = Comparison(failed.plan, failed.profile, (*failed.trajectories, broken))
+    broken = TrainingResult((run("lawa", 3, [1.0], "no finite number"),), 1.0, 1.0, 0.0)
+    comparison = Comparison(failed.plan, failed.profile, (*failed.trainings, broken))
     with pytest.raises(SystemExit, match="error: lawa, seed 3, failed: no finite number"):
         runs.ended(comparison)

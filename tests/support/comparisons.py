@@ -6,7 +6,7 @@ from pathlib import Path
 from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, Plan, tasks
 from baselines.methods.method import METHODS, Settings
-from baselines.training.results import Point, Run, Trajectory
+from baselines.training.results import Point, Run, TrainingResult
 from baselines.workloads import digits
 from tests.support.profiles import profile_of
 from timing import Budget
@@ -42,7 +42,7 @@ def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
         for method, by_seed in curves.items()
         for seed, values in enumerate(by_seed)
     )
-    return Comparison(plan, profile, (Trajectory(runs, 4.0, 4.1, 0.0),))
+    return Comparison(plan, profile, (TrainingResult(runs, 4.0, 4.1, 0.0),))
 
 
 CURVES = {
@@ -59,7 +59,7 @@ def kept(made: Comparison, root: Path) -> Path:
     store.write_or_verify(inside, made.plan)
     for task in tasks(made.plan):
         runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
-        store.write_result(inside, task, Trajectory(runs, 4.0, 4.1, 0.0))
+        store.write_result(inside, task, TrainingResult(runs, 4.0, 4.1, 0.0))
     return root
 
 

@@ -61,7 +61,8 @@ def ablation() -> list[dict[str, Any]]:
     plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
     cells = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
     found = ablate(plan, Profile.read(PROFILE), cells)
-    return [json.loads(json.dumps(asdict(trajectory))) for trajectory in found.trajectories]
+    trainings = found.trajectories if IS_BEFORE_THE_MOVES else found.trainings
+    return [json.loads(json.dumps(asdict(result))) for result in trainings]
 
 
 def exact(tree: Any) -> Any:

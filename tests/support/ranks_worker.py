@@ -49,8 +49,8 @@ if __name__ == "__main__":
 
         workload = dataclasses.replace(WITHOUT_BATCHNORM, loss=loss)
     with distributed.process_group():
-        trajectory = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
+        result = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
         rank = distributed.rank()
-        (folder / f"rank-{rank}.json").write_text(trajectory.to_json())
+        (folder / f"rank-{rank}.json").write_text(result.to_json())
     threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{rank}.txt").write_text("".join(threads))

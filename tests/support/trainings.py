@@ -2,7 +2,7 @@
 
 from baselines.methods.method import METHODS, Settings
 from baselines.training.loop import train
-from baselines.training.results import Trajectory
+from baselines.training.results import TrainingResult
 from baselines.workloads import digits
 from timing import Budget
 
@@ -32,7 +32,7 @@ def follow(
     seed=0,
     evaluations=5,
     policy="algoperf",
-) -> Trajectory:
+) -> TrainingResult:
     return train(
         workload,
         {method: METHODS[method] for method in methods},
