@@ -47,7 +47,7 @@ def step_rows(rounds, device="cpu"):
         taken = seconds_of({"with": opt.step, "without": base.step}, 5 * rounds)
         pairs = zip(taken["with"], taken["without"], strict=True)
         over = [(ours - bare) * 1e6 for ours, bare in pairs]
-        assert opt.held == 0
+        assert opt.num_snapshots == 0
         yield Row.of(
             "step() without a collect, over the wrapped optimizer's",
             f"50 tensors, every={every!r}",

@@ -24,7 +24,7 @@ class EvaluateAverage(L.Callback):
 
     def on_validation_start(self, trainer, *_):
         for opt in trainer.optimizers:
-            if isinstance(opt, LAWA) and opt.held:
+            if isinstance(opt, LAWA) and opt.num_snapshots:
                 opt.eval()
 
     def on_train_batch_start(self, trainer, *_):

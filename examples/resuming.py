@@ -48,7 +48,7 @@ def train(file, steps=400, every=50, averaging=True, cut=None):
     done = 0
     if file.exists():
         done = load(file, parts)
-        print(f"  goes on from step {done}, with {opt.held} snapshots in the window")
+        print(f"  goes on from step {done}, with {opt.num_snapshots} snapshots in the window")
     for step in range(done + 1, steps + 1):
         # The batch of a step depends on the step alone, and so needs no saving.
         batch = torch.randint(len(x), (32,), generator=torch.Generator().manual_seed(step))

@@ -103,7 +103,7 @@ class LAWA(Optimizer):
         device: where the snapshots are, by default with each parameter. With "cpu", parameters in
             CUDA memory are collected into pinned memory on a stream of its own: k * N there and N
             beside the parameters (in `dtype`, if given).
-        split_over: for replicas (DDP), a mesh of one dimension whose ranks each hold only a part of
+        mesh: for replicas (DDP), a mesh of one dimension whose ranks each hold only a part of
             every snapshot of a parameter. Reading the mean is then a collective that all ranks
             call; collecting never is. Buffers, which differ between ranks, and DTensors (FSDP2),
             which are split already, stay as they are.
@@ -132,11 +132,11 @@ class LAWA(Optimizer):
         buffers: nn.Module | Iterable[nn.Module] | Iterable[Tensor] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        split_over: DeviceMesh | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: it would make param_groups and state of its own.
         if isinstance(optimizer, LAWA):
-            raise TypeError("this is a LAWA already; shorter windows are averaged(latest=j)")
+            raise TypeError("this is a LAWA already; shorter windows are averaged(k=j)")
         if not (hasattr(optimizer, "param_groups") and callable(getattr(optimizer, "step", None))):
             raise TypeError(
                 "LAWA wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1): got "
@@ -145,7 +145,7 @@ class LAWA(Optimizer):
         self.__setstate__(
             {
                 "base": optimizer,
-                "window": Window(k, dtype, split_over, device),
+                "window": Window(k, dtype, mesh, device),
                 "schedule": CollectSchedule(every, k, horizon, start),
                 "buffers": Buffers(buffers),
                 "swaps": Swaps(),
@@ -207,15 +207,29 @@ class LAWA(Optimizer):
         self.base.defaults = defaults
 
     @property
-    def held(self) -> int:
+    def num_snapshots(self) -> int:
         """Snapshots in the window, from 0 to k."""
         return self.window.num_snapshots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all snapshots, on whatever device."""
+        return self.window.nbytes
+
+    @property
+    def enabled(self) -> bool:
+        """Whether steps are collected; `collect()` always is."""
+        return self.schedule.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self.schedule.enabled = enabled
 
     def __repr__(self) -> str:
         schedule = self.schedule
         return (
-            f"{type(self).__name__}(k={schedule.k}, every={schedule.every!r}, held={self.held}) of "
-            f"{self.base!r}"
+            f"{type(self).__name__}(k={schedule.k}, every={schedule.every!r}, "
+            f"num_snapshots={self.num_snapshots}) of {self.base!r}"
         )
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
@@ -329,18 +343,18 @@ class LAWA(Optimizer):
                 "call train(), first"
             )
 
-    def _nonempty_rings(self, latest: int | None) -> list[Ring]:
-        """Return the rings that hold snapshots, once `latest` is known to be in range."""
-        held = self.held
+    def _nonempty_rings(self, k: int | None) -> list[Ring]:
+        """Return the rings that hold snapshots, once `k` is known to be in range."""
+        held = self.num_snapshots
         if held == 0:
             raise RuntimeError(
                 f"the window is empty after {self.schedule.steps} steps with "
                 f"every={self.schedule.every!r}: train on or collect() first, or ask for the live "
                 'weights with averaged(if_empty="live")'
             )
-        whole = isinstance(latest, int) and not isinstance(latest, bool)
-        if latest is not None and not (whole and 1 <= latest <= held):
-            raise ValueError(f"latest must be from 1 to the {held} snapshots held: {latest!r}")
+        whole = isinstance(k, int) and not isinstance(k, bool)
+        if k is not None and not (whole and 1 <= k <= held):
+            raise ValueError(f"k must be from 1 to the {held} snapshots held: {k!r}")
         tensors = self._tensors()
         buffers = tensors[len(self._parameters()) :]
         # A cache that has grown since is no statistic: it stays as it is.
@@ -374,7 +388,7 @@ class LAWA(Optimizer):
             warn(text)
 
     def averaged(
-        self, latest: int | None = None, *, if_empty: Literal["raise", "live"] = "raise"
+        self, k: int | None = None, *, if_empty: Literal["raise", "live"] = "raise"
     ) -> AbstractContextManager[None]:
         """Have the mean of the window in the parameters (and given buffers) within a block.
 
@@ -387,14 +401,14 @@ class LAWA(Optimizer):
         parametrizations) is made again; what other packages keep of them is theirs to renew.
 
         Args:
-            latest: average the latest so many snapshots, from 1 to those held; by default, all.
+            k: average the newest so many snapshots, from 1 to `num_snapshots`; by default, all.
             if_empty: "live" leaves the live weights in place while nothing has been collected.
 
         Raises:
             RuntimeError: the window is empty.
             ValueError: more snapshots asked for than are held.
         """
-        return _Averaged(self, latest, if_empty)
+        return _Averaged(self, k, if_empty)
 
     def eval(self) -> None:
         """Put the mean into the model until `train()`, as Transformers and Accelerate call it.
@@ -412,7 +426,7 @@ class LAWA(Optimizer):
         written = before and self.version_after_step == [before[0] + 1]
         if hasattr(self.base, "eval"):
             self.base.eval()
-        if not self.held:
+        if not self.num_snapshots:
             warn("eval(): the window is empty, so the weights are live")
             return
         if written:
@@ -459,16 +473,16 @@ class LAWA(Optimizer):
 
     @_outside_graphs
     @torch.no_grad()
-    def _new_swap(self, latest: int | None) -> tuple[Swap, list[Ring]]:
+    def _new_swap(self, k: int | None) -> tuple[Swap, list[Ring]]:
         """Return the live weights of all that an average will replace, and where that is from."""
-        rings = self._nonempty_rings(latest)
+        rings = self._nonempty_rings(k)
         return Swap([tensor for ring in rings for tensor in ring.tensors], self.buffers), rings
 
     @_outside_graphs
     @torch.no_grad()
-    def _swap_in(self, swap: Swap, rings: list[Ring], latest: int | None) -> None:
+    def _swap_in(self, swap: Swap, rings: list[Ring], k: int | None) -> None:
         self.swaps.enter(swap)
-        swap.write(rings, latest)
+        swap.write(rings, k)
 
     @_outside_graphs
     @torch.no_grad()
@@ -480,7 +494,7 @@ class LAWA(Optimizer):
     def averaged_state_dict(
         self,
         model: nn.Module,
-        latest: int | None = None,
+        k: int | None = None,
         *,
         dtype: torch.dtype | None = None,
         others: Sequence[LAWA] = (),
@@ -492,7 +506,7 @@ class LAWA(Optimizer):
 
         Args:
             model: the model whose parameters are optimized.
-            latest: as in `averaged`.
+            k: as in `averaged`.
             dtype: type of the means; `torch.float32` keeps what bfloat16 parameters would round.
             others: the LAWAs of further optimizers over this model, such as AdamW's beside Muon's.
 
@@ -508,20 +522,20 @@ class LAWA(Optimizer):
         means: dict[int, Tensor] = {}
         entries = model.state_dict(keep_vars=True)
         for lawa in windows:
-            means |= lawa._means(latest, dtype)
+            means |= lawa._means(k, dtype)
         if not any(id(value) in means for value in entries.values()):
             raise ValueError(coverage.NOT_THE_MODELS)
         self._check_coverage(model, means, windows)
         return copied_entries(entries, means)
 
-    def _means(self, latest: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
+    def _means(self, k: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
         """Return the mean of each tensor that the window holds, by the tensor's id."""
         means: dict[int, Tensor] = {}
-        for ring in self._nonempty_rings(latest):
+        for ring in self._nonempty_rings(k):
             outs = [
                 torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
             ]
-            ring.write_mean(outs, latest)
+            ring.write_mean(outs, k)
             means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
         return means
 
@@ -546,22 +560,22 @@ class LAWA(Optimizer):
             )
 
     def averaged_model(
-        self, model: nn.Module, latest: int | None = None, *, others: Sequence[LAWA] = ()
+        self, model: nn.Module, k: int | None = None, *, others: Sequence[LAWA] = ()
     ) -> nn.Module:
         """Return a copy of the model with the weights of `averaged_state_dict`; raises as that."""
-        weights = self.averaged_state_dict(model, latest, others=others)
+        weights = self.averaged_state_dict(model, k, others=others)
         twin = copy.deepcopy(model)
         twin.load_state_dict(weights)
         return twin
 
     @torch.no_grad()
-    def restart_from_average(self, latest: int | None = None, *, reset_state: bool = False) -> None:
+    def restart_from_average(self, k: int | None = None, *, reset_state: bool = False) -> None:
         """Make the mean the live weights and train on from there (the paper's online mode).
 
         This does change the training. The window is kept.
 
         Args:
-            latest: as in `averaged`.
+            k: as in `averaged`.
             reset_state: also forget the wrapped optimizer's state (momenta), which belongs to the
                 weights left behind.
 
@@ -576,10 +590,10 @@ class LAWA(Optimizer):
                 "Adagrad makes its state when it is built and not again: restart without "
                 "reset_state and set its state yourself"
             )
-        rings = self._nonempty_rings(latest)
+        rings = self._nonempty_rings(k)
         forget_derived(self._tensors())
         for ring in rings:
-            ring.write_mean(ring.tensors, latest)
+            ring.write_mean(ring.tensors, k)
         self._stamp()
         if reset_state:
             self.base.state.clear()
@@ -681,11 +695,11 @@ class _Averaged(ContextDecorator, AbstractContextManager[None]):
 
     def _recreate_cm(self) -> _Averaged:
         """Return a block for each call of a decorated function."""
-        return _Averaged(self.lawa, self.latest, self.if_empty)
+        return _Averaged(self.lawa, self.k, self.if_empty)
 
-    def __init__(self, lawa: LAWA, latest: int | None, if_empty: str) -> None:
+    def __init__(self, lawa: LAWA, k: int | None, if_empty: str) -> None:
         self.lawa = lawa
-        self.latest = latest
+        self.k = k
         self.if_empty = if_empty
         self.swap: Swap | None = None
         self.signals = HeldSignals(_Averaged.__enter__, _Averaged.__exit__)
@@ -694,12 +708,12 @@ class _Averaged(ContextDecorator, AbstractContextManager[None]):
         lawa = self.lawa
         if self.swap is not None:
             raise RuntimeError("this averaged() block was entered before: call averaged() anew")
-        if self.if_empty == "live" and not lawa.held:
+        if self.if_empty == "live" and not lawa.num_snapshots:
             return
         try:
             self.signals.hold()
-            self.swap, rings = lawa._new_swap(self.latest)
-            lawa._swap_in(self.swap, rings, self.latest)
+            self.swap, rings = lawa._new_swap(self.k)
+            lawa._swap_in(self.swap, rings, self.k)
             self.signals.run_waiting()
         except BaseException:
             self._put_back()

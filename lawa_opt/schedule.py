@@ -67,7 +67,7 @@ class CollectSchedule:
     @k.setter
     def k(self, k: int) -> None:
         raise AttributeError(
-            f"k cannot be set to {k!r}: the window has {self._k} slots. averaged(latest=j) reads "
+            f"k cannot be set to {k!r}: the window has {self._k} slots. averaged(k=j) reads "
             "fewer; for more, make another LAWA"
         )
 

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with runs.opened(__doc__, arguments) as trainings:
         comparison = trainings.windows()
         findings, numbers = examine(comparison)
-        trainings.conclude("auto-interval", findings, numbers, draw(comparison, numbers))
+        trainings.report("auto-interval", findings, numbers, draw(comparison, numbers))
 
 
 if __name__ == "__main__":

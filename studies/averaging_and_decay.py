@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with runs.opened(__doc__, arguments) as trainings:
         found = trained(trainings)
         findings, numbers = examine(*found)
-        trainings.conclude("averaging-and-decay", findings, numbers, draw(found[0], numbers))
+        trainings.report("averaging-and-decay", findings, numbers, draw(found[0], numbers))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with runs.opened(__doc__, arguments) as trainings:
         comparisons = [trainings.compared(share) for share in (*SHORTER, 1.0)]
         findings, numbers = examine(comparisons)
-        trainings.conclude("equal-rst", findings, numbers, draw(comparisons, numbers))
+        trainings.report("equal-rst", findings, numbers, draw(comparisons, numbers))
 
 
 if __name__ == "__main__":

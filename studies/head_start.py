@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with runs.opened(__doc__, arguments) as trainings:
         comparison = trainings.compared()
         findings, numbers = examine(comparison)
-        trainings.conclude("head-start", findings, numbers, draw(comparison, numbers))
+        trainings.report("head-start", findings, numbers, draw(comparison, numbers))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class Runs:
     def _resume(self, plan: Plan, path: Path) -> Comparison:
         return ended(resume(plan, self.profile, Progress(), path))
 
-    def conclude(
+    def report(
         self, name: str, findings: Sequence[Finding], numbers: dict[str, Any], figure: Figure
     ) -> None:
         """Print what was found, and write the figure and the numbers."""

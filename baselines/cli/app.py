@@ -220,13 +220,13 @@ def ablate_command(
         pictures = {"k-against-interval": heat_map(comparison, cells)}
         tables = {"results": ablation.columns(comparison, cells)}
         failed = comparison.failure is not None
-        tracker.conclude(ablation.markdown(comparison, cells), pictures, tables, failed=failed)
+        tracker.log_note(ablation.markdown(comparison, cells), pictures, tables, failed=failed)
     for share in ablation.SHARES:
         rows = ablation.table(comparison, cells, share)
         console.print(table_of(rows, ablation.title(comparison, share)))
     say(ablation.verdict(comparison, cells))
     say(f"Constant rate. {report.conditions(comparison)}")
-    for line in tracker.how_to_review():
+    for line in tracker.review_instructions():
         say(line)
     if comparison.failure:
         raise commandline.CommandError(comparison.failure)

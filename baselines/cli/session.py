@@ -105,9 +105,9 @@ def run_comparison(
             with progress_bar() as progress:
                 screen = Screen(plan, progress, tracker)
                 comparisons.append(train(plan, profile, screen, path))
-            tracker.finish(comparisons[-1])
+            tracker.log_report(comparisons[-1])
         show(comparisons[-1])
-        for line in tracker.how_to_review():
+        for line in tracker.review_instructions():
             say(line)
         check_kept(path, key, comparisons[-1])
     return comparisons

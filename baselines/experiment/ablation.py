@@ -81,11 +81,12 @@ class SubWindow(NoAveraging):
 
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return the model under the mean of k snapshots, or of fewer at first; live before any."""
-        return self._averaged(), self.evaluation_operations if self.window.lawa.held else {}
+        filled = self.window.lawa.num_snapshots > 0
+        return self._averaged(), self.evaluation_operations if filled else {}
 
     @contextmanager
     def _averaged(self) -> Iterator[nn.Module]:
-        latest = min(self.k, self.window.lawa.held) or None
+        latest = min(self.k, self.window.lawa.num_snapshots) or None
         with self.window.lawa.averaged(latest, if_empty="live"):
             yield self.model
 

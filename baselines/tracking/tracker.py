@@ -332,15 +332,15 @@ class Tracker:
         else:
             self._records.add(Record(comparison=self.key, run=run, model=name))
 
-    def finish(self, comparison: Comparison) -> None:
+    def log_report(self, comparison: Comparison) -> None:
         """Put table, verdict and plots on the parent run."""
         shown: dict[str, Mapping[str, Sequence[Any]]] = {"results": tables.columns(comparison)}
         if comparison.plan.tried:
             shown["tuning"] = tuning.columns(comparison.plan)
         text, failed = report.markdown(comparison), comparison.failure is not None
-        self.conclude(text, plots.figures(comparison), shown, failed=failed)
+        self.log_note(text, plots.figures(comparison), shown, failed=failed)
 
-    def conclude(
+    def log_note(
         self,
         text: str,
         figures: Mapping[str, Figure],
@@ -373,7 +373,7 @@ class Tracker:
             },
         )
 
-    def how_to_review(self) -> list[str]:
+    def review_instructions(self) -> list[str]:
         """Return lines to print after the end: how to look at the comparison.
 
         The last one is the address of its saved view; or, where MLflow was never reached, the only

@@ -84,7 +84,7 @@ def main():
                 plan, profile, screen, folder, checkpoint_seconds=NEVER_SECONDS, warn=part.note
             )
         part.add(report=report.markdown(comparison))
-        tracker.finish(comparison)
+        tracker.log_report(comparison)
     show(comparison)
     for result in comparison.trainings:
         names = ", ".join(run.method for run in result.runs)

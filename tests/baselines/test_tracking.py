@@ -165,7 +165,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
         tracker.run_started("lawa", 0)
         tracker.ended("lawa", 0, Undecided(), torch.ones(4, 3))
         tracker.run_failed("lawa", 0, "the loss is no number")
-        tracker.finish(made)
+        tracker.log_report(made)
     found = runs(store, tracker.key)
     failed = found["lawa/0/4s"]
     assert failed.info.status == "FAILED"
@@ -185,7 +185,7 @@ def test_a_failed_run_says_why_and_its_tables_and_pictures_come_along(store) -> 
     assert report.markdown(made) in note
     for name in pictures:
         assert f"![{name}](get-artifact?path={name}.png&run_uuid={tracker.run_id})" in note
-    *_, address = tracker.how_to_review()
+    *_, address = tracker.review_instructions()
     key = address.rpartition("viewStateShareKey=")[2]
     experiment = client.get_experiment(tracker.experiment_id)
     assert json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["state"][:8] == "deflate;"
@@ -206,8 +206,8 @@ def test_without_mlflow_all_is_written_down_and_sent_from_elsewhere(
             tracker.point("lawa", 0, POINTS[0])
             tracker.ended("lawa", 0, linear, torch.ones(4, 3))
             tracker.training_ended(made.trainings[0])
-            tracker.finish(made)
-    [unsent] = tracker.how_to_review()
+            tracker.log_report(made)
+    [unsent] = tracker.review_instructions()
     assert "did not reach MLflow" in unsent
     brought = tmp_path / "brought"
     shutil.copytree(tmp_path / "records", brought)
@@ -337,7 +337,7 @@ def told(made: Comparison, key: str, folder: Path, *, again: bool = False) -> No
             dataclasses.replace(made.trainings[0], runs=(made.of("lawa")[0], made.of("lawa")[1]))
         )
         # As `finish` does, without the pictures, which take seconds to draw.
-        tracker.conclude(report.markdown(made), {}, {"results": tables.columns(made)})
+        tracker.log_note(report.markdown(made), {}, {"results": tables.columns(made)})
     assert count(folder, Sent.read(folder).offset_bytes) > 0
 
 
@@ -482,7 +482,7 @@ def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_pat
     tuned = dataclasses.replace(made.plan, tuned=own_of, trials=1, tried=trials)
     with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
         sending().kill()
-        tracker.finish(dataclasses.replace(made, plan=tuned))
+        tracker.log_report(dataclasses.replace(made, plan=tuned))
     begun, ended, *_ = read(tmp_path, 0)[0]
     assert begun.parameters["tuning/trials"] == "1"
     assert begun.parameters["tuning/constant/rst_seconds"] == "4.0"
@@ -542,8 +542,8 @@ def test_a_server_that_is_away_is_waited_for_and_then_said_to_be(
         for p in POINTS:
             tracker.point("lawa", 0, p)
         tracker.training_ended(made.trainings[0])
-        tracker.finish(made)
-    (line,) = tracker.how_to_review()
+        tracker.log_report(made)
+    (line,) = tracker.review_instructions()
     assert f"{count(tmp_path, 0)} record(s) did not reach MLflow" in line
     assert f"lie in {tmp_path}" in line
     assert "\n" not in line
@@ -571,9 +571,9 @@ def test_the_line_that_starts_the_ui_has_no_password(
         sender.wait()
         sent = Sent(store="postgresql://127.0.0.1:1/db", comparisons={tracker.key: "a1"})
         sent.write(tmp_path)
-    (line,) = (line for line in tracker.how_to_review() if "mlflow ui" in line)
+    (line,) = (line for line in tracker.review_instructions() if "mlflow ui" in line)
     assert 'MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" ' in line
-    assert not any("secret" in line for line in tracker.how_to_review())
+    assert not any("secret" in line for line in tracker.review_instructions())
 
 
 def half_made(folder: Path) -> bool:
@@ -635,7 +635,7 @@ def test_a_server_killed_in_mid_run_gets_the_rest_when_it_is_back(
             tracker.point("lawa", 0, p)
     found = runs(store, tracker.key)
     assert history(store, found["lawa/0/4s"]) == VALUES
-    page, _, address = tracker.how_to_review()
+    page, _, address = tracker.review_instructions()
     ui = f"http://127.0.0.1:{port}/#/experiments/{tracker.experiment_id}/runs"
     assert address.startswith(f"{ui}?")
     assert f"{ui}/{tracker.run_id}?" in page

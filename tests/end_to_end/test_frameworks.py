@@ -134,7 +134,7 @@ def test_lightning_proxies_see_and_change_the_same_lawa(tmp_path):
             self.manual_backward(self.net(batch).sum())
             proxy.step()
             proxy.eval()
-            seen.append((proxy.held, proxy.schedule.steps, len(proxy.optimizer.swaps)))
+            seen.append((proxy.num_snapshots, proxy.schedule.steps, len(proxy.optimizer.swaps)))
 
     trainer = lightning.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET
@@ -154,7 +154,7 @@ def test_fabric_proxies_see_and_change_the_same_lawa():
         proxy.zero_grad()
         fabric.backward(wrapped(torch.ones(1, 3)).sum())
         proxy.step()
-    assert (opt.held, proxy.held, opt.schedule.steps) == (2, 2, 3)
+    assert (opt.num_snapshots, proxy.num_snapshots, opt.schedule.steps) == (2, 2, 3)
     live = copy.deepcopy(model.state_dict())
     with proxy.averaged(), pytest.raises(RuntimeError, match="averaged weights are in the model"):
         opt.step()
@@ -167,7 +167,7 @@ def test_fabric_proxies_see_and_change_the_same_lawa():
     assert saved["state"][0]["lawa_held"] == 2
     opt.window.clear()
     proxy.load_state_dict(saved)
-    assert opt.held == 2
+    assert opt.num_snapshots == 2
 
 
 def test_trainer_evaluates_and_saves_the_average_and_resumes(tmp_path):

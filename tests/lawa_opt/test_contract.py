@@ -64,7 +64,7 @@ def test_every_built_in_optimizer_trains_as_without(
     with opt.averaged():
         assert not all(map(torch.equal, snapshot, weights_of(wrapped)))
     train(wrapped, opt, range(5, 9), closure=closure)
-    assert opt.held == 3
+    assert opt.num_snapshots == 3
     assert same(plain.state_dict(), wrapped.state_dict())
     assert same(alone.state_dict(), opt.base.state_dict())
 
@@ -192,7 +192,7 @@ def test_a_step_skipped_by_the_scaler_is_no_step(fused: bool) -> None:
         else:
             skipped += 1
             assert all(map(torch.equal, before, weights_of(scaled)))
-        assert (opt.held, opt.schedule.steps) == (taken, taken)
+        assert (opt.num_snapshots, opt.schedule.steps) == (taken, taken)
     assert skipped > 0
     assert same(plain.state_dict(), scaled.state_dict())
 
@@ -223,7 +223,7 @@ def test_what_is_no_optimizer_is_refused() -> None:
     model = small_model()
     with pytest.raises(TypeError, match=r"LAWA wraps an optimizer, such as .*got generator"):
         LAWA(model.parameters())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"LAWA already; shorter windows are averaged\(latest=j\)"):
+    with pytest.raises(TypeError, match=r"LAWA already; shorter windows are averaged\(k=j\)"):
         LAWA(LAWA(torch.optim.SGD(model.parameters())))
     for k in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match=f"k must be a whole number of snapshots from 1: {k}"):
@@ -232,7 +232,7 @@ def test_what_is_no_optimizer_is_refused() -> None:
 
 def test_its_text_names_both() -> None:
     text = repr(LAWA(torch.optim.SGD(small_model().parameters()), k=4, every=7))
-    assert text.startswith("LAWA(k=4, every=7, held=0) of SGD (")
+    assert text.startswith("LAWA(k=4, every=7, num_snapshots=0) of SGD (")
 
 
 def test_arguments_closures_and_results_pass_through() -> None:
@@ -248,14 +248,14 @@ def test_arguments_closures_and_results_pass_through() -> None:
     assert opt.step(closure=closure) == 7.0
     assert opt.step() is None
     assert calls == [True, True]
-    assert opt.held == 3
+    assert opt.num_snapshots == 3
 
     def failing() -> float:
         raise KeyError("no data")
 
     with pytest.raises(KeyError, match="no data"):
         opt.step(failing)
-    assert (opt.held, opt.schedule.steps) == (3, 3)
+    assert (opt.num_snapshots, opt.schedule.steps) == (3, 3)
 
 
 def test_zero_grad_reaches_the_wrapped_optimizer() -> None:
@@ -295,11 +295,11 @@ def test_step_hooks_fire_once_and_can_change_the_arguments() -> None:
     seen: list[tuple[str, int, Any]] = []
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
-        seen.append(("pre", optimizer.held, args[1:]))
+        seen.append(("pre", optimizer.num_snapshots, args[1:]))
         return (args[0], lambda: 3.0), kwargs
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        seen.append(("post", optimizer.held, None))
+        seen.append(("post", optimizer.num_snapshots, None))
 
     handles = [opt.register_step_pre_hook(before), opt.register_step_post_hook(after)]
     assert opt.step() == 3.0
@@ -339,7 +339,7 @@ def test_all_step_hooks_see_the_wrapper_and_the_snapshot_as_torchs_would(own: bo
 
         def note(name: str) -> Any:
             def hook(called: Any, args: Any, kwargs: Any) -> Any:
-                held = getattr(called, "held", None)
+                held = getattr(called, "num_snapshots", None)
                 seen.append((name, called is optimizer, held, args[1:], dict(kwargs)))
                 if name.endswith("pre"):
                     return (called, *args[1:]), {**kwargs, "closure": closures[name]}
@@ -447,7 +447,7 @@ def test_groups_added_in_mid_training_have_a_window_of_their_own() -> None:
     step()
     with opt.averaged():
         assert (old.tolist(), new.tolist()) == ([4.5] * 3, [1.5] * 2)
-    with opt.averaged(latest=1):
+    with opt.averaged(k=1):
         assert (old.tolist(), new.tolist()) == ([5.0] * 3, [2.0] * 2)
 
 
@@ -463,7 +463,7 @@ def test_an_optimizer_that_steps_a_group_at_a_time() -> None:
                 parameter.grad = -torch.ones_like(parameter)
             opt.step()
     opt.param_groups = groups
-    assert opt.held == 2
+    assert opt.num_snapshots == 2
     with opt.averaged():
         assert (one.tolist(), other.tolist()) == ([2.5] * 2, [2.5] * 3)
 
@@ -482,7 +482,7 @@ def test_collecting_a_part_leaves_the_snapshots_of_the_rest() -> None:
     opt.param_groups = groups
     with opt.averaged():
         assert (one.tolist(), other.tolist()) == ([6.5] * 2, [2.5] * 3)
-    with opt.averaged(latest=1):
+    with opt.averaged(k=1):
         assert (one.tolist(), other.tolist()) == ([10.0] * 2, [3.0] * 3)
 
 
@@ -521,7 +521,7 @@ def test_tied_weights_and_empty_groups() -> None:
     nothing = LAWA(torch.optim.SGD([{"params": []}]), every=1)
     nothing.step()
     nothing.load_state_dict(nothing.state_dict())
-    assert nothing.held == 0
+    assert nothing.num_snapshots == 0
 
 
 def test_a_parameter_listed_twice_is_collected_once() -> None:
@@ -543,12 +543,12 @@ def test_making_state_for_a_checkpoint_is_no_step() -> None:
         model = small_model()
         opt = LAWA(kind(model.parameters(), lr=0.01), every=1)
         get_optimizer_state_dict(model, opt)
-        assert (opt.schedule.steps, opt.held) == (0, 0)
+        assert (opt.schedule.steps, opt.num_snapshots) == (0, 0)
     # An SGD without momentum never has a state, so that it is done in mid-training too.
     train(model, opt, 3)
     opt.zero_grad()
     get_optimizer_state_dict(model, opt)
-    assert (opt.schedule.steps, opt.held) == (3, 3)
+    assert (opt.schedule.steps, opt.num_snapshots) == (3, 3)
 
 
 def test_a_warm_up_from_a_rate_of_zero_is_a_step() -> None:
@@ -556,7 +556,7 @@ def test_a_warm_up_from_a_rate_of_zero_is_a_step() -> None:
     opt = LAWA(torch.optim.AdamW(model.parameters(), lr=0.0), every=1)
     loss_of(model, 0).backward()
     opt.step(closure=None)
-    assert (opt.schedule.steps, opt.held) == (1, 1)
+    assert (opt.schedule.steps, opt.num_snapshots) == (1, 1)
 
 
 def compiled_step(model: nn.Module, opt: Optimizer, backend: str) -> Any:
@@ -586,7 +586,7 @@ def test_compiling_the_training_step_adds_few_frames_that_are_never_compiled_aga
     assert (plain, ours) == (plain_later, ours_later)
     # Three in torch 2.13, none in 2.6; 2.11 compiles some of torch's own once in a process.
     assert ours <= plain + 3
-    assert (opt.schedule.steps, opt.held) == (23, 3)
+    assert (opt.schedule.steps, opt.num_snapshots) == (23, 3)
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
@@ -608,7 +608,7 @@ def test_a_training_step_compiled_to_machine_code() -> None:
         plain(torch.ones(3, 4)).square().mean().backward()
         alone.step()
         step(torch.ones(3, 4))
-    assert opt.held == 3
+    assert opt.num_snapshots == 3
     torch.testing.assert_close(plain.state_dict(), wrapped.state_dict())
 
 
@@ -656,7 +656,7 @@ def test_optimizers_and_wrappers_of_other_packages(other: Any) -> None:
     for model, optimizer in ((wrapped, opt), (resumed, again)):
         train(model, optimizer, range(5, 9))
         assert same(plain.state_dict(), model.state_dict())
-    assert opt.held == again.held == 3
+    assert opt.num_snapshots == again.num_snapshots == 3
     assert same(opt.averaged_state_dict(wrapped), again.averaged_state_dict(resumed))
 
 

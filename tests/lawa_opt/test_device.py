@@ -110,7 +110,7 @@ def test_cuda_parameters(device: str | None) -> None:
     assert [state_dict["state"][0][f"lawa_{i}"].max().item() for i in range(3)] == [2, 3, 4]
     for again in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
         weight = again.param_groups[0]["params"][0]
-        with again.averaged(latest=1):
+        with again.averaged(k=1):
             assert (weight == 4).all()
 
 

@@ -110,7 +110,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(ranks, undisturbed, 
     folder, expected = undisturbed
     model, opt = setting("one")
     load(folder / kind, model, opt)
-    assert (opt.schedule.steps, opt.held) == (SAVED_AT, K)
+    assert (opt.schedule.steps, opt.num_snapshots) == (SAVED_AT, K)
     train(model, opt, range(SAVED_AT, STEPS))
     assert torch.equal(outputs(model), expected["live"])
     with opt.averaged():
@@ -124,15 +124,15 @@ def test_checkpoint_from_before_the_first_collect_keeps_the_step(tmp_path):
     model = make_model()
     opt = long_interval(model)
     train(model, opt, range(3))
-    assert opt.held == 0
+    assert opt.num_snapshots == 0
     save(tmp_path, model, opt)
     train(model, opt, range(3, 7))
     fresh = make_model()
     resumed = long_interval(fresh)
     load(tmp_path, fresh, resumed)
-    assert (resumed.schedule.steps, resumed.held) == (3, 0)
+    assert (resumed.schedule.steps, resumed.num_snapshots) == (3, 0)
     train(fresh, resumed, range(3, 7))
-    assert resumed.held == 1, "collected at step 5 of the whole run"
+    assert resumed.num_snapshots == 1, "collected at step 5 of the whole run"
     with opt.averaged(), resumed.averaged():
         assert torch.equal(outputs(fresh), outputs(model))
 
@@ -145,13 +145,13 @@ def test_checkpoint_that_does_not_say_leaves_collecting_switched_off(tmp_path):
         del entry["lawa_enabled"]
     dcp.save(state, checkpoint_id=tmp_path, **ALONE)
     fresh, resumed = setting("one")
-    resumed.schedule.enabled = False
+    resumed.enabled = False
     state = {"opt": get_optimizer_state_dict(fresh, resumed)}
     planner = DefaultLoadPlanner(allow_partial_load=True)
     dcp.load(state, checkpoint_id=tmp_path, planner=planner, **ALONE)
     set_optimizer_state_dict(fresh, resumed, state["opt"])
-    assert (resumed.schedule.steps, resumed.held) == (SAVED_AT, K)
-    assert not resumed.schedule.enabled
+    assert (resumed.schedule.steps, resumed.num_snapshots) == (SAVED_AT, K)
+    assert not resumed.enabled
 
 
 def test_checkpoint_of_the_base_optimizer_starts_an_empty_window(tmp_path):
@@ -165,10 +165,10 @@ def test_checkpoint_of_the_base_optimizer_starts_an_empty_window(tmp_path):
     dcp.load(state, checkpoint_id=tmp_path, **ALONE)
     set_model_state_dict(fresh, state["model"])
     set_optimizer_state_dict(fresh, opt, state["opt"])
-    assert opt.held == 0
+    assert opt.num_snapshots == 0
     train(fresh, opt, range(SAVED_AT, STEPS))
     assert torch.equal(outputs(fresh), outputs(model))
-    assert opt.held == (STEPS - SAVED_AT) // EVERY
+    assert opt.num_snapshots == (STEPS - SAVED_AT) // EVERY
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.0])
@@ -180,12 +180,12 @@ def test_state_dict_in_mid_training_of_momentum_free_sgd_is_no_step(lr):
     opt.zero_grad()
     before = copy.deepcopy(model.state_dict())
     state = get_optimizer_state_dict(model, opt)
-    assert (opt.schedule.steps, opt.held) == (2, 2)
+    assert (opt.schedule.steps, opt.num_snapshots) == (2, 2)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     fresh = make_model()
     resumed = LAWA(torch.optim.SGD(fresh.parameters(), lr=0.1), k=K, every=1)
     set_optimizer_state_dict(fresh, resumed, state)
-    assert (resumed.schedule.steps, resumed.held) == (2, 2)
+    assert (resumed.schedule.steps, resumed.num_snapshots) == (2, 2)
     train(model, opt, range(2, 3))
     assert opt.schedule.steps == 3
 
@@ -196,7 +196,7 @@ def test_steps_at_a_rate_of_zero_are_steps():
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.0), k=K, every=1)
     model(torch.ones(1, 5)).sum().backward()
     opt.step(closure=None)
-    assert (opt.schedule.steps, opt.held) == (1, 1)
+    assert (opt.schedule.steps, opt.num_snapshots) == (1, 1)
 
 
 def test_averaged_weights_saved_through_dcp_never_become_live_in_silence(tmp_path):
@@ -208,7 +208,7 @@ def test_averaged_weights_saved_through_dcp_never_become_live_in_silence(tmp_pat
     fresh, resumed = setting("one")
     with pytest.raises(ValueError, match=r"left out in loading.*dcp_to_torch_save"):
         load(tmp_path / "dcp", fresh, resumed)
-    assert resumed.held == 0
+    assert resumed.num_snapshots == 0
     dcp_to_torch_save(tmp_path / "dcp", tmp_path / "whole.pt")
     state = torch.load(tmp_path / "whole.pt", weights_only=True)
     set_model_state_dict(fresh, state["model"])

@@ -85,7 +85,7 @@ def means(snapshots: Snapshots, latest: int = K) -> list[Tensor]:
 def check(opt: LAWA, model: nn.Module, snapshots: Snapshots) -> None:
     """Hold what `averaged()` lends against the copies, and what it gives back against the live."""
     assert len(snapshots) == STEPS // EVERY
-    assert opt.held == K
+    assert opt.num_snapshots == K
     live = copies(model)
     for latest in (K, 1):
         with opt.averaged(latest):
@@ -325,7 +325,7 @@ def test_a_step_never_waits_for_the_gpu(window: str | None, options: dict[str, b
             step(number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert opt.held == K
+    assert opt.num_snapshots == K
 
 
 def allocated() -> int:

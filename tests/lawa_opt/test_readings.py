@@ -130,7 +130,7 @@ def test_blocks_nest() -> None:
     live = weights_of(model)
     with opt.averaged():
         outer = weights_of(model)
-        with opt.averaged(latest=1):
+        with opt.averaged(k=1):
             assert_close(weights_of(model), history[-1])
         assert all(map(torch.equal, outer, weights_of(model)))
         assert_close(outer, mean_of(history[-3:]))
@@ -177,7 +177,7 @@ def test_eval_with_an_empty_window_warns_and_leaves_the_weights() -> None:
 def test_train_within_a_block_puts_the_live_weights_back_for_good() -> None:
     model, opt = trained()
     live = weights_of(model)
-    with opt.averaged(), opt.averaged(latest=1):
+    with opt.averaged(), opt.averaged(k=1):
         opt.train()
         assert all(map(torch.equal, live, weights_of(model)))
         train(model, opt, range(5, 6))
@@ -254,9 +254,9 @@ def test_a_state_dict_of_another_model_is_refused() -> None:
 def test_an_averaged_model_is_one_of_its_own() -> None:
     model, opt = trained()
     before = everything(model, opt)
-    twin = opt.averaged_model(model, latest=2)
+    twin = opt.averaged_model(model, k=2)
     assert same(before, everything(model, opt))
-    with opt.averaged(latest=2):
+    with opt.averaged(k=2):
         assert same(model.state_dict(), twin.state_dict())
     train(twin, torch.optim.SGD(twin.parameters(), lr=1.0), 2)
     assert same(before, everything(model, opt))
@@ -334,10 +334,10 @@ def test_the_average_can_become_the_live_weights() -> None:
     model, opt = trained(0)
     history = snapshots_of(model, opt, 4)
     state = copy.deepcopy(opt.base.state_dict())
-    opt.restart_from_average(latest=2)
+    opt.restart_from_average(k=2)
     assert_close(weights_of(model), mean_of(history[-2:]))
     assert same(state, opt.base.state_dict())
-    assert opt.held == 3
+    assert opt.num_snapshots == 3
     by_hand = copy.deepcopy(model)
     base = torch.optim.AdamW(by_hand.parameters(), lr=0.05)
     base.load_state_dict(state)

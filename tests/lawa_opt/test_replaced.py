@@ -56,7 +56,7 @@ def test_memory_is_of_the_parameters_that_there_are(
         for _ in range(steps):
             step(opt)
         parameters = opt.param_groups[0]["params"]
-        slots = opt.window.nbytes
+        slots = opt.nbytes
         # A row is filled up to a multiple of some hundred elements.
         assert slots <= k * (sum(p.nbytes for p in parameters) + len(opt.window.rings) * 4 * 384)
         assert {id(t) for ring in opt.window.rings for t in ring.tensors} == set(

@@ -51,9 +51,9 @@ def test_manual_collects_when_told_and_only_then() -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=3, every="manual")
     for _ in range(4):
         opt.step()
-    assert opt.held == 0
+    assert opt.num_snapshots == 0
     opt.collect()
-    assert (opt.held, opt.schedule.last_collect) == (1, 4)
+    assert (opt.num_snapshots, opt.schedule.last_collect) == (1, 4)
 
 
 def test_nothing_from_before_the_start_enters_the_window() -> None:
@@ -70,10 +70,10 @@ def test_switched_off_and_on() -> None:
     opt = LAWA(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), k=9, every=2)
     due = []
     for step in range(1, 13):
-        opt.schedule.enabled = not 4 <= step <= 8
+        opt.enabled = not 4 <= step <= 8
         due += [step] if takes_snapshot(opt) else []
     assert due == [2, 10, 12]
-    assert opt.held == 3
+    assert opt.num_snapshots == 3
     opt.schedule.every = 5
     assert [step for step in range(13, 21) if takes_snapshot(opt)] == [15, 20]
 

@@ -53,7 +53,7 @@ def test_resuming_goes_on_as_if_never_stopped(kind: Any, every: Any) -> None:
         train(resumed, again, steps, closure=closure)
         assert same(model.state_dict(), resumed.state_dict())
         assert vars(opt.schedule) == vars(again.schedule)
-        assert opt.held == again.held
+        assert opt.num_snapshots == again.num_snapshots
         assert same(opt.averaged_state_dict(model), again.averaged_state_dict(resumed))
 
 
@@ -64,7 +64,7 @@ def test_the_interval_goes_on_where_nothing_was_collected_yet() -> None:
     again = LAWA(torch.optim.SGD(model.parameters(), lr=0.01), every=10)
     again.load_state_dict(through_a_file(opt.state_dict()))
     train(model, again, 3)
-    assert (again.held, again.schedule.steps, again.schedule.last_collect) == (1, 10, 10)
+    assert (again.num_snapshots, again.schedule.steps, again.schedule.last_collect) == (1, 10, 10)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -72,12 +72,12 @@ def test_switched_off_in_mid_training_it_comes_back_so(enabled: bool) -> None:
     model = small_model()
     opt = LAWA(adamw(model), k=2, every=1, buffers=[torch.zeros(1)])
     train(model, opt, 3)
-    opt.schedule.enabled = enabled
+    opt.enabled = enabled
     train(model, opt, 1)
     again = LAWA(adamw(small_model()), k=2, every=3, start=2, buffers=[torch.zeros(1)])
-    again.schedule.enabled = not enabled
+    again.enabled = not enabled
     again.load_state_dict(through_a_file(opt.state_dict()))
-    assert again.schedule.enabled is enabled
+    assert again.enabled is enabled
     assert (again.schedule.every, again.schedule.start) == (3, 2), "settings are not in it"
     newest = again.schedule.last_collect
     train(model, again, range(4, 8))
@@ -89,16 +89,16 @@ def test_a_state_dict_that_does_not_say_leaves_it_switched_as_it_is(enabled: boo
     model = small_model()
     opt = LAWA(adamw(model), k=2, every=1)
     train(model, opt, 3)
-    opt.schedule.enabled = not enabled
+    opt.enabled = not enabled
     unsaid = opt.state_dict()
     for entry in unsaid["state"].values():
         del entry["lawa_enabled"]
     for state_dict in (unsaid, opt.base.state_dict()):
         again = LAWA(adamw(small_model()), k=2, every=1)
-        again.schedule.enabled = enabled
+        again.enabled = enabled
         again.load_state_dict(through_a_file(state_dict))
-        assert again.schedule.enabled is enabled
-    assert again.held == 0
+        assert again.enabled is enabled
+    assert again.num_snapshots == 0
 
 
 def test_a_fresh_lawa_saves_what_its_optimizer_would() -> None:
@@ -160,12 +160,12 @@ def test_a_checkpoint_of_the_plain_optimizer_is_adopted_in_mid_training() -> Non
     opt = LAWA(adamw(adopted), k=3, every=2)
     opt.collect()  # belongs to other weights, so that loading must forget it
     opt.load_state_dict(through_a_file(alone.state_dict()))
-    assert (opt.held, opt.schedule.steps) == (0, 0)
+    assert (opt.num_snapshots, opt.schedule.steps) == (0, 0)
     train(plain, alone, range(4, 9))
     train(adopted, opt, range(4, 9))
     assert same(plain.state_dict(), adopted.state_dict())
     assert same(alone.state_dict(), opt.base.state_dict())
-    assert opt.held == 2
+    assert opt.num_snapshots == 2
 
 
 def test_the_plain_optimizers_state_dict_can_be_taken_back_out() -> None:
@@ -189,7 +189,7 @@ def test_saved_within_averaged_it_carries_the_live_weights() -> None:
     opt = LAWA(adamw(model), k=3, every=1)
     train(model, opt, 4)
     live = copy.deepcopy(model.state_dict())
-    with opt.averaged(), opt.averaged(latest=1):
+    with opt.averaged(), opt.averaged(k=1):
         weights, state_dict = through_a_file((model.state_dict(), opt.state_dict()))
     resumed = small_model(seed=1)
     resumed.load_state_dict(weights)

@@ -108,10 +108,10 @@ def test_weights_loaded_between_two_blocks_within_eval_are_kept() -> None:
     model, opt = trained()
     best = small_model(seed=7).state_dict()
     opt.eval()
-    with opt.averaged(latest=1):
+    with opt.averaged(k=1):
         pass
     model.load_state_dict(best)
-    with opt.averaged(latest=1):
+    with opt.averaged(k=1):
         pass
     with pytest.warns(UserWarning, match="4 of 4 tensors were written to since eval"):
         opt.train()
@@ -122,7 +122,7 @@ def test_blocks_within_eval_are_no_writing_of_others() -> None:
     model, opt = trained()
     live = weights_of(model)
     opt.eval()
-    with opt.averaged(latest=1), opt.averaged(latest=2):
+    with opt.averaged(k=1), opt.averaged(k=2):
         pass
     opt.train()
     assert same(live, weights_of(model))
@@ -259,7 +259,7 @@ def within_eval(opt: LAWA) -> None:
 
 
 def within_nested_blocks(opt: LAWA) -> None:
-    with opt.averaged(), opt.averaged(latest=1):
+    with opt.averaged(), opt.averaged(k=1):
         pass
 
 
@@ -373,7 +373,7 @@ def test_a_block_of_another_lawa_is_no_writing_of_others() -> None:
     model, a, b = two_over_one_model()
     live = copy.deepcopy(model.state_dict())
     a.eval()
-    with b.averaged(), a.averaged(latest=1), b.averaged(latest=1):
+    with b.averaged(), a.averaged(k=1), b.averaged(k=1):
         pass
     a.train()
     a.eval()
@@ -464,7 +464,7 @@ def test_a_signal_within_a_block_is_handled_at_once() -> None:
     seen = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(frame))
     try:
-        with opt.averaged(), opt.averaged(latest=1):
+        with opt.averaged(), opt.averaged(k=1):
             signal.raise_signal(signal.SIGUSR1)
             assert len(seen) == 1
             mine = signal.signal(signal.SIGUSR1, signal.SIG_IGN)

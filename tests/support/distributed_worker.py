@@ -90,7 +90,7 @@ def setting(kind, model=None):
         model = FullyShardedDataParallel(model, **options)
         return model, optimizer(model)
     model = DistributedDataParallel(model)
-    return model, optimizer(model, split_over=mesh if kind == "split" else None)
+    return model, optimizer(model, mesh=mesh if kind == "split" else None)
 
 
 def save(folder, model, opt):
@@ -180,10 +180,10 @@ def check_split_window_reads_the_same_bits(_):
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     seen = {}
-    for split_over in (None, mesh):
+    for over in (None, mesh):
         # Buffers of DDP differ between ranks until the next forward pass takes rank 0's.
         model = DistributedDataParallel(Odd())
-        opt = optimizer(model, buffers=model.buffers(), split_over=split_over)
+        opt = optimizer(model, buffers=model.buffers(), mesh=over)
         train(model, opt, range(STEPS - 2), rank)
         opt.add_param_group({"params": [nn.Parameter(torch.randn(40, 30))]})
         train(model, opt, range(STEPS - 2, STEPS), rank)
@@ -195,7 +195,7 @@ def check_split_window_reads_the_same_bits(_):
         twin_model, twin = copy.deepcopy((model.module, opt))
         means.append(twin.averaged_state_dict(twin_model))
         means.append(model.state_dict())
-        seen[split_over] = means, opt.window.nbytes
+        seen[over] = means, opt.window.nbytes
     whole, split = seen[None], seen[mesh]
     for expected, got in zip(whole[0], split[0], strict=True):
         assert len(expected) > 0
@@ -208,7 +208,7 @@ def check_split_window_holds_its_share_and_collects_alone(_):
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(512, 128), nn.Linear(128, 512), nn.Linear(512, 1))
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    opt = LAWA(torch.optim.SGD(model.parameters()), k=K, split_over=mesh)
+    opt = LAWA(torch.optim.SGD(model.parameters()), k=K, mesh=mesh)
     with CommDebugMode() as collecting:
         opt.collect()
     assert collecting.get_total_counts() == 0
@@ -229,11 +229,11 @@ def check_split_window_refuses_what_is_not_its_part(_):
     loaded = [torch.load(io.BytesIO(data), weights_only=True) for data in everyones]
     _, fresh = setting("split")
     fresh.load_state_dict(loaded[dist.get_rank()])
-    assert fresh.held == opt.held == K
+    assert fresh.num_snapshots == opt.num_snapshots == K
     other = loaded[1 - dist.get_rank()]
     _, fresh = setting("split")
     assert "torch.distributed.checkpoint" in refusal(ValueError, fresh.load_state_dict, other)
-    assert fresh.held == 0
+    assert fresh.num_snapshots == 0
     assert not fresh.state
     _, whole = setting("ddp")
     mine = loaded[dist.get_rank()]
@@ -245,7 +245,7 @@ def check_split_window_refuses_what_is_not_its_part(_):
         assert torch.equal(flat(opt_model(fresh)), flat(opt_model(opt)))
     grid = init_device_mesh("cpu", (dist.get_world_size(), 1))
     adam = torch.optim.AdamW(model.parameters())
-    assert "one dimension" in refusal(ValueError, lambda: LAWA(adam, split_over=grid))
+    assert "one dimension" in refusal(ValueError, lambda: LAWA(adam, mesh=grid))
 
 
 def opt_model(opt):
@@ -345,7 +345,7 @@ def resumes_undisturbed(kind, folder):
     for source in (kind, "one"):
         fresh, resumed = setting(kind)
         load(folder / source, fresh, resumed)
-        assert (resumed.schedule.steps, resumed.held) == (SAVED_AT, K)
+        assert (resumed.schedule.steps, resumed.num_snapshots) == (SAVED_AT, K)
         train(fresh, resumed, range(SAVED_AT, STEPS))
         assert torch.equal(outputs(fresh), live)
         with resumed.averaged():
@@ -368,13 +368,13 @@ def check_switched_off_comes_back_through_distributed_checkpoint(folder):
     for kind in IN_PARTS:
         model, opt = setting(kind)
         train(model, opt, range(SAVED_AT))
-        opt.schedule.enabled = False
+        opt.enabled = False
         save(folder / f"{kind}_off", model, opt)
         fresh, resumed = setting(kind)
         load(folder / f"{kind}_off", fresh, resumed)
-        assert not resumed.schedule.enabled
+        assert not resumed.enabled
         load(folder / kind, fresh, resumed)
-        assert resumed.schedule.enabled
+        assert resumed.enabled
 
 
 CHECKS = [name for name in list(globals()) if name.startswith("check_")]

@@ -62,7 +62,7 @@ def check_fsdp2(device, mesh, window):
             each_optimizer.step()
         if opt.schedule.last_collect == opt.schedule.steps:
             snapshots.append(wholes(parameters))
-    assert opt.held == K
+    assert opt.num_snapshots == K
     for whole, expected in zip(wholes(parameters), plain.parameters(), strict=True):
         torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-6)
     check_mean(opt, parameters, snapshots)

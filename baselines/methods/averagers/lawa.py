@@ -38,7 +38,7 @@ class Lawa(NoAveraging):
 
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return the model under `averaged()`; live until the first collect."""
-        return self._averaged(), self.evaluation_operations if self.optimizer.held else {}
+        return self._averaged(), self.evaluation_operations if self.optimizer.num_snapshots else {}
 
     @contextmanager
     def _averaged(self) -> Iterator[nn.Module]:
