@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from baselines.cli.app import app
 from baselines.methods.method import DEFAULT, METHODS
 from tests.support.commands import command, measured_here
 from timing.cli import commandline
@@ -224,8 +225,6 @@ def test_a_wrong_value_is_one_clear_line_before_any_training(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from baselines.cli.app import app
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["baselines", "compare", *options.split()])
     with pytest.raises(SystemExit) as stop:
@@ -239,18 +238,27 @@ def test_a_wrong_value_is_one_clear_line_before_any_training(
 
 
 def test_a_reference_of_another_workload_is_refused_before_training(
-    folder: Path, first: subprocess.CompletedProcess[str], tmp_path: Path
+    folder: Path,
+    first: subprocess.CompletedProcess[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     reference = str(folder / kept_in(first) / "reference.json")
+    monkeypatch.chdir(tmp_path)
     for options, message in (
-        (("--workload", "digits", "--k", "7"), "measured with k=5 and this run has k=7"),
-        (("--workload", "digits", "--budget", "0.000001s"), "does not pay for one step"),
+        ("--workload digits --k 7", "measured with k=5 and this run has k=7"),
+        ("--workload digits --budget 0.000001s", "does not pay for one step"),
     ):
-        done = command(tmp_path, "compare", *options, "--reference", reference)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+        line = ["baselines", "compare", *options.split(), "--reference", reference]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as stop:
+            commandline.run(app)
+        assert stop.value.code == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_diverges_is_marked_and_the_others_go_on(folder: Path, first) -> None:
