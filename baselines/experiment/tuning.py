@@ -14,8 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import qmc
-
 from baselines.experiment.comparison import Comparison, Listener, Plan, Trial, compare
 from baselines.experiment.comparison import check as check_plan
 from baselines.methods.method import Range, Settings, find, title_of
@@ -90,6 +88,9 @@ def _points(count: int, dimensions: int) -> list[list[float]]:
     The sequence begins with the corner, which is left out. Then the first coordinate goes 1/2, 1/4,
     3/4, 1/8: as the logarithm of the rate it starts at the plan's own.
     """
+    # Here, since it takes as long to import as all else that is no PyTorch.
+    from scipy.stats import qmc
+
     sequence = qmc.Halton(dimensions, scramble=False)
     sequence.fast_forward(1)
     points: list[list[float]] = sequence.random(count).tolist()
