@@ -11,7 +11,8 @@ if not hasattr(timing, "Account"):
 
 from baselines.experiment.comparison import Plan, compare
 from baselines.methods.averagers import Averager, NoAveraging
-from baselines.methods.method import Method, Range, Settings
+from baselines.methods.method import Method
+from baselines.methods.settings import Range, Settings
 from baselines.workloads import Workload
 
 __all__ = [

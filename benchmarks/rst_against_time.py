@@ -41,7 +41,8 @@ from rows import Limit, Row, finish, parser, spread
 
 import baselines.experiment.calibration
 import baselines.training.loop
-from baselines.methods.method import Settings, find
+from baselines.methods.method import find
+from baselines.methods.settings import Settings
 from baselines.training.method_run import MethodRun
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration

@@ -42,7 +42,8 @@ def child(threads, workload_name, steps, seed):
     """Train once, and print what came of it as JSON."""
     import torch
 
-    from baselines.methods.method import Settings, find
+    from baselines.methods.method import find
+    from baselines.methods.settings import Settings
     from baselines.training.loop import train
     from timing import Budget, Stopwatch
 

@@ -22,7 +22,7 @@ from rows import Limit, Row, finish, parser
 
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Plan, Silent, compare
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from timing import Budget, Profile

@@ -30,7 +30,7 @@ from baselines.experiment.store import (
     write_profile,
     write_result,
 )
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.training.checkpoint import CheckpointError, StorageError
 from baselines.training.results import Run, TrainingResult
 from baselines.workloads import load

@@ -31,6 +31,7 @@ from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.store import read_comparison, root_of
 from baselines.methods.method import DEFAULT, METHODS
+from baselines.methods.parts import AVERAGERS, SCHEDULES
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, StorageError
@@ -64,7 +65,9 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Which methods, with commas between them: {', '.join(METHODS)}, or Python files "
+            help=f"Which methods, with commas between them: {', '.join(METHODS)}; sums of a "
+            f"schedule ({', '.join(SCHEDULES)}) and an averager ({', '.join(AVERAGERS)}), such as "
+            "cosine+ema; a schedule to a share of the budget, such as decayed@50%; or Python files "
             "that define method() -> Method."
         ),
     ] = ",".join(DEFAULT),

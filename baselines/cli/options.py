@@ -10,7 +10,8 @@ import typer
 from matplotlib.backend_bases import FigureCanvasBase
 
 from baselines.experiment.comparison import Plan
-from baselines.methods.method import MethodError, Settings, find
+from baselines.methods.method import canonical, find
+from baselines.methods.settings import MethodError, Settings
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
 from lawa_opt.schedule import Every
@@ -100,12 +101,12 @@ def plans(
     policy: str,
 ) -> list[Plan]:
     """Return a plan for each budget, or a usage error that names the wrong option."""
-    chosen = tuple(name.strip() for name in methods.split(","))
-    for name in chosen:
-        try:
+    try:
+        chosen = tuple(canonical(name.strip()) for name in methods.split(","))
+        for name in chosen:
             find(name)
-        except MethodError as error:
-            raise typer.BadParameter(f"--methods: {error}") from error
+    except MethodError as error:
+        raise typer.BadParameter(f"--methods: {error}") from error
     if len(set(chosen)) < len(chosen):
         raise typer.BadParameter(f"--methods names a method twice: {methods}")
     within("--seeds", seeds, 1, MOST_SEEDS)

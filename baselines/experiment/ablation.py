@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from baselines.experiment.comparison import Comparison, Listener, Plan
 from baselines.methods.averagers import Averager, NoAveraging, check_keys
-from baselines.methods.method import Method, Settings, find
+from baselines.methods.method import Method, find
+from baselines.methods.settings import Settings
 from baselines.training.loop import train
 from baselines.training.method_run import (
     check_budget,

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from baselines.experiment.comparison import Plan, methods_by_training
-from baselines.methods.method import DEFAULT, MethodError, Settings, find
+from baselines.methods.method import DEFAULT, find
+from baselines.methods.settings import MethodError, Settings
 from baselines.training.loop import seed_step, training_step
 from baselines.training.method_run import max_evaluation_operations, max_step_operations
 from baselines.workloads import load

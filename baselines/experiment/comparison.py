@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from baselines.methods.method import METHODS, Method, Settings, find
+from baselines.methods.method import Method, built_in, find
+from baselines.methods.settings import Settings
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import train
 from baselines.training.method_run import (
@@ -284,7 +285,8 @@ def methods_by_training(plan: Plan) -> list[tuple[str, ...]]:
     alone: list[tuple[str, ...]] = []
     for name in plan.methods:
         # A method of a user's own may change the training that it follows.
-        if name in METHODS and METHODS[name].schedule is constant and METHODS[name].share == 1:
+        known = built_in(name)
+        if known and known.schedule is constant and known.share == 1:
             together.setdefault(plan.settings_of(name).learning_rate, []).append(name)
         else:
             alone.append((name,))

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baselines.experiment.comparison import Plan, Trial
-from baselines.methods.method import Settings, file_digests, file_names
+from baselines.methods.method import file_digests, file_names
+from baselines.methods.settings import Settings
 from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software

@@ -16,7 +16,8 @@ from typing import Any
 
 from baselines.experiment.comparison import Comparison, Listener, Plan, Trial, compare
 from baselines.experiment.comparison import check as check_plan
-from baselines.methods.method import Range, Settings, find, title_of
+from baselines.methods.method import find, title_of
+from baselines.methods.settings import Range, Settings
 from baselines.training.checkpoint import write_atomically
 from timing import Profile
 

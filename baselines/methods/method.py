@@ -1,11 +1,12 @@
-"""The methods compared: a learning-rate schedule and an averager each. Adding one is one entry."""
+"""The methods compared: a learning-rate schedule and an averager each, by name or as a sum."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from numbers import Real
 from pathlib import Path
 
@@ -13,88 +14,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.external import digest_of, load_function, one_line_errors
-from baselines.methods.averagers import Averager, NoAveraging
-from baselines.methods.averagers.ema import Ema, fixed_decay, growing_half_life
-from baselines.methods.averagers.lawa import Lawa
-from baselines.methods.averagers.swa import CyclicSwa, Swa, cyclic_linear
+from baselines.methods.averagers import Averager
+from baselines.methods.averagers.swa import CyclicSwa, cyclic_linear
+from baselines.methods.parts import AVERAGERS, SCHEDULES, MakeAverager, live
+from baselines.methods.settings import MethodError, Range, Settings
 from baselines.workloads.base import Workload
-from lawa_opt.schedule import Every
-from timing.rst.schedules import (
-    constant,
-    cosine,
-    linear,
-    one_minus_sqrt,
-    warm_up,
-    warm_up_stable_decay,
-)
-
-
-class MethodError(ValueError):
-    """A method that cannot be found or made: one line that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the methods are given.
-
-    Attributes:
-        learning_rate: peak rate.
-        k: snapshots in LAWA's window.
-        every: steps between two of them, or "auto".
-        ema_decay: of EMA; the default reaches back about a tenth of a run of two thousand steps, as
-            far as the window of LAWA.
-        half_life_share: of EMA of growing half-life: a share of the steps so far; the default
-            reaches back about as far as LAWA with every="auto".
-        swa_start: the fraction of the budget from which SWA averages; the default is the last
-            quarter, as in the experiments of Izmailov et al. (arXiv 1803.05407).
-        beta: of Schedule-Free, between the average and its fast weights (arXiv 2405.15682).
-
-    Raises:
-        ValueError: one of the shares is out of its range.
-    """
-
-    learning_rate: float
-    k: int
-    every: Every
-    ema_decay: float = 0.995
-    half_life_share: float = 0.05
-    swa_start: float = 0.75
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        for name in ("ema_decay", "half_life_share", "swa_start", "beta"):
-            value = getattr(self, name)
-            if not 0 < value < 1:
-                raise ValueError(f"{name} must be between 0 and 1: {value!r}")
-
-
-@dataclass(frozen=True)
-class Range:
-    """What tuning may try of a setting.
-
-    Attributes:
-        low: the least value.
-        high: the greatest value; it may be tried too.
-        log: whether values are spread evenly by their logarithm.
-        whole: whether they are whole numbers.
-
-    Raises:
-        ValueError: the ends make no range.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"from {self.low!r} to {self.high!r} is no range: low must be below high, and "
-                "above zero on a logarithmic scale"
-            )
-        if self.whole and not (float(self.low).is_integer() and float(self.high).is_integer()):
-            raise ValueError(f"whole numbers cannot go from {self.low!r} to {self.high!r}")
+from timing.rst.schedules import constant, warm_up
 
 
 @dataclass(frozen=True)
@@ -112,39 +37,15 @@ class Method:
 
     title: str
     schedule: Callable[[float], float]
-    averager: Callable[[nn.Module, Optimizer, Workload, Settings], Averager]
+    averager: MakeAverager
     share: float = 1.0
     space: Mapping[str, Range] = field(default_factory=dict)
-
-
-def _live(model: nn.Module, optimizer: Optimizer, _: Workload, __: Settings) -> Averager:
-    return NoAveraging(model, optimizer)
-
-
-def _ema(model: nn.Module, optimizer: Optimizer, _: Workload, settings: Settings) -> Averager:
-    return Ema(model, optimizer, partial(fixed_decay, settings.ema_decay))
-
-
-def _ema_growing(
-    model: nn.Module, optimizer: Optimizer, _: Workload, settings: Settings
-) -> Averager:
-    return Ema(model, optimizer, partial(growing_half_life, settings.half_life_share))
-
-
-def _swa(
-    model: nn.Module, optimizer: Optimizer, workload: Workload, settings: Settings
-) -> Averager:
-    return Swa(model, optimizer, workload.bn_batches, settings.swa_start)
 
 
 def _swa_cyclic(
     model: nn.Module, optimizer: Optimizer, workload: Workload, _: Settings
 ) -> Averager:
     return CyclicSwa(model, optimizer, workload.bn_batches)
-
-
-def _lawa(model: nn.Module, optimizer: Optimizer, _: Workload, settings: Settings) -> Averager:
-    return Lawa(model, optimizer, settings.k, settings.every)
 
 
 def _schedule_free(
@@ -159,47 +60,124 @@ def _schedule_free(
     return ScheduleFree(model, optimizer, workload.bn_batches, settings.beta)
 
 
-DEFAULT = ("constant", "decayed", "ema", "swa", "lawa", "lawa-decayed")
+def _sum_of(schedule: str, averager: str = "", share: float = 1.0) -> Method:
+    """Return the method of these parts; without an averager, of the live weights."""
+    rate = SCHEDULES[schedule]
+    title = rate.title
+    at = "" if share == 1 else f" at {share:.0%} of the budget"
+    if not averager:
+        title = title.removesuffix(" rate") if at else title
+        return Method(title + at, rate.factor, live, share)
+    average = AVERAGERS[averager]
+    title = f"{average.title} of {rate.averaged}"
+    return Method(title + at, rate.factor, average.make, share, average.space)
 
-# The cooldown of Hägele et al. (arXiv 2405.18392): 1-sqrt over the last fifth.
-_wsd = warm_up_stable_decay(0.02, 0.2, one_minus_sqrt)
+
+DEFAULT = ("constant", "decayed", "ema", "swa", "lawa", "lawa-decayed")
 
 # Its authors recommend a warm-up and nothing else; 2% is that of their AlgoPerf entry.
 _warmed_up = warm_up(constant, 0.02)
 
-_EMA = {"ema_decay": Range(0.98, 0.9998)}
-_LAWA = {"every": Range(1, 256, log=True, whole=True)}
+# Schedule, averager and share of the methods that have a name of their own.
+_NAMED = {
+    "constant": ("constant", "", 1.0),
+    "decayed": ("decayed", "", 1.0),
+    "ema": ("constant", "ema", 1.0),
+    "swa": ("constant", "swa", 1.0),
+    "lawa": ("constant", "lawa", 1.0),
+    "lawa-decayed": ("decayed", "lawa", 1.0),
+    "ema-decayed": ("decayed", "ema", 1.0),
+    "ema-growing": ("constant", "ema-growing", 1.0),
+    "cosine": ("cosine", "", 1.0),
+    "lawa-cosine": ("cosine", "lawa", 1.0),
+    "wsd": ("wsd", "", 1.0),
+    "lawa-wsd": ("wsd", "lawa", 1.0),
+    "ema-wsd": ("wsd", "ema", 1.0),
+    # What an average at mid-training competes with: a run that ends there, fully decayed.
+    "annealed-25": ("decayed", "", 0.25),
+    "annealed-50": ("decayed", "", 0.5),
+    "annealed-75": ("decayed", "", 0.75),
+}
+_NAMES = {parts: name for name, parts in _NAMED.items()}
 
 METHODS = {
-    "constant": Method("constant rate", constant, _live),
-    "decayed": Method("fully decayed rate", linear, _live),
-    "ema": Method("EMA of the constant rate", constant, _ema, space=_EMA),
-    "swa": Method(
-        "SWA of the constant rate", constant, _swa, space={"swa_start": Range(0.3, 0.95)}
-    ),
-    "lawa": Method("LAWA of the constant rate", constant, _lawa, space=_LAWA),
-    "lawa-decayed": Method("LAWA of the decayed rate", linear, _lawa, space=_LAWA),
-    "ema-decayed": Method("EMA of the decayed rate", linear, _ema, space=_EMA),
-    "ema-growing": Method(
-        "EMA of growing half-life, constant rate",
-        constant,
-        _ema_growing,
-        space={"half_life_share": Range(0.005, 0.2, log=True)},
-    ),
+    **{name: _sum_of(*parts) for name, parts in _NAMED.items()},
+    # These bring a schedule of their own.
     "swa-cyclic": Method("SWA of a cyclic rate", cyclic_linear, _swa_cyclic),
-    "cosine": Method("cosine decay", cosine, _live),
-    "lawa-cosine": Method("LAWA of the cosine decay", cosine, _lawa, space=_LAWA),
-    "wsd": Method("warm-up, stable, 1-sqrt decay", _wsd, _live),
-    "lawa-wsd": Method("LAWA of warm-up, stable, 1-sqrt decay", _wsd, _lawa, space=_LAWA),
-    "ema-wsd": Method("EMA of warm-up, stable, 1-sqrt decay", _wsd, _ema, space=_EMA),
-    # What an average at mid-training competes with: a run that ends there, fully decayed.
-    "annealed-25": Method("fully decayed at 25% of the budget", linear, _live, share=0.25),
-    "annealed-50": Method("fully decayed at 50% of the budget", linear, _live, share=0.5),
-    "annealed-75": Method("fully decayed at 75% of the budget", linear, _live, share=0.75),
     "schedule-free": Method(
         "Schedule-Free", _warmed_up, _schedule_free, space={"beta": Range(0.8, 0.98)}
     ),
 }
+
+
+def canonical(name: str) -> str:
+    """Return the one name of a method: of a sum of parts that of the table, or schedule first.
+
+    "lawa+decayed" is "lawa-decayed", and "ema+cosine" is "cosine+ema".
+
+    Raises:
+        MethodError: it is a sum that makes no sense: in one line.
+    """
+    if not _is_sum(name):
+        return name
+    schedule, averager, share = parts = _parts_of(name)
+    if parts in _NAMES:
+        return _NAMES[parts]
+    at = "" if share == 1 else f"@{share:.0%}"
+    return f"{schedule}{at}{'+' if averager else ''}{averager}"
+
+
+def _is_sum(name: str) -> bool:
+    return name not in METHODS and not name.endswith(".py") and ("+" in name or "@" in name)
+
+
+def _parts_of(name: str) -> tuple[str, str, float]:
+    """Return schedule, averager and share of a sum such as "decayed@25%+lawa"."""
+    schedule = averager = ""
+    share = 1.0
+    for word in name.split("+"):
+        part, at, percent = (text.strip() for text in word.partition("@"))
+        if part in AVERAGERS and not at:
+            if averager:
+                raise MethodError(f"{name!r} has two averagers, {averager} and {part}: give one")
+            averager = part
+        elif part in SCHEDULES:
+            if schedule:
+                raise MethodError(f"{name!r} has two schedules, {schedule} and {part}: give one")
+            schedule = part
+            if at and not re.fullmatch(r"[1-9]\d?%|100%", percent):
+                raise MethodError(
+                    f"{name!r}: {at}{percent} is no share of the budget in whole percent, such as "
+                    "@25%"
+                )
+            share = int(percent.removesuffix("%")) / 100 if at else 1.0
+        elif part in METHODS or part.endswith(".py"):
+            raise MethodError(
+                f"{name!r}: {part} has a schedule and weights of its own: give it alone"
+                if not at
+                else f"{name!r}: a share is of a schedule, such as decayed@25%, and not of {part}"
+            )
+        else:
+            raise MethodError(
+                f"{name!r}: {part!r} is neither a schedule ({', '.join(SCHEDULES)}) nor an "
+                f"averager ({', '.join(AVERAGERS)})"
+            )
+    return schedule or "constant", averager, share
+
+
+def built_in(name: str) -> Method | None:
+    """Return the method of the table or the sum of parts; None for any other name."""
+    if name in METHODS:
+        return METHODS[name]
+    try:
+        return _of_parts(_parts_of(name)) if _is_sum(name) else None
+    except MethodError:
+        return None
+
+
+@cache
+def _of_parts(parts: tuple[str, str, float]) -> Method:
+    return METHODS[_NAMES[parts]] if parts in _NAMES else _sum_of(*parts)
 
 
 def title_of(name: str) -> str:
@@ -208,27 +186,33 @@ def title_of(name: str) -> str:
     What is read from a folder may name any file, so whatever shows results asks this and not
     `find`.
     """
-    if name in METHODS:
-        return METHODS[name].title
+    if known := built_in(name):
+        return known.title
     return Path(name).stem if name.endswith(".py") else name
 
 
 def find(name: str) -> Method:
-    """The method of this name, or that `method` of this Python file returns.
+    """The method of this name or sum of parts, or that `method` of this Python file returns.
 
     A file defines `method() -> Method`; its stem is the method's title in tables and plots. It is
     run once for each of its texts, so only ask for files that the user named on this command line.
 
     Args:
-        name: one of METHODS, or a path that ends in ".py".
+        name: one of METHODS; a sum of parts, such as "decayed+lawa" or "decayed@25%"; or a path
+            that ends in ".py".
 
     Raises:
         MethodError: there is none, or the file is at fault: in one line.
     """
     if name in METHODS:
         return METHODS[name]
+    if _is_sum(name):
+        return _of_parts(_parts_of(name))
     if not name.endswith(".py"):
-        raise MethodError(f"{name!r} is none of {', '.join(METHODS)}, nor a path to a .py file")
+        raise MethodError(
+            f"{name!r} is none of {', '.join(METHODS)}, nor a sum such as cosine+ema, nor a path "
+            "to a .py file"
+        )
     path = Path(name)
     return _of_file(path, path.resolve(), digest_of(path, MethodError))
 

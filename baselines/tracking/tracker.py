@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from baselines.analysis import plots, report, tables
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, Plan
-from baselines.methods.method import Method, Settings, find
+from baselines.methods.method import Method, find
+from baselines.methods.settings import Settings
 from baselines.tracking import saved_view
 from baselines.tracking.exported_model import export_model
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count

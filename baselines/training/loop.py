@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.methods.method import Method, Settings
+from baselines.methods.method import Method
+from baselines.methods.settings import Settings
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from baselines.training.method_run import MethodRun

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.methods.method import Method, Settings
+from baselines.methods.method import Method
+from baselines.methods.settings import Settings
 from baselines.training import distributed
 from baselines.training.method_run import EVALUATION, MethodRun, refuse_other_state, step_of
 from baselines.training.results import TrainingResult

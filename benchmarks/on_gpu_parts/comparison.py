@@ -12,7 +12,8 @@ from baselines.cli.console import Screen, progress_bar, show
 from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_or_verify, write_profile
-from baselines.methods.method import DEFAULT, Settings
+from baselines.methods.method import DEFAULT
+from baselines.methods.settings import Settings
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from on_gpu_parts.part import Part

@@ -11,7 +11,8 @@ import time
 import torch
 from rows import Row
 
-from baselines.methods.method import Settings, find
+from baselines.methods.method import find
+from baselines.methods.settings import Settings
 from baselines.training.loop import train
 from baselines.workloads import load
 from on_gpu_parts.part import Part

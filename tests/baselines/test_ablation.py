@@ -9,7 +9,8 @@ from baselines.analysis.ablation import table
 from baselines.experiment.ablation import WindowConfig, ablate
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.averagers.lawa import Lawa
-from baselines.methods.method import METHODS, Method, Settings
+from baselines.methods.method import METHODS, Method
+from baselines.methods.settings import Settings
 from baselines.training.loop import train
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD

@@ -17,7 +17,8 @@ from baselines.cli import dry_run
 from baselines.cli.dry_run import Estimate, estimate_table
 from baselines.cli.memory import window_bytes
 from baselines.experiment.comparison import Plan
-from baselines.methods.method import METHODS, MethodError, Settings
+from baselines.methods.method import METHODS
+from baselines.methods.settings import MethodError, Settings
 from baselines.workloads import Workload, WorkloadError, digits, load
 from tests.support.user_files import CHANGED, write
 from timing import Budget, this_machine

@@ -13,7 +13,9 @@ import torch
 
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
 from baselines.experiment.comparison import Plan, methods_by_training
-from baselines.methods.method import METHODS, MethodError, Range, Settings, file_digests, find
+from baselines.methods.method import METHODS, canonical, file_digests, find, title_of
+from baselines.methods.parts import AVERAGERS, SCHEDULES
+from baselines.methods.settings import MethodError, Range, Settings
 from baselines.training.loop import train
 from baselines.training.method_run import max_evaluation_operations, max_step_operations
 from baselines.workloads import digits
@@ -23,7 +25,7 @@ from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
 from tests.support.user_files import assert_said_in_one_line, write
 from timing import Budget
 from timing.cli import commandline
-from timing.rst.schedules import constant, linear
+from timing.rst.schedules import constant, cosine, linear
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_method.py"
 OWN_COSTS = {**COSTS, "lookahead": 0.0004}
@@ -349,3 +351,79 @@ def test_the_command_refuses_a_file_at_fault(
         commandline.run(app)
     assert stop.value.code == 2
     assert "mine.py defines no function `method`" in capsys.readouterr().err
+
+
+SUMS = [
+    (schedule, averager, share)
+    for schedule in SCHEDULES
+    for averager in ("", *AVERAGERS)
+    for share in (1.0, 0.3)
+]
+
+
+@pytest.mark.parametrize(("schedule", "averager", "share"), SUMS)
+def test_any_schedule_goes_with_any_averager(schedule: str, averager: str, share: float) -> None:
+    words = [schedule if share == 1 else f"{schedule}@{share:.0%}", *filter(None, [averager])]
+    name = "+".join(words)
+    # In any order, and once for all, as the trainings that are shared are told by it.
+    method = find(name)
+    assert find("+".join(reversed(words))) is method
+    assert {canonical("+".join(order)) for order in itertools.permutations(words)} == {
+        canonical(name)
+    }
+    assert find(canonical(name)) is method
+    assert method.schedule is SCHEDULES[schedule].factor
+    assert method.share == share
+    parts = AVERAGERS.get(averager)
+    assert method.space == (parts.space if parts else {})
+    assert method.title == title_of(name)
+    assert (parts.title if parts else "") in method.title
+
+
+def test_no_two_sums_have_one_title() -> None:
+    names = {
+        canonical("+".join(filter(None, (f"{schedule}@{share:.0%}", averager))))
+        for schedule, averager, share in SUMS
+    }
+    assert len({title_of(name) for name in names}) == len(names) == len(SUMS)
+
+
+def test_a_sum_follows_its_schedule_to_its_share_and_charges_its_averager() -> None:
+    run = train_with("lawa+cosine@50%", budget=0.5)
+    assert {line["operation"] for line in run.account} >= {"collect", "average"}
+    rates = [point.learning_rate for point in run.points]
+    # Of half a cosine over what the run may spend: at each of its evaluations.
+    for point, rate in zip(run.points, rates, strict=True):
+        spent = point.rst_seconds / 0.5
+        assert rate == pytest.approx(SETTINGS.learning_rate * cosine(spent), abs=0.005)
+    assert run.share == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    {
+        "decayed+cosine": "has two schedules, decayed and cosine: give one",
+        "lawa+decayed+ema": "has two averagers, lawa and ema: give one",
+        "lawa+decay": "'decay' is neither a schedule (constant, decayed, cosine, wsd) nor an",
+        "swa-cyclic+decayed": "swa-cyclic has a schedule and weights of its own: give it alone",
+        "mine.py+lawa": "mine.py has a schedule and weights of its own: give it alone",
+        "lawa@25%": "a share is of a schedule, such as decayed@25%, and not of lawa",
+        "decayed@0%": "@0% is no share of the budget in whole percent, such as @25%",
+        "decayed@25": "@25 is no share of the budget in whole percent",
+        "decayed@101%+lawa": "@101% is no share",
+        "+": "'' is neither a schedule",
+    }.items(),
+)
+def test_a_sum_that_makes_no_sense_is_refused_in_a_line(name: str, said: str) -> None:
+    for ask in (find, canonical):
+        with pytest.raises(MethodError) as refused:
+            ask(name)
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
+    # What is read from a folder may be named anything.
+    assert title_of(name) == name
+
+
+def test_sums_of_the_constant_rate_share_its_training() -> None:
+    plan = Plan(WORKLOAD, ("constant", "constant+lawa", "wsd+swa"), (0,), Budget(1.0), SETTINGS)
+    assert methods_by_training(plan) == [("constant", "constant+lawa"), ("wsd+swa",)]

@@ -15,7 +15,8 @@ from baselines.analysis.verdict import verdict
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import METHODS, Settings
+from baselines.methods.method import METHODS
+from baselines.methods.settings import Settings
 from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import CURVES, comparison, run
 from tests.support.profiles import profile_of

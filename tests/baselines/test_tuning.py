@@ -28,7 +28,8 @@ from baselines.experiment.tuning import (
     winners,
     write,
 )
-from baselines.methods.method import Settings, find
+from baselines.methods.method import find
+from baselines.methods.settings import Settings
 from baselines.training.loop import train
 from baselines.training.results import Run, TrainingResult
 from tests.support.profiles import profile_of
@@ -43,7 +44,8 @@ COUNT = 4
 
 OWN_METHOD = """
 from baselines.methods.averagers import NoAveraging
-from baselines.methods.method import Method, Range
+from baselines.methods.method import Method
+from baselines.methods.settings import Range
 from timing.rst.schedules import constant
 
 def method():

@@ -24,7 +24,8 @@ from baselines.experiment.store import (
     write_profile,
 )
 from baselines.experiment.worker import work
-from baselines.methods.method import Settings, find
+from baselines.methods.method import find
+from baselines.methods.settings import Settings
 from baselines.workloads import load
 from tests.support.commands import command
 from tests.support.comparisons import CURVES, comparison, kept

@@ -29,7 +29,7 @@ from baselines.experiment.comparison import Plan, Silent
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.workloads import load
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE as OF_DIGITS

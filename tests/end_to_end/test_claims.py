@@ -18,7 +18,7 @@ from scipy import stats
 
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.experiment.store import Task, read_comparison, read_result
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import WORKLOAD, run
 from tests.support.profiles import profile_of

@@ -19,7 +19,7 @@ from baselines.experiment.comparison import Plan, Silent, compare
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.workloads import load
 from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, results

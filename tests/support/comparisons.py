@@ -5,7 +5,8 @@ from pathlib import Path
 
 from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, Plan, tasks
-from baselines.methods.method import METHODS, Settings
+from baselines.methods.method import METHODS
+from baselines.methods.settings import Settings
 from baselines.training.results import Point, Run, TrainingResult
 from baselines.workloads import digits
 from tests.support.profiles import profile_of

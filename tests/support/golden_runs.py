@@ -54,7 +54,7 @@ def ablation() -> list[dict[str, Any]]:
             ablate,
         )
         from baselines.experiment.comparison import Plan  # type: ignore[assignment]
-        from baselines.methods.method import Settings
+        from baselines.methods.settings import Settings
     from baselines.workloads import load
     from timing import Budget, Profile
 

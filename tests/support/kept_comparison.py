@@ -15,7 +15,7 @@ import torch
 from baselines.experiment.comparison import Comparison, Plan, Silent
 from baselines.experiment.lock import Lock
 from baselines.experiment.resume import resume
-from baselines.methods.method import Settings
+from baselines.methods.settings import Settings
 from baselines.workloads import load
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from baselines.methods.method import METHODS, Settings
+from baselines.methods.method import METHODS
+from baselines.methods.settings import Settings
 from baselines.training import distributed
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import train

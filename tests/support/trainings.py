@@ -1,6 +1,7 @@
 """Small trainings of digits under costs that are made up."""
 
-from baselines.methods.method import METHODS, Settings
+from baselines.methods.method import METHODS
+from baselines.methods.settings import Settings
 from baselines.training.loop import train
 from baselines.training.results import TrainingResult
 from baselines.workloads import digits
