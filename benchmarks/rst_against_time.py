@@ -34,6 +34,7 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from unittest import mock
 
 import torch
 from rich.progress import Progress
@@ -41,6 +42,7 @@ from rows import Limit, Row, finish, parser, spread
 
 import baselines.experiment.calibration
 import baselines.training.loop
+import baselines.training.training
 from baselines.methods.method import find
 from baselines.methods.settings import Settings
 from baselines.training.method_run import MethodRun
@@ -190,7 +192,7 @@ def calibration_target(workload, folder):
         return cpu_probe_seconds()
 
     # There it probes the processor between passes, off the clock.
-    calibration.cpu_probe_seconds = look
+    mock.patch.object(calibration, "cpu_probe_seconds", look).start()
     return baselines.experiment.calibration.calibration_target(workload)
 
 
@@ -199,8 +201,8 @@ def train_for_long(workload_name, steps):
     workload = import_module(f"baselines.workloads.{workload_name}").load()
     settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
-    baselines.training.loop.Account = steps.account
-    baselines.training.loop.MethodRun = steps.method_run
+    mock.patch.object(baselines.training.training, "Account", steps.account).start()
+    mock.patch.object(baselines.training.training, "MethodRun", steps.method_run).start()
     result = baselines.training.loop.train(
         steps.watch(workload),
         {name: find(name) for name in METHODS},

@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines.analysis.intervals import CONFIDENCE, Estimate, estimate
+from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.ablation import WindowConfig, ablate, plan_of
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison, Plan, Silent, Task, check
@@ -35,6 +35,7 @@ from baselines.training.checkpoint import CheckpointError, StorageError
 from baselines.training.results import Run, TrainingResult
 from baselines.workloads import load
 from timing import Budget, CalibrationError, Profile, parse_seconds
+from timing.statistics import CONFIDENCE
 
 METHODS = ("constant", "ema", "lawa", "decayed", "lawa-decayed", "ema-decayed")
 # The shorter budgets, at which only these are compared.

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rows import parser
@@ -33,7 +34,7 @@ class Part:
         self.device = "cpu" if self.smoke else "cuda"
         self.work = options.work
         self.folder = self._file.parent if self._file else self.work
-        self._found = {"rows": [], "notes": [], "data": {}}
+        self._found: dict[str, Any] = {"rows": [], "notes": [], "data": {}}
         self._found["machine"] = str(this_machine())
         self._found["software"] = this_software().model_dump()
 
