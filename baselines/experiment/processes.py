@@ -12,9 +12,9 @@ from pathlib import Path
 
 from baselines.experiment.engine import Job, Work, last_line
 
-# By one process that then forks for each task: they take seconds. The first optimizer would import
-# the second.
-_IMPORTED_ONCE = ["baselines.experiment.worker", "torch._dynamo"]
+# By one process that then forks for each task: it takes seconds. No more than this, for what looks
+# for a GPU while it is imported would keep the forks from using it.
+_IMPORTED_ONCE = ["baselines.experiment.worker"]
 
 
 class Processes:

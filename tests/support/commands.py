@@ -21,6 +21,8 @@ from baselines.experiment.calibration import calibration_target
 from tests.support.stores import empty_store
 from timing import Profile, calibrate, this_machine, this_software
 
+# Whatever looks for a GPU while it is imported must not begin to use it: a fork could not, then.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     [
