@@ -26,7 +26,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The lines that a real comparison ends with."""
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
     reference = measured_here(folder, "digits", None, k=5)
-    options = f"--workload digits --seeds 2 --budget 1s --methods {','.join(NAMES)}"
+    # Long enough to be seen by what sends, which takes seconds to start.
+    options = f"--workload digits --seeds 2 --budget 4s --methods {','.join(NAMES)}"
     uri = f"http://127.0.0.1:{port}"
     with server(folder, port):
         done = command(
