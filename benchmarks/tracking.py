@@ -1,7 +1,6 @@
 """What recording a comparison costs its training.
 
-    python benchmarks/tracking.py [--rounds 5] [--seconds 6] [--reference FILE] [--quick]
-        [--json FILE]
+    python benchmarks/tracking.py [--rounds 5] [--seconds 6] [--quick] [--json FILE]
 
 The same comparison of the pydocs workload, with a tracker over a store of its own and without one,
 alternately. The time that training spent in the tracker's methods, as a share of the whole, is all
@@ -25,7 +24,7 @@ from baselines.experiment.comparison import Plan, Silent, compare
 from baselines.methods.settings import Settings
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
-from timing import Budget, Profile
+from timing import Budget
 
 SHARE = Limit(1.0)
 
@@ -58,7 +57,6 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=6.0, help="the budget of a run")
-    arguments.add_argument("--reference", type=Path, help="profile; measured now by default")
     options = arguments.parse_args()
     if options.quick:
         options.rounds, options.seconds = 1, 0.5
@@ -73,10 +71,7 @@ def main():
         budget=Budget(options.seconds),
         settings=Settings(workload.learning_rate, 5, "auto"),
     )
-    if options.reference is None:
-        profile = measure_profile(plan, lambda *_: None)
-    else:
-        profile = Profile.read(options.reference)
+    profile = measure_profile(plan, lambda *_: None)
     shares, models, ratios, ends, sending = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(folder) / 'mlflow.db'}"

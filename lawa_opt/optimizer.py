@@ -218,7 +218,7 @@ class LAWA(Optimizer):
 
     @property
     def enabled(self) -> bool:
-        """Whether steps are collected; `collect()` always is."""
+        """Say whether `step()` collects what is due; `collect()` always does."""
         return self.schedule.enabled
 
     @enabled.setter

@@ -63,14 +63,13 @@ def _schedule_free(
 def _sum_of(schedule: str, averager: str = "", share: float = 1.0) -> Method:
     """Return the method of these parts; without an averager, of the live weights."""
     rate = SCHEDULES[schedule]
-    title = rate.title
     at = "" if share == 1 else f" at {share:.0%} of the budget"
     if not averager:
-        title = title.removesuffix(" rate") if at else title
+        title = rate.title.removesuffix(" rate") if at else rate.title
         return Method(title + at, rate.factor, live, share)
     average = AVERAGERS[averager]
-    title = f"{average.title} of {rate.averaged}"
-    return Method(title + at, rate.factor, average.make, share, average.space)
+    title = f"{average.title} of {rate.averaged}{at}"
+    return Method(title, rate.factor, average.make, share, average.space)
 
 
 DEFAULT = ("constant", "decayed", "ema", "swa", "lawa", "lawa-decayed")
@@ -152,10 +151,12 @@ def _parts_of(name: str) -> tuple[str, str, float]:
                 )
             share = int(percent.removesuffix("%")) / 100 if at else 1.0
         elif part in METHODS or part.endswith(".py"):
+            if at:
+                raise MethodError(
+                    f"{name!r}: a share is of a schedule, such as decayed@25%, and not of {part}"
+                )
             raise MethodError(
                 f"{name!r}: {part} has a schedule and weights of its own: give it alone"
-                if not at
-                else f"{name!r}: a share is of a schedule, such as decayed@25%, and not of {part}"
             )
         else:
             raise MethodError(

@@ -1,4 +1,4 @@
-"""What came of a training: points, runs and trainings, and how they are kept in a file."""
+"""What came of a training: points, runs and their training, and how they are kept in a file."""
 
 from __future__ import annotations
 

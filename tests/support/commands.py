@@ -43,7 +43,7 @@ class Command:
         args: as `subprocess.Popen` would be given them.
         pid: of its process.
         out: the file that its standard output goes to.
-        err: the file that its standard error goes to, which may be the same.
+        err: the file that its standard error goes to.
     """
 
     def __init__(
@@ -71,10 +71,6 @@ class Command:
     def poll(self) -> int | None:
         return self.returncode
 
-    def wait(self, timeout_seconds: float | None = None) -> int | None:
-        self._process.join(timeout_seconds)
-        return self.returncode
-
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
@@ -83,7 +79,7 @@ class Command:
 
     def communicate(self) -> tuple[str, str]:
         """Wait for its end, and return what it has printed."""
-        self.wait()
+        self._process.join()
         said = tuple(path.read_text() if path.exists() else "" for path in (self.out, self.err))
         self._said.cleanup()
         return said
