@@ -3,13 +3,77 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from lawa_opt import coverage
+from lawa_opt.average import Average
+from lawa_opt.messages import few
+from lawa_opt.swap import Swap
 
 
-def copied_entries(entries: Mapping[str, Any], means: dict[int, Tensor]) -> dict[str, Any]:
+def averaged_copies(
+    model: nn.Module,
+    averages: Sequence[Average],
+    k: int | None,
+    dtype: torch.dtype | None,
+    swap: Swap | None,
+) -> dict[str, Any]:
+    """Return copies of a model's state with the mean of each tensor that has one.
+
+    Args:
+        model: that is averaged.
+        averages: of its optimizers.
+        k: of so many snapshots.
+        dtype: of the means.
+        swap: the innermost of the first average that is under way.
+
+    Raises:
+        ValueError: no tensor of the model has a mean, or only a part of what is trained.
+    """
+    means: dict[int, Tensor] = {}
+    entries = model.state_dict(keep_vars=True)
+    for average in averages:
+        means |= average.means(k, dtype)
+    if not any(id(value) in means for value in entries.values()):
+        raise ValueError(coverage.NOT_THE_MODELS)
+    _check_coverage(model, means, averages, swap)
+    return _copied_entries(entries, means)
+
+
+def copy_with(weights: dict[str, Any], model: nn.Module) -> nn.Module:
+    """Return a copy of a model with these weights."""
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(weights)
+    return twin
+
+
+def _check_coverage(
+    model: nn.Module, means: dict[int, Tensor], averages: Sequence[Average], swap: Swap | None
+) -> None:
+    """Refuse a part of an average, and warn of statistics that are not averaged."""
+    optimizers = [average.base for average in averages]
+    for average in averages:
+        coverage.refuse_replaced_buffers(model, average.buffers)
+    coverage.refuse_unaveraged_parameters(model, means, optimizers)
+    # Within a block, statistics are as they were made there.
+    names = [] if swap else coverage.unaveraged_statistics(model, means, optimizers)
+    if names:
+        averages[0].say(
+            f"{few(names)} are live beside averaged weights: give LAWA the model, "
+            "buffers=model, or recompute them by torch.optim.swa_utils.update_bn"
+        )
+    if swap and swap.rewritten_buffers():
+        averages[0].say(
+            "statistics were computed anew inside this block: model.state_dict() has them, "
+            "and averaged_state_dict() those of the window"
+        )
+
+
+def _copied_entries(entries: Mapping[str, Any], means: dict[int, Tensor]) -> dict[str, Any]:
     """Return copies of a state dict's entries, tied ones too, with means where there are some.
 
     Args:

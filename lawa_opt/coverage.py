@@ -33,7 +33,7 @@ def refuse_unaveraged_parameters(
     Args:
         model: whose average is asked for.
         held: ids of the tensors that have snapshots.
-        own: the LAWAs that are asked.
+        own: the optimizers that the average is of, as they are without LAWA.
 
     Raises:
         ValueError: naming the parameters, and what trains them.
@@ -112,8 +112,7 @@ def _trained_by_others(
     missing: Mapping[str, Tensor], own: Sequence[Optimizer]
 ) -> list[tuple[Optimizer, list[str]]]:
     """Return further optimizers of this process, and what each trains of the missing."""
-    known = [*own, *(lawa.base for lawa in own if hasattr(lawa, "base"))]
-    others = [o for o in _optimizers() if not any(o is mine for mine in known)]
+    others = [o for o in _optimizers() if not any(getattr(o, "base", o) is mine for mine in own)]
     named = [(other, _trained_by(missing, [other])) for other in others]
     return [(other, names) for other, names in named if names]
 

@@ -1,4 +1,4 @@
-"""The wrapped optimizer's part of loading a state dict, and the way back when it is refused."""
+"""Loading a state dict: all of it, or nothing and the way back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,49 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lawa_opt.average import Average
 from lawa_opt.schedule import CollectSchedule
+from lawa_opt.state_check import check_entries
+from lawa_opt.state_dict import detach, local_copies, restored_rings, set_schedule
+from lawa_opt.swap import Swap
 from lawa_opt.window import Window
 
 
-def undo_of(base: Optimizer, window: Window, schedule: CollectSchedule) -> Callable[[], None]:
+def load(state_dict: dict[str, Any], average: Average) -> Swap | None:
+    """Load a state dict into optimizer, window and schedule.
+
+    Args:
+        state_dict: its entries are replaced; what is in them is not written to.
+        average: whose parts they are.
+
+    Returns:
+        The swap that was under way when it was saved, if one was.
+
+    Raises:
+        ValueError: it does not fit; nothing has been changed.
+    """
+    base, window, schedule = average.base, average.window, average.schedule
+    named = detach(state_dict, base.param_groups, average.buffers.now())
+    check_entries(named, window)
+    entries = [(tensor, entry) for _, tensor, entry in named]
+    rings = restored_rings(window, entries)
+    live = [(t, entry["lawa_live"]) for t, entry in entries if "lawa_live" in entry]
+    swap = None
+    if live:
+        tensors, weights = map(list, zip(*live, strict=True))
+        swap = Swap(tensors, average.buffers, local_copies(weights, tensors))
+    undo = _undo_of(base, window, schedule)
+    try:
+        _load_base(base, state_dict)
+        window.replace(rings)
+        set_schedule(schedule, [entry for _, entry in entries])
+    except BaseException:
+        undo()
+        raise
+    return swap
+
+
+def _undo_of(base: Optimizer, window: Window, schedule: CollectSchedule) -> Callable[[], None]:
     """Return what brings back optimizer, window and schedule as they are now."""
     state = dict(vars(base))
     groups = [(group, dict(group)) for group in base.param_groups]
@@ -28,7 +66,7 @@ def undo_of(base: Optimizer, window: Window, schedule: CollectSchedule) -> Calla
     return undo
 
 
-def load_base(base: Optimizer, state_dict: dict[str, Any]) -> None:
+def _load_base(base: Optimizer, state_dict: dict[str, Any]) -> None:
     """Load the wrapped optimizer's part.
 
     Raises:

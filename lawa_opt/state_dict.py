@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.dlpack import from_dlpack
 
+from lawa_opt.average import Average
 from lawa_opt.ring import Ring
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.sharding import local, part_of
@@ -25,11 +26,38 @@ from lawa_opt.state_check import (
     next_slot,
     sharding_of,
 )
-from lawa_opt.swap import Swap, live_values
+from lawa_opt.swap import Swap
+from lawa_opt.swaps import live_values
 from lawa_opt.window import Window
 
 
-def window_state(
+def saved(average: Average, swap: Swap | None) -> dict[str, Any]:
+    """Return an optimizer's state dict with the window in it.
+
+    Args:
+        average: of the optimizer.
+        swap: the live weights, where averaged ones are in the model and so in a checkpoint of it.
+
+    Raises:
+        RuntimeError: averaged weights are in the model and it is in parts.
+    """
+    window, tensors = average.window, average.tensors()
+    if swap is not None and any(map(window.is_sharded, tensors)):
+        raise RuntimeError(
+            "state_dict() of a model or window in parts while averaged weights are in the model: "
+            "its checkpoint could not give the live weights back, so call train(), or leave the "
+            "`averaged()` block, on all ranks first (under Transformers' Trainer, which saves "
+            "right after it evaluates, call it in a callback's on_evaluate)"
+        )
+    if average.schedule.steps:
+        window.allocate(tensors)
+    state_dict = dict(average.base.state_dict())
+    entries = _window_state(window, average.schedule, swap)
+    attach(state_dict, entries, average.base.param_groups, average.buffers.now())
+    return state_dict
+
+
+def _window_state(
     window: Window, schedule: CollectSchedule, swap: Swap | None
 ) -> dict[int, dict[str, Any]]:
     """Return what a state dict says of each tensor in the window, by the tensor's id.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -25,6 +25,7 @@ def takes_snapshot(opt: LAWA) -> bool:
     return opt.schedule.last_collect > newest
 
 
+@settings(deadline=None)  # the first example waits for torch's imports
 @given(every=st.integers(1, 40), start=st.integers(1, 60), steps=st.integers(0, 100))
 def test_every_so_many_steps_from_the_start_step_on(every: int, start: int, steps: int) -> None:
     due = [step for step in range(1, steps + 1) if step % every == 0 and step >= start]

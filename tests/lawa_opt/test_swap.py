@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import linecache
 import pickle
@@ -208,7 +207,6 @@ def test_loading_the_optimizer_alone_puts_the_live_weights_back() -> None:
     assert same(live, weights_of(model))
 
 
-PACKAGE_FILE = inspect.getsourcefile(LAWA) or ""
 PACKAGE = str(Path(lawa_opt.__file__).parent)
 
 
@@ -228,7 +226,8 @@ def run_with_interrupt_at(number: int, work: Any) -> bool:
         return on_line
 
     def but_for_try(frame: Any, event: str, _: Any) -> Any:
-        inside = event == "line" and "try" not in linecache.getline(PACKAGE_FILE, frame.f_lineno)
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        inside = event == "line" and "try" not in line
         return on_line(frame, event, _) if inside else but_for_try
 
     def on_call(frame: Any, _: str, __: Any) -> Any:

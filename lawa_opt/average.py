@@ -1,0 +1,148 @@
+"""The average that can be read now, and what of the tensors has none and stays live."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lawa_opt import coverage
+from lawa_opt.buffers import Buffers
+from lawa_opt.messages import warn
+from lawa_opt.ring import Ring
+from lawa_opt.schedule import CollectSchedule
+from lawa_opt.swap import forget_derived
+from lawa_opt.window import Window
+
+
+class Average:
+    """The mean of a window, over the tensors that an optimizer and its model have now.
+
+    Args:
+        base: the optimizer of the parameters.
+        window: of their snapshots.
+        schedule: that they were collected by.
+        buffers: averaged beside the parameters.
+
+    Raises:
+        ValueError: the optimizer has no parameter of the modules given as buffers.
+    """
+
+    def __init__(
+        self, base: Optimizer, window: Window, schedule: CollectSchedule, buffers: Buffers
+    ) -> None:
+        self.base = base
+        self.window = window
+        self.schedule = schedule
+        self.buffers = buffers
+        self.said: set[str] = set()
+        coverage.refuse_masters(buffers.modules, self.parameters())
+        self._remember_kinds()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # References to tensors of this process.
+        return {name: value for name, value in vars(self).items() if name != "_kinds"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember_kinds()
+
+    def _remember_kinds(self) -> None:
+        """Remember the parameters' kinds, if `model.to()` could leave given buffers behind."""
+        known = self.parameters() if self.buffers.tensors else []
+        self._kinds = [(weakref.ref(p), p.dtype, p.device) for p in known]
+
+    def say(self, text: str) -> None:
+        """Warn, once for each text."""
+        if text not in self.said:
+            self.said.add(text)
+            warn(text)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that the optimizer has now."""
+        return [p for group in self.base.param_groups for p in group["params"]]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers that there are now, known to the window as such.
+
+        Raises:
+            RuntimeError: buffers were given as tensors and the model has others by now.
+        """
+        parameters = self.parameters()
+        if not self.buffers:
+            return parameters
+        for known, dtype, device in self._kinds:
+            parameter = known()
+            if parameter is not None and (parameter.dtype, parameter.device) != (dtype, device):
+                raise RuntimeError(
+                    f"a parameter is {parameter.dtype} on {parameter.device} and was {dtype} on "
+                    f"{device} when the buffers were given: model.to() has put other tensors in "
+                    "the place of these. Give LAWA the model itself, buffers=model"
+                )
+        buffers, replaced = self.buffers.look_up()
+        self.window.rebind(replaced)
+        return parameters + buffers
+
+    def nonempty_rings(self, k: int | None) -> list[Ring]:
+        """Return the rings that hold snapshots, and warn of tensors that have none.
+
+        Raises:
+            RuntimeError: the window is empty.
+            ValueError: `k` is no number of snapshots that are held.
+        """
+        held = self.window.num_snapshots
+        if held == 0:
+            raise RuntimeError(
+                f"the window is empty after {self.schedule.steps} steps with "
+                f"every={self.schedule.every!r}: train on or collect() first, or ask for the live "
+                'weights with averaged(if_empty="live")'
+            )
+        whole = isinstance(k, int) and not isinstance(k, bool)
+        if k is not None and not (whole and 1 <= k <= held):
+            raise ValueError(f"k must be from 1 to the {held} snapshots held: {k!r}")
+        tensors = self.tensors()
+        buffers = tensors[len(self.parameters()) :]
+        # A cache that has grown since is no statistic: it stays as it is.
+        grown = self.window.reshaped(buffers)
+        rings = self.window.readable([t for t in tensors if id(t) not in grown])
+        complete = sum(len(ring.tensors) for ring in rings) == len(tensors)
+        if not complete or (self.buffers.modules and "coverage" not in self.said):
+            self._say_what_stays_live(rings, buffers, grown)
+        return rings
+
+    def _say_what_stays_live(
+        self, rings: list[Ring], buffers: list[Tensor], grown: set[int]
+    ) -> None:
+        """Warn of what is trained and has no snapshot, as far as that can be seen from here."""
+        averaged = {id(tensor) for ring in rings for tensor in ring.tensors}
+        for kind, tensors in (("parameters", self.parameters()), ("buffers", buffers)):
+            missing = len({id(t) for t in tensors} - averaged - grown)
+            if missing:
+                self.say(
+                    f"{missing} of the {kind} have no snapshot yet and stay live: they came after "
+                    "the latest one, or a checkpoint was loaded that has none of them"
+                )
+        if self.buffers.modules and "coverage" not in self.said:
+            self.said.add("coverage")
+            coverage.warn_of_bare_optimizers(self.buffers.modules, averaged, self.base)
+
+    def means(self, k: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
+        """Return new tensors with the mean of each that the window holds, by the tensor's id."""
+        means: dict[int, Tensor] = {}
+        for ring in self.nonempty_rings(k):
+            outs = [
+                torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
+            ]
+            ring.write_mean(outs, k)
+            means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
+        return means
+
+    def write(self, k: int | None) -> None:
+        """Write the mean into the tensors themselves, for good."""
+        rings = self.nonempty_rings(k)
+        forget_derived(self.tensors())
+        for ring in rings:
+            ring.write_mean(ring.tensors, k)

@@ -1,0 +1,183 @@
+"""The average in the model: for the length of a block, or from `eval()` to `train()`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ContextDecorator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lawa_opt.average import Average
+from lawa_opt.interrupts import HeldSignals
+from lawa_opt.messages import warn
+from lawa_opt.ring import Ring
+from lawa_opt.swap import Swap
+from lawa_opt.swaps import Swaps
+
+# torch.compiler.disable would import the whole compiler with this module; this one waits for it.
+outside_graphs = torch._disable_dynamo  # type: ignore[attr-defined]
+
+
+class Exchange:
+    """Puts the average into the model and the live weights back.
+
+    Attributes:
+        swaps: those under way.
+        version: of the first parameter, when it was last as it is by our doing; None if unknown. A
+            load of the model writes to all parameters, so that the first one tells.
+    """
+
+    def __init__(self, base: Optimizer, average: Average) -> None:
+        self.base = base
+        self.average = average
+        self.swaps = Swaps()
+        self.version: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "version": None}  # a copied tensor counts its versions anew
+
+    def stamp(self) -> None:
+        """Remember that the weights are as they are by our doing."""
+        first = self.base.param_groups[0]["params"]
+        self.version = first[0]._version if first and not first[0].is_inference() else None
+
+    @outside_graphs
+    @torch.no_grad()
+    def prepared(self, k: int | None) -> tuple[Swap, list[Ring]]:
+        """Return the live weights of all that an average will replace, and where that is from."""
+        rings = self.average.nonempty_rings(k)
+        tensors = [tensor for ring in rings for tensor in ring.tensors]
+        return Swap(tensors, self.average.buffers), rings
+
+    @outside_graphs
+    @torch.no_grad()
+    def begin(self, swap: Swap, rings: list[Ring], k: int | None) -> None:
+        """Put the average into the model."""
+        self.swaps.enter(swap)
+        swap.write(rings, k)
+
+    @outside_graphs
+    @torch.no_grad()
+    def end(self, swap: Swap, *, keep_changed: bool = False) -> None:
+        """Put the live weights back; see `Swaps.leave`."""
+        self.swaps.leave(swap, keep_changed=keep_changed)
+        self.stamp()
+
+    def until_train(self) -> None:
+        """Put the average into the model, unless it is there or there is none."""
+        if self.swaps:
+            return
+        before = self.version
+        self.stamp()
+        # Once: what was written and put back, as by an EMA in between, is two writes.
+        written = before is not None and self.version == before + 1
+        if hasattr(self.base, "eval"):
+            self.base.eval()
+        if not self.average.window.num_snapshots:
+            warn("eval(): the window is empty, so the weights are live")
+            return
+        if written:
+            self.average.say(
+                "eval(): the weights were written to after the latest step (a checkpoint loaded, "
+                "or weights clipped after step()?). The average of the window, which has not seen "
+                "that, takes their place; window.clear() keeps them"
+            )
+        signals = HeldSignals(Exchange.until_train)
+        try:
+            signals.hold()
+            self.begin(*self.prepared(None), None)
+        except BaseException:
+            if self.swaps:
+                self.end(self.swaps[0])
+            raise
+        finally:
+            signals.release()
+
+    def train(self) -> None:
+        """Put the live weights back, but for what others have written meanwhile."""
+        if self.swaps:
+            swap, signals = self.swaps[0], HeldSignals(Exchange.train)
+            # Twice, for an interrupt may come in between.
+            try:
+                signals.hold()
+                self.end(swap, keep_changed=True)
+            finally:
+                self.end(swap, keep_changed=True)
+                signals.release()
+            if swap.changed:
+                warn(
+                    f"train(): {len(swap.changed)} of {len(swap.tensors)} tensors were written to "
+                    "since eval(), as by loading a checkpoint into the model: they are kept, and "
+                    "their live values from before eval() are gone"
+                )
+        if hasattr(self.base, "train"):
+            self.base.train()
+            self.stamp()
+
+    def resume(self, saved: Swap | None) -> None:
+        """Go on with a swap that was under way when a checkpoint was saved, or with none."""
+        if self.swaps:
+            self.end(self.swaps[0], keep_changed=True)
+        if saved is not None:
+            self.swaps.enter(saved)
+        self.version = None
+
+
+class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
+    """A block with the average in the model.
+
+    A class, for an interrupt in the machinery of a generator would leave the average there.
+    """
+
+    def _recreate_cm(self) -> AveragedBlock:
+        """Return a block for each call of a decorated function."""
+        return AveragedBlock(self.exchange, self.k, self.if_empty)
+
+    def __init__(self, exchange: Exchange, k: int | None, if_empty: str) -> None:
+        self.exchange = exchange
+        self.k = k
+        self.if_empty = if_empty
+        self.swap: Swap | None = None
+        self.signals = HeldSignals(AveragedBlock.__enter__, AveragedBlock.__exit__)
+
+    def __enter__(self) -> None:
+        if self.swap is not None:
+            raise RuntimeError("this averaged() block was entered before: call averaged() anew")
+        if self.if_empty == "live" and not self.exchange.average.window.num_snapshots:
+            return
+        try:
+            self.signals.hold()
+            self.swap, rings = self.exchange.prepared(self.k)
+            self.exchange.begin(self.swap, rings, self.k)
+            self.signals.run_waiting()
+        except BaseException:
+            self._put_back()
+            self.signals.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Twice, for an interrupt may come in between.
+        try:
+            try:
+                self._put_back()
+            finally:
+                self._put_back()
+        finally:
+            self.signals.release()
+        # An error on its way says enough.
+        if kind is None and self.swap is not None and self.swap.changed:
+            warn(
+                f"{len(self.swap.changed)} of {len(self.swap.tensors)} tensors were written to "
+                "inside averaged(): that is lost, and the live weights are back"
+            )
+
+    def _put_back(self) -> None:
+        if self.swap is not None:
+            self.exchange.end(self.swap)
