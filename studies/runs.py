@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.ablation import WindowConfig, ablate, plan_of
 from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Comparison, Plan, Silent, Task, check
+from baselines.experiment.comparison import Comparison, Plan, Task, check
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
@@ -26,13 +26,14 @@ from baselines.experiment.store import (
     read_profile,
     read_result,
     root_of,
+    task_folder,
     write_or_verify,
     write_profile,
-    write_result,
 )
 from baselines.methods.settings import Settings
 from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.results import Run, TrainingResult
+from baselines.training.events import Ended, Event, EventLog
+from baselines.training.results import Run
 from baselines.workloads import load
 from timing import Budget, CalibrationError, Profile, parse_seconds
 from timing.statistics import CONFIDENCE
@@ -197,14 +198,14 @@ class Runs:
             task = Task(whole.methods, seed)
             done = read_result(path, task)
             if done is None:
-                one = ablate(replace(plan, seeds=(seed,)), self.profile, CELLS, Progress())
+                with EventLog(task_folder(path, task)) as log:
+                    one = ablate(replace(plan, seeds=(seed,)), self.profile, CELLS, log.append)
                 (done,) = one.trainings
-                write_result(path, task, done)
             trainings.append(done)
         return ended(Comparison(replace(whole, tuned={}), self.profile, tuple(trainings)))
 
     def _resume(self, plan: Plan, path: Path) -> Comparison:
-        return ended(resume(plan, self.profile, Progress(), path))
+        return ended(resume(plan, self.profile, path, say))
 
     def report(
         self, name: str, findings: Sequence[Finding], numbers: dict[str, Any], figure: Figure
@@ -236,14 +237,12 @@ class Runs:
         print(f"{path}.png, {path}.json")
 
 
-class Progress(Silent):
-    """A line on standard error for each training, also for one that was found in the folder."""
-
-    def training_ended(self, result: TrainingResult) -> None:
-        first, *others = (run.method for run in result.runs)
+def say(event: Event) -> None:
+    """Print a line on standard error for each training that has ended, now or before."""
+    if isinstance(event, Ended):
+        first, *others = (run.method for run in event.runs)
         names = f"{first} and {len(others)} more" if others else first
-        seconds = result.measured_seconds
-        print(f"{names}, seed {result.runs[0].seed}: {seconds:.1f} s", file=sys.stderr)
+        print(f"{names}, seed {event.seed}: {event.measured_seconds:.1f} s", file=sys.stderr)
 
 
 def ended(comparison: Comparison) -> Comparison:

@@ -35,6 +35,7 @@ from baselines.methods.parts import AVERAGERS, SCHEDULES
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.training.events import Event
 from timing import Profile, ProfileError
 from timing.cli import commandline
 
@@ -219,7 +220,13 @@ def ablate_command(
     whole = plan_of(plan, cells)
     with Tracker(whole, profile, name="ablation", methods=methods_of(cells)) as tracker:
         with progress_bar() as progress:
-            comparison = ablate(plan, profile, cells, Screen(whole, progress, tracker))
+            screen = Screen(whole, progress)
+
+            def tell(event: Event) -> None:
+                screen(event)
+                tracker(event)
+
+            comparison = ablate(plan, profile, cells, tell)
         pictures = {"k-against-interval": heat_map(comparison, cells)}
         tables = {"results": ablation.columns(comparison, cells)}
         failed = comparison.failure is not None

@@ -6,13 +6,12 @@ import math
 
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
 
 from baselines.analysis import report, tables
 from baselines.analysis.verdict import verdict
-from baselines.experiment.comparison import Comparison, Plan, Silent
-from baselines.tracking.tracker import Tracker
-from baselines.training.results import Point, TrainingResult
+from baselines.experiment.comparison import Comparison, Plan
+from baselines.training.events import Ended, Evaluated, Event, Failed, Started
+from baselines.training.results import Point
 from timing.cli import commandline
 
 console = commandline.console()
@@ -29,67 +28,67 @@ def progress_bar() -> Progress:
 
 
 class Screen:
-    """Progress on the terminal, handed on to the tracker."""
+    """Progress on the terminal: called with the events of a comparison."""
 
-    def __init__(self, plan: Plan, progress: Progress, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, plan: Plan, progress: Progress) -> None:
         self._progress = progress
         self._budget = plan.budget.seconds
         self._task = progress.add_task("", total=len(plan.methods) * len(plan.seeds))
         self._done: dict[tuple[str, int], float] = {}
+        self._latest: dict[tuple[str, int], Point] = {}
 
-    def run_started(self, method: str, seed: int) -> None:
-        """Hand on that a run begins."""
-        self.tracker.run_started(method, seed)
+    def __call__(self, event: Event) -> None:
+        """Move the bar, and print what came of each run."""
+        match event:
+            case Evaluated():
+                self._latest[event.method, event.seed] = event.point
+                self._show(event.method, event.seed, event.point.rst_seconds / self._budget)
+            case Ended():
+                for run in event.runs:
+                    self._say_of(run.method, event.seed, run.failure)
+                self._say(
+                    f"  trained in {event.measured_seconds:.1f} s measured here, for "
+                    f"{event.rst_seconds:.1f} s RST of the same work"
+                )
+            case Failed():
+                for method in event.methods:
+                    self._say_of(method, event.seed, event.reason)
 
-    def point(self, method: str, seed: int, point: Point) -> None:
-        """Move the bar."""
-        self._show(method, seed, point.rst_seconds / self._budget)
-        self.tracker.point(method, seed, point)
+    def _say_of(self, method: str, seed: int, failure: str | None) -> None:
+        self._show(method, seed, 1.0)
+        point = self._latest.get((method, seed))
+        steps, rst_seconds = (point.step, point.rst_seconds) if point else (0, 0.0)
+        after = f"after {steps} steps, {rst_seconds:.3f} s RST"
+        value = point.value if point else math.inf
+        end = f"FAILED {after}: {failure}" if failure else f"{value:.4f} {after}"
+        self._say(f"{method}, seed {seed}: {end}")
 
     def _show(self, method: str, seed: int, fraction: float) -> None:
         self._done[method, seed] = fraction
         done = math.fsum(self._done.values())
         self._progress.update(self._task, description=f"{method}, seed {seed}", completed=done)
 
-    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-        """Hand on that a run has ended well."""
-        self.tracker.ended(method, seed, model, inputs)
-
-    def training_ended(self, result: TrainingResult) -> None:
-        """Print what came of each run."""
-        for run in result.runs:
-            self._show(run.method, run.seed, 1.0)
-            after = f"after {run.steps} steps, {run.rst_seconds:.3f} s RST"
-            end = f"FAILED {after}: {run.failure}" if run.failure else f"{run.final:.4f} {after}"
-            self.say(f"{run.method}, seed {run.seed}: {end}")
-        # Of a training that was cut off it is not known.
-        if result.error is None:
-            self.say(
-                f"  trained in {result.measured_seconds:.1f} s measured here, for "
-                f"{result.rst_seconds:.1f} s RST of the same work"
-            )
-        self.tracker.training_ended(result)
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
+    def _say(self, line: str) -> None:
         self._progress.console.print(line, soft_wrap=True)
 
 
-class TuningBar(Silent):
-    """Progress of the trials on the terminal."""
+class TuningBar:
+    """Progress of the trials on the terminal: called with their events."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("tuning", total=len(plan.methods) * plan.trials)
 
-    def run_started(self, method: str, seed: int) -> None:  # noqa: ARG002
-        """Say which method is tried."""
-        self._progress.update(self._task, description=f"tuning: {method}")
-
-    def training_ended(self, result: TrainingResult) -> None:
+    def __call__(self, event: Event) -> None:
         """Move the bar."""
-        self._progress.advance(self._task, len(result.runs))
+        match event:
+            case Started():
+                first, *_ = event.shares
+                self._progress.update(self._task, description=f"tuning: {first}")
+            case Ended():
+                self._progress.advance(self._task, len(event.runs))
+            case Failed():
+                self._progress.advance(self._task, len(event.methods))
 
 
 def show(comparison: Comparison) -> None:

@@ -15,7 +15,7 @@ from baselines.cli.console import Screen, TuningBar, console, progress_bar, say,
 from baselines.experiment import tuning
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.cluster import Cluster
-from baselines.experiment.comparison import Comparison, Listener, Plan, Silent, check
+from baselines.experiment.comparison import Comparison, Plan, check
 from baselines.experiment.engine import Engine
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.manifest import REFERENCE, FolderError
@@ -33,11 +33,12 @@ from baselines.methods.method import file_digests
 from baselines.methods.settings import MethodError
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed
+from baselines.training.events import Event, OnEvent
 from timing import CalibrationError, Profile, profile_warnings
 from timing.cli import commandline
 
-# Runs a plan, kept in a folder.
-Train = Callable[[Plan, Profile, Listener, Path], Comparison]
+# Runs a plan, kept in a folder, as `resume` does.
+Train = Callable[..., Comparison]
 
 
 def engine(
@@ -85,7 +86,7 @@ def run_comparison(
     refuse(plans, profile)
     train: Train = partial(resume, warn=say)
     if engine:
-        train = partial(run_parallel, engine=engine, jobs=jobs, warn=say)
+        train = partial(run_parallel, engine=engine, jobs=jobs)
 
     def try_out(*arguments: Any) -> Comparison:
         refuse_changed(texts)
@@ -99,13 +100,18 @@ def run_comparison(
             plan = tuned(plan, profile, path, try_out)
         refuse_changed(texts)
         if distributed.rank() > 0:
-            comparisons.append(resume(plan, profile, Silent(), path))
+            comparisons.append(resume(plan, profile, path))
             continue
         key = write_or_verify(path, plan).id
         with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
             with progress_bar() as progress:
-                screen = Screen(plan, progress, tracker)
-                comparisons.append(train(plan, profile, screen, path))
+                screen = Screen(plan, progress)
+
+                def tell(event: Event, screen: Screen = screen, tracker: Tracker = tracker) -> None:
+                    screen(event)
+                    tracker(event)
+
+                comparisons.append(train(plan, profile, path, tell, export_models=True))
             tracker.log_report(comparisons[-1])
         show(comparisons[-1])
         for line in tracker.review_instructions():
@@ -161,9 +167,9 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
     """Return the plan with its trials' best settings; trials are kept beside its own folder."""
     numbers = itertools.count()
 
-    def run_trial(trial: Plan, profile: Profile, listener: Listener) -> Comparison:
+    def run_trial(trial: Plan, profile: Profile, on_event: OnEvent) -> Comparison:
         folder = path.with_name(f"{path.name}-trial-{next(numbers)}")
-        return train(trial, profile, listener, folder)
+        return train(trial, profile, folder, on_event)
 
     try:
         with progress_bar() as progress:

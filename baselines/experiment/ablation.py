@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.experiment.comparison import Comparison, Listener, Plan
+from baselines.experiment.comparison import Comparison, Plan
 from baselines.methods.averagers import Averager, NoAveraging, check_keys
 from baselines.methods.method import Method, find
 from baselines.methods.settings import Settings
+from baselines.training.events import Evaluated, OnEvent, Started, ending_of, ignore
 from baselines.training.loop import train
 from baselines.training.method_run import (
     check_budget,
@@ -114,7 +115,10 @@ def plan_of(plan: Plan, configs: Sequence[WindowConfig]) -> Plan:
 
 
 def ablate(
-    plan: Plan, profile: Profile, configs: Sequence[WindowConfig], listener: Listener | None = None
+    plan: Plan,
+    profile: Profile,
+    configs: Sequence[WindowConfig],
+    on_event: OnEvent = ignore,
 ) -> Comparison:
     """Train once a seed at the constant rate, and read every window's average beside the live one.
 
@@ -126,7 +130,7 @@ def ablate(
         plan: its methods are not looked at; `settings.k` must be the longest k of the windows.
         profile: of the plan's signature.
         configs: windows to try.
-        listener: told of all but the models.
+        on_event: called with what its trainings would log.
 
     Returns:
         A run for each window and seed, by the window's name, and one of the live weights,
@@ -141,9 +145,7 @@ def ablate(
     whole = plan_of(plan, configs)
     trainings = []
     for seed in plan.seeds:
-        if listener:
-            for name in whole.methods:
-                listener.run_started(name, seed)
+        on_event(Started(seed=seed, shares=dict.fromkeys(whole.methods, 1.0)))
         result = train(
             plan.workload,
             methods_of(configs),
@@ -152,20 +154,18 @@ def ablate(
             profile.seconds,
             plan.settings,
             plan.evaluations,
-            partial(_tell, listener, seed),
+            partial(_tell, on_event, seed),
             plan.policy,
             read_test=False,
         )
-        if listener:
-            listener.training_ended(result)
+        on_event(ending_of(result, seed))
         trainings.append(result)
     # What each window has of its own is in its name, and need not be told of as tuned.
     return Comparison(replace(whole, tuned={}), profile, tuple(trainings))
 
 
-def _tell(listener: Listener | None, seed: int, name: str, point: Point) -> None:
-    if listener:
-        listener.point(name, seed, point)
+def _tell(on_event: OnEvent, seed: int, name: str, point: Point) -> None:
+    on_event(Evaluated(seed=seed, method=name, point=point))
 
 
 def check(plan: Plan, profile: Profile, configs: Sequence[WindowConfig]) -> None:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from baselines.methods.method import Method, built_in, find
 from baselines.methods.settings import Settings
 from baselines.training.checkpoint import Checkpoints
+from baselines.training.events import (
+    Evaluated,
+    Event,
+    EventLog,
+    ModelExported,
+    OnEvent,
+    Started,
+    ending_of,
+    fold,
+    ignore,
+)
+from baselines.training.exported_model import export_model
 from baselines.training.loop import train
 from baselines.training.method_run import (
     check_budget,
     max_evaluation_operations,
     max_step_operations,
 )
-from baselines.training.results import Point, Run, TrainingResult
+from baselines.training.results import Run, TrainingResult
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 from timing.rst.schedules import constant
@@ -156,25 +170,6 @@ class Comparison:
         )
 
 
-class Listener(Protocol):
-    """Told of a comparison's progress."""
-
-    def run_started(self, method: str, seed: int) -> None:
-        """A run begins."""
-
-    def point(self, method: str, seed: int, point: Point) -> None:
-        """An evaluation of a run that has begun."""
-
-    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-        """A run has ended well, with this model in the weights it reports; inputs are of training.
-
-        Not told again of a run that ended before a comparison was cut off.
-        """
-
-    def training_ended(self, result: TrainingResult) -> None:
-        """Runs have ended, all those that followed one training."""
-
-
 def check(plan: Plan, profile: Profile) -> dict[str, Method]:
     """Refuse a plan that this profile cannot charge, or whose budget is below one step.
 
@@ -196,22 +191,6 @@ def check(plan: Plan, profile: Profile) -> dict[str, Method]:
         profile.require(plan.signature, needed)
         check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(method))
     return methods
-
-
-class Silent:
-    """A listener that tells nobody."""
-
-    def run_started(self, method: str, seed: int) -> None:
-        """A run begins."""
-
-    def point(self, method: str, seed: int, point: Point) -> None:
-        """An evaluation."""
-
-    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-        """A run has ended well."""
-
-    def training_ended(self, result: TrainingResult) -> None:
-        """Runs have ended."""
 
 
 @dataclass(frozen=True)
@@ -237,45 +216,78 @@ def run_training(
     task: Task,
     methods: Mapping[str, Method],
     profile: Profile,
-    listener: Listener,
+    on_event: OnEvent = ignore,
+    *,
+    folder: Path | None = None,
     checkpoints: Checkpoints | None = None,
+    export_models: bool = False,
 ) -> TrainingResult:
     """Train once, or go on with a training that was cut off; its methods are by name.
 
+    Args:
+        plan: what is compared.
+        task: the training of it.
+        methods: by name.
+        profile: of the reference machine.
+        on_event: called with what is logged, from the beginning.
+        folder: where its events are logged.
+        checkpoints: where it is kept on its way, until it has ended.
+        export_models: whether each method's model is written to the folder, of the first seed
+            alone: that is large, and takes seconds.
+
     Raises:
-        StorageError: a checkpoint cannot be written.
+        StorageError: an event or a checkpoint cannot be written.
         CheckpointError: there are checkpoints, and none can be read.
     """
-    for name in task.methods:
-        listener.run_started(name, task.seed)
+    told: list[Event] = []
     first = methods[task.methods[0]]
-    result = train(
-        plan.workload,
-        {name: methods[name] for name in task.methods},
-        task.seed,
-        plan.budget_of(first),
-        profile.seconds,
-        plan.settings,
-        plan.evaluations_of(first),
-        lambda name, point: listener.point(name, task.seed, point),
-        plan.policy,
-        tuned=plan.tuned,
-        checkpoints=checkpoints,
-        read_test=plan.read_test,
-        on_end=lambda name, model, inputs: listener.ended(name, task.seed, model, inputs),
-    )
-    listener.training_ended(result)
-    return result
+    with EventLog(folder) if folder else nullcontext() as log:
+
+        def tell(event: Event) -> None:
+            if log:
+                log.append(event)
+            told.append(event)
+            on_event(event)
+
+        def export(name: str, model: nn.Module, inputs: Tensor) -> None:
+            if folder and export_models and task.seed == plan.seeds[0]:
+                place = f"model-{re.sub(r'[^A-Za-z0-9=-]+', '-', name)}"
+                reason = export_model(model, folder / place, inputs)
+                where = None if reason else place
+                tell(ModelExported(seed=task.seed, method=name, folder=where, reason=reason))
+
+        shares = {name: methods[name].share for name in task.methods}
+        tell(Started(seed=task.seed, shares=shares))
+        result = train(
+            plan.workload,
+            {name: methods[name] for name in task.methods},
+            task.seed,
+            plan.budget_of(first),
+            profile.seconds,
+            plan.settings,
+            plan.evaluations_of(first),
+            lambda name, point: tell(Evaluated(seed=task.seed, method=name, point=point)),
+            plan.policy,
+            tuned=plan.tuned,
+            checkpoints=checkpoints,
+            read_test=plan.read_test,
+            on_end=export,
+        )
+        tell(ending_of(result, task.seed))
+    if result.error is None and checkpoints and folder:
+        checkpoints.remove()
+    # What a failed one had charged is not kept.
+    return result if result.error is None else fold(told) or result
 
 
-def compare(plan: Plan, profile: Profile, listener: Listener) -> Comparison:
+def compare(plan: Plan, profile: Profile, on_event: OnEvent = ignore) -> Comparison:
     """Train every method with every seed; nothing is kept but what is returned.
 
     Raises:
         ValueError: as `check` does, before anything is run.
     """
     methods = check(plan, profile)
-    trainings = [run_training(plan, task, methods, profile, listener) for task in tasks(plan)]
+    trainings = [run_training(plan, task, methods, profile, on_event) for task in tasks(plan)]
     return Comparison(plan, profile, tuple(trainings))
 
 

@@ -16,7 +16,7 @@ from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software
 
-MANIFEST, REFERENCE, RESULT = "comparison.json", "reference.json", "result.json"
+MANIFEST, REFERENCE = "comparison.json", "reference.json"
 
 
 class FolderError(ValueError):
@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     budget_seconds: float
     settings: Settings
     tuned: dict[str, Settings]
-    evaluations: Annotated[int, Field(ge=1)]
+    evaluations: Annotated[int, Field(ge=1, le=10**9)]
     policy: Policy
     read_test: bool
     trials: int

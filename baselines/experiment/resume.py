@@ -7,16 +7,16 @@ from pathlib import Path
 
 from baselines.experiment.comparison import (
     Comparison,
-    Listener,
     Plan,
     Task,
     check,
     run_training,
     tasks,
 )
-from baselines.experiment.store import read_result, task_folder, write_or_verify, write_result
+from baselines.experiment.store import read_result, task_folder, write_or_verify
 from baselines.training import distributed
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
+from baselines.training.events import OnEvent, ignore, latest_attempt, read_events
 from baselines.training.results import TrainingResult
 from timing import Profile
 
@@ -24,9 +24,10 @@ from timing import Profile
 def resume(
     plan: Plan,
     profile: Profile,
-    listener: Listener,
     folder: Path,
+    on_event: OnEvent = ignore,
     *,
+    export_models: bool = False,
     checkpoint_seconds: float = SECONDS_BETWEEN,
     warn: Callable[[str], None] = print,
 ) -> Comparison:
@@ -38,8 +39,9 @@ def resume(
     Args:
         plan: what is compared.
         profile: of the reference machine.
-        listener: told of everything from the beginning, so also of what is there already.
         folder: of this plan under this profile.
+        on_event: called with all that is logged, so also of a training that had ended before.
+        export_models: whether the models of the first seed are written there too.
         checkpoint_seconds: least wall time between two checkpoints.
         warn: told, in a line, of a checkpoint that cannot be read.
 
@@ -49,7 +51,8 @@ def resume(
         CheckpointError: all checkpoints of a training are damaged.
     """
     methods = check(plan, profile)
-    if distributed.rank() == 0:
+    first = distributed.rank() == 0
+    if first:
         write_or_verify(folder, plan)
 
     def one(task: Task) -> TrainingResult:
@@ -57,22 +60,24 @@ def resume(
         # All ranks must have looked before one of them writes.
         distributed.barrier()
         if done:
-            tell(done, listener)
+            replay(folder, task, on_event)
             return done
-        checkpoints = Checkpoints(task_folder(folder, task), checkpoint_seconds, warn)
-        result = run_training(plan, task, methods, profile, listener, checkpoints)
-        if distributed.rank() == 0:
-            write_result(folder, task, result)
-        return result
+        own = task_folder(folder, task)
+        return run_training(
+            plan,
+            task,
+            methods,
+            profile,
+            on_event,
+            folder=own if first else None,
+            checkpoints=Checkpoints(own, checkpoint_seconds, warn),
+            export_models=export_models,
+        )
 
     return Comparison(plan, profile, tuple(one(task) for task in tasks(plan)))
 
 
-def tell(result: TrainingResult, listener: Listener) -> None:
-    """Tell of a training that has ended, as it was told of when it ran."""
-    for run in result.runs:
-        listener.run_started(run.method, run.seed)
-    for run in result.runs:
-        for point in run.points:
-            listener.point(run.method, run.seed, point)
-    listener.training_ended(result)
+def replay(folder: Path, task: Task, on_event: OnEvent) -> None:
+    """Tell of a training that has ended, as it told itself when it ran."""
+    for event in latest_attempt(read_events(task_folder(folder, task))):
+        on_event(event)

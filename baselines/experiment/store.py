@@ -7,12 +7,14 @@
             comparison.json      what is asked for
             records/             what is to be sent to MLflow
             constant-seed-0/     of one training
-                step-*.pt        its latest checkpoints, until it has ended
-                result.json      what came of it, once it has
+                events.jsonl     what it tells, a line each; the last is how it has ended
+                step-*.pt        its latest checkpoints, until it has
+                model-constant/  a method's model, of the first seed
         30s-trial-0/             of a trial of tuning, like a budget's
         30s-trials.json          all that was tried
 
-Every file is replaced as a whole, so that a process can be killed at any moment.
+Events are appended and every other file is replaced as a whole, so that a process can be killed at
+any moment.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from baselines.experiment.comparison import Comparison, Plan, Task, tasks
-from baselines.experiment.manifest import MANIFEST, REFERENCE, RESULT, FolderError, Manifest
+from baselines.experiment.manifest import MANIFEST, REFERENCE, FolderError, Manifest
 from baselines.external import digest_of
-from baselines.training.checkpoint import Checkpoints, StorageError, write_atomically
+from baselines.training.checkpoint import StorageError, write_atomically
+from baselines.training.events import EVENTS, fold, read_events
 from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from timing import Profile, ProfileError
@@ -118,40 +121,33 @@ def task_folder(folder: Path, task: Task) -> Path:
     return folder / f"{first}-seed-{task.seed}"
 
 
-def read_result(folder: Path, task: Task) -> TrainingResult | None:
-    """Return the result of a training; None if it has not ended.
+def read_outcome(folder: Path, task: Task) -> TrainingResult | None:
+    """Return what came of a training, also of one that failed; None if it is on its way.
 
     Raises:
-        FolderError: it is damaged.
+        FolderError: its events are damaged.
     """
-    path = task_folder(folder, task) / RESULT
-    if not path.exists():
-        return None
+    path = task_folder(folder, task)
     try:
-        result = TrainingResult.from_json(path.read_bytes())
-        found = [(run.method, run.seed) for run in result.runs]
-        if found != [(method, task.seed) for method in task.methods]:
-            raise ValueError(f"it is of {found}")
+        result = fold(read_events(path))
+        found = [(run.method, run.seed) for run in result.runs] if result else []
+        if result and found != [(method, task.seed) for method in task.methods]:
+            raise ValueError(f"they are of {found}")
         return result
     except ValueError as error:
         raise FolderError(
-            f"{path} is damaged ({error}): remove {path.parent} to train it again"
+            f"{path / EVENTS} is damaged ({error}): remove {path} to train it again"
         ) from error
 
 
-def write_result(folder: Path, task: Task, result: TrainingResult) -> None:
-    """Keep what came of a training, and remove its checkpoints.
-
-    Where it raised an error nothing is kept: the same command tries again, from the latest
-    checkpoint.
+def read_result(folder: Path, task: Task) -> TrainingResult | None:
+    """Return the result of a training; None if it has not ended, or was cut off by an error.
 
     Raises:
-        StorageError: it cannot be written; the checkpoints are still there then.
+        FolderError: its events are damaged.
     """
-    if result.error is None:
-        path = task_folder(folder, task)
-        write_atomically(path / RESULT, result.to_json().encode())
-        Checkpoints(path).remove()
+    result = read_outcome(folder, task)
+    return result if result and result.error is None else None
 
 
 def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
@@ -163,13 +159,10 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
         comparison: as it has ended.
 
     Raises:
-        FolderError: its manifest or a result is not there.
+        FolderError: its manifest or a training's events are not there.
     """
-    lost = [
-        task_folder(folder, task) / RESULT
-        for task, result in zip(tasks(comparison.plan), comparison.trainings, strict=True)
-        if result.error is None and not (task_folder(folder, task) / RESULT).exists()
-    ]
+    logs = [task_folder(folder, task) / EVENTS for task in tasks(comparison.plan)]
+    lost = [path for path in logs if not path.exists()]
     with suppress(FolderError):
         if Manifest.read(folder).id == id_ and not lost:
             return

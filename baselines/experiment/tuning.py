@@ -14,11 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from baselines.experiment.comparison import Comparison, Listener, Plan, Trial, compare
+from baselines.experiment.comparison import Comparison, Plan, Trial, compare
 from baselines.experiment.comparison import check as check_plan
 from baselines.methods.method import find, title_of
 from baselines.methods.settings import Range, Settings
 from baselines.training.checkpoint import write_atomically
+from baselines.training.events import OnEvent, ignore
 from timing import Profile
 
 RATE = "learning_rate"
@@ -157,8 +158,8 @@ def check(plan: Plan, profile: Profile) -> None:
 def tune(
     plan: Plan,
     profile: Profile,
-    listener: Listener,
-    run_trial: Callable[[Plan, Profile, Listener], Comparison] = compare,
+    on_event: OnEvent = ignore,
+    run_trial: Callable[[Plan, Profile, OnEvent], Comparison] = compare,
 ) -> Plan:
     """Try `plan.trials` settings for each method under the full budget, and take the best.
 
@@ -168,7 +169,7 @@ def tune(
     Args:
         plan: what is to be compared with the settings found.
         profile: of the reference machine.
-        listener: told of the trials' progress.
+        on_event: called with what the trials log.
         run_trial: runs one trial.
 
     Returns:
@@ -179,7 +180,7 @@ def tune(
         CutOffError: a training raised an error or was killed; all others have been tried.
     """
     check(plan, profile)
-    done = [run_trial(trial, profile, listener) for trial in trials(plan, plan.trials)]
+    done = [run_trial(trial, profile, on_event) for trial in trials(plan, plan.trials)]
     cut_off = [
         f"trial {number} of {run.method}: {run.failure or 'its training was not kept'}"
         for number, comparison in enumerate(done)

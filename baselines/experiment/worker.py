@@ -1,26 +1,18 @@
 """Run one training of a kept comparison, in a process of its own.
 
-It writes points and result into the folder, where the process that started it reads them. A folder
-may come from anywhere. So of the Python files that it names this runs those alone that the process
+It logs its events in the folder, where the process that started it reads them. A folder may come
+from anywhere. So of the Python files that it names this runs those alone that the process
 that starts it names, and only with this very text: those of the user's command.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from baselines.experiment.comparison import (
-    Silent,
-    run_training,
-    tasks,
-)
+from baselines.experiment.comparison import run_training, tasks
 from baselines.experiment.lock import Lock
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.store import (
@@ -29,57 +21,23 @@ from baselines.experiment.store import (
     refuse_changed,
     task_folder,
     write_or_verify,
-    write_result,
 )
 from baselines.methods.method import find
-from baselines.training.checkpoint import (
-    SECONDS_BETWEEN,
-    Checkpoints,
-    write_atomically,
-)
-from baselines.training.results import Point, TrainingResult
+from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
 from baselines.workloads import load
 
-POINTS = "points.jsonl"
 # A process whose starter was killed ends within this time, and then frees its training.
 SECONDS_FOR_ANOTHER = 30.0
 
 
-class _Writer(Silent):
-    """A listener in the process of a task: writes points down for the one that reads them."""
-
-    def __init__(self, folder: Path, seed_with_models: int) -> None:
-        self._folder = folder
-        self._seed = seed_with_models
-        # From the beginning: those before a checkpoint are told again.
-        self._file = (folder / POINTS).open("w")
-
-    def point(self, method: str, seed: int, point: Point) -> None:  # noqa: ARG002
-        self._file.write(json.dumps({"method": method, **dataclasses.asdict(point)}) + "\n")
-        self._file.flush()
-
-    def ended(self, method: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-        if seed == self._seed:
-            buffer = io.BytesIO()
-            torch.save({"model": model.state_dict(), "inputs": inputs}, buffer)
-            write_atomically(self._folder / model_file(method), buffer.getvalue())
-
-    def training_ended(self, result: TrainingResult) -> None:  # noqa: ARG002
-        self._file.close()
-
-
-def model_file(method: str) -> str:
-    """Return the name of the file with a method's model."""
-    return f"model-{Path(method).stem}.pt"
-
-
-def work(folder: str, index: int, files: Mapping[str, str]) -> None:
+def work(folder: str, index: int, files: Mapping[str, str], *, export_models: bool = False) -> None:
     """Run a task, or resume it.
 
     Args:
         folder: of a comparison, beside that of its profile.
         index: number of the task.
         files: of the user's own that may be run, and the SHA-256 of their texts.
+        export_models: as `resume` has it.
 
     Raises:
         FolderError: the comparison names a file that may not be run, or one of another text.
@@ -104,11 +62,16 @@ def work(folder: str, index: int, files: Mapping[str, str]) -> None:
     own = task_folder(path, task)
     with Lock(own, SECONDS_FOR_ANOTHER):
         if read_result(path, task) is None:
-            checkpoints = Checkpoints(own, SECONDS_BETWEEN)
-            listener = _Writer(own, plan.seeds[0])
-            methods = {name: find(name) for name in task.methods}
-            result = run_training(plan, task, methods, profile, listener, checkpoints)
-            write_result(path, task, result)
+            result = run_training(
+                plan,
+                task,
+                {name: find(name) for name in task.methods},
+                profile,
+                folder=own,
+                checkpoints=Checkpoints(own, SECONDS_BETWEEN),
+                export_models=export_models,
+            )
+            # As a job that failed, for whoever looks at a cluster's list of them.
             if result.error:
                 raise RuntimeError(result.error)
 

@@ -56,7 +56,6 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from baselines.tracking import saved_view
-from baselines.tracking.exported_model import EXAMPLE, GRAPH, SHAPES
 from baselines.tracking.records import (
     COMPARISON,
     COMPARISON_TAG,
@@ -70,6 +69,7 @@ from baselines.tracking.records import (
     read,
 )
 from baselines.tracking.store_address import placed, sqlite_file, take_password_out
+from baselines.training.exported_model import EXAMPLE, GRAPH, SHAPES
 from timing.secrets import hide
 
 # The making of a new store fills the log otherwise.

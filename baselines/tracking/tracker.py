@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,13 +22,23 @@ from torch import Tensor, nn
 
 from baselines.analysis import plots, report, tables
 from baselines.experiment import tuning
-from baselines.experiment.comparison import Comparison, Plan
+from baselines.experiment.comparison import Comparison, Plan, tasks
+from baselines.experiment.store import task_folder
 from baselines.methods.method import Method, find
 from baselines.methods.settings import Settings
 from baselines.tracking import saved_view
-from baselines.tracking.exported_model import export_model
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count
 from baselines.tracking.store_address import placed
+from baselines.training.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Failed,
+    ModelExported,
+    Started,
+    fold,
+)
+from baselines.training.exported_model import export_model
 from baselines.training.results import Point, TrainingResult
 from timing import Profile
 from timing.secrets import hide
@@ -81,6 +91,7 @@ class Tracker:
         self._weights: dict[str, str] = {}
         self._sent = Sent()
         self._unsent = ""
+        self._told: list[Event] = []
 
     def __enter__(self) -> Self:
         plan = self._plan
@@ -323,14 +334,52 @@ class Tracker:
         name = f"models/{' '.join(filter(None, parts))}"
         if self._records.is_removed:
             return
-        try:
-            export_model(model, self.folder / name, example_input)
-        # Not every model can be exported, and no result depends on it.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            tags = {"model": f"not logged: {type(error).__name__}: {reason}"}
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        if reason := export_model(model, self.folder / name, example_input):
+            tags = {"model": f"not logged: {reason}"}
             self._records.add(Record(comparison=self.key, run=run, tags=tags))
         else:
+            self._records.add(Record(comparison=self.key, run=run, model=name))
+
+    def __call__(self, event: Event) -> None:
+        """Record an event of the comparison."""
+        self._told.append(event)
+        match event:
+            case Started():
+                for method in event.shares:
+                    self.run_started(method, event.seed)
+            case Evaluated():
+                self.point(event.method, event.seed, event.point)
+            case ModelExported():
+                self._exported(event)
+            case Ended():
+                told = (other for other in self._told if other.seed == event.seed)
+                if result := fold(self._of(told, event)):
+                    self.training_ended(result)
+            case Failed():
+                for method in event.methods:
+                    self.run_failed(method, event.seed, event.reason)
+
+    def _of(self, told: Iterable[Event], ended: Ended) -> Iterator[Event]:
+        """Yield what was told of the runs that have ended."""
+        names = {run.method for run in ended.runs}
+        yield from (e for e in told if isinstance(e, Evaluated) and e.method in names)
+        yield ended
+
+    def _exported(self, event: ModelExported) -> None:
+        run = self._run(event.method, event.seed)
+        if event.folder is None:
+            tags = {"model": f"not logged: {event.reason}"}
+            self._records.add(Record(comparison=self.key, run=run, tags=tags))
+            return
+        clean = re.sub(r"[^A-Za-z0-9=-]+", "-", event.method)
+        parts = self._weights.get(run, ""), clean, str(event.seed)
+        name = f"models/{' '.join(filter(None, parts))}"
+        plan, seed = self._plan, event.seed
+        (task,) = (t for t in tasks(plan) if event.method in t.methods and t.seed == seed)
+        source = task_folder(self.folder.parent, task) / event.folder
+        if source.exists():
+            shutil.copytree(source, self.folder / name, dirs_exist_ok=True)
             self._records.add(Record(comparison=self.key, run=run, model=name))
 
     def log_report(self, comparison: Comparison) -> None:

@@ -8,7 +8,7 @@ import io
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,23 @@ class CheckpointError(RuntimeError):
     """None of the checkpoints can be gone on from."""
 
 
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Tell what keeps a file from being written as a StorageError, with the remedy."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{path} could not be written: its folder was removed while the comparison ran. Give "
+            "the same command to start anew"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written: {error.strerror}. What was written before is whole: "
+            "mend it and give the same command, which goes on from there"
+        ) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file; it is always the one before or this one, also after a loss of power.
 
@@ -46,25 +63,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         StorageError: it cannot be written; the one before stands.
     """
     temporary = path.with_name(f"{path.name}.partial")
-    try:
+    with storage_errors(path):
         path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except FileNotFoundError as error:
-        raise StorageError(
-            f"{path} could not be written: its folder was removed while the comparison ran. Give "
-            "the same command to start anew"
-        ) from error
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StorageError(
-            f"{path} could not be written: {error.strerror}. What was written before is whole: "
-            "mend it and give the same command, which goes on from there"
-        ) from error
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 class Checkpoints:

@@ -1,8 +1,7 @@
-"""What came of a training: points, runs and their training, and how they are kept in a file."""
+"""What came of a training: points, runs and their training."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -114,30 +113,6 @@ class TrainingResult:
     other_cores: float
     error: str | None = None
 
-    def to_json(self) -> str:
-        """Return it as it is kept in a file; every number comes back to the last bit."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> TrainingResult:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: it is damaged, or of another version.
-        """
-        try:
-            result = _RESULT.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"no result of a training: {where}: {first['msg']}") from error
-        for run in result.runs:
-            if run.failure is None and not _is_whole(run):
-                raise ValueError(
-                    f"no result of a training: {run.method}, seed {run.seed}, is not whole"
-                )
-        return result
-
 
 def read_points(saved: object) -> list[Point]:
     """Return points that `asdict` made dictionaries of.
@@ -155,16 +130,21 @@ def read_points(saved: object) -> list[Point]:
     return points
 
 
-def _is_whole(run: Run) -> bool:
-    """Say whether a run that ended well has all that one has."""
-    return (
+def check_whole(run: Run) -> None:
+    """Refuse a run that ended well and lacks something that such a run has.
+
+    Raises:
+        ValueError: it does.
+    """
+    whole = (
         math.isfinite(run.final)
         and all(point.rst_seconds > 0 for point in run.points)
         and run.totals.keys() == set(POLICIES)
         and all(line.keys() >= _LINE for line in run.account)
     )
+    if run.failure is None and not whole:
+        raise ValueError(f"{run.method}, seed {run.seed}, is not whole")
 
 
 _LINE = {"operation", "times", "seconds", "charged"}
 _POINTS = TypeAdapter(list[Point])
-_RESULT = TypeAdapter(TrainingResult)

@@ -32,13 +32,6 @@ SECONDS_AROUND = 1.5
 NEVER_SECONDS = 1e9
 
 
-class WithoutModels(Screen):
-    """All is told but the models, which are too large to be brought home."""
-
-    def ended(self, method, seed, model, inputs):
-        pass
-
-
 def seconds_a_run(seconds, seeds, plan, profile, over_rst):
     """The budget of each run with which the comparison takes so many seconds."""
     trainings = len(methods_by_training(plan)) * seeds
@@ -80,9 +73,15 @@ def main():
     key = write_or_verify(folder, plan).id
     with Tracker(plan, profile, key=key, folder=folder / "records") as tracker:
         with progress_bar() as progress:
-            screen = WithoutModels(plan, progress, tracker)
+            screen = Screen(plan, progress)
+
+            def tell(event):
+                screen(event)
+                tracker(event)
+
+            # Without the models, which are too large to be brought home.
             comparison = resume(
-                plan, profile, screen, folder, checkpoint_seconds=NEVER_SECONDS, warn=part.note
+                plan, profile, folder, tell, checkpoint_seconds=NEVER_SECONDS, warn=part.note
             )
         part.add(report=report.markdown(comparison))
         tracker.log_report(comparison)

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from baselines.experiment.cluster import Cluster
-from baselines.experiment.comparison import Silent, compare
+from baselines.experiment.comparison import compare, tasks
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.lock import Lock
 from baselines.experiment.processes import Processes
-from baselines.experiment.store import write_profile
+from baselines.experiment.store import task_folder, write_profile
 from baselines.training.checkpoint import StorageError
+from baselines.training.events import Ended, Evaluated, Event, Failed, ModelExported
+from baselines.training.exported_model import GRAPH
 from tests.support.kept_comparison import PROFILE, plan_of, results
 
 PLAN = plan_of(budget=1.5, seeds=2, methods=("constant", "lawa", "decayed"))
@@ -31,7 +33,7 @@ JOBS = 2
 def one_after_another() -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    done = results(compare(PLAN, PROFILE, Silent()))
+    done = results(compare(PLAN, PROFILE))
     torch.set_num_threads(threads)
     return done
 
@@ -44,22 +46,24 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-class Told(Silent):
-    """What a listener is told, in short."""
+class Told:
+    """What a comparison tells, in short."""
 
     def __init__(self) -> None:
         self.points: list[tuple[str, int, int]] = []
-        self.models: dict[tuple[str, int], dict] = {}
+        self.models: dict[tuple[str, int], str | None] = {}
         self.failures: dict[tuple[str, int], str | None] = {}
 
-    def point(self, method, seed, point):
-        self.points.append((method, seed, point.step))
-
-    def ended(self, method, seed, model, inputs):
-        self.models[method, seed] = {"model": model, "inputs": inputs}
-
-    def training_ended(self, result):
-        self.failures |= {(run.method, run.seed): run.failure for run in result.runs}
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Evaluated():
+                self.points.append((event.method, event.seed, event.point.step))
+            case ModelExported():
+                self.models[event.method, event.seed] = event.folder
+            case Ended():
+                self.failures |= {(run.method, event.seed): run.failure for run in event.runs}
+            case Failed():
+                self.failures |= {(name, event.seed): event.reason for name in event.methods}
 
 
 def folder_in(root: Path) -> Path:
@@ -70,17 +74,36 @@ def folder_in(root: Path) -> Path:
 @pytest.mark.slow
 def test_side_by_side_is_as_one_after_another(tmp_path: Path, one_after_another: str) -> None:
     told = Told()
+    folder = folder_in(tmp_path)
     with Processes() as engine:
-        done = run_parallel(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(
+            PLAN, PROFILE, folder, told, engine=engine, jobs=JOBS, export_models=True
+        )
     assert results(done) == one_after_another
     # Every point is told, and once, and the models of the first seed.
     points = [(run.method, run.seed, p.step) for run in done.runs for p in run.points]
     assert sorted(told.points) == sorted(points)
     assert told.models.keys() == {("constant", 0), ("lawa", 0), ("decayed", 0)}
     # They are in the weights they report, and those of an average are others.
-    for run in done.of("lawa")[:1] + done.of("decayed")[:1]:
-        reported = told.models[run.method, 0]["model"]
-        assert PLAN.workload.evaluate(reported) == run.final
+    for task, method in ((0, "lawa"), (1, "decayed")):
+        model = told.models[method, 0]
+        assert model
+        path = task_folder(folder, tasks(PLAN)[task]) / model / GRAPH
+        exported = torch.export.load(path).module()
+        reported = PLAN.workload.evaluate(OnlyForward(exported))
+        assert reported == pytest.approx(done.of(method)[0].final, rel=1e-5)
+
+
+class OnlyForward(torch.nn.Module):
+    """A model that is in evaluation mode already, and cannot be told to be."""
+
+    def __init__(self, exported: torch.nn.Module) -> None:
+        super().__init__()
+        self.exported = [exported]
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.exported[0](x)
 
 
 def cluster_in(folder: Path) -> Cluster:
@@ -91,7 +114,7 @@ def cluster_in(folder: Path) -> Cluster:
 @pytest.mark.slow
 def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     with cluster_in(tmp_path) as engine:
-        done = run_parallel(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(PLAN, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
     assert results(done) == one_after_another
     # Who can write beside the pickles can run code.
     (own,) = (tmp_path / "cluster").iterdir()
@@ -117,34 +140,28 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     tmp_path: Path, one_after_another: str
 ) -> None:
     killed: list[int] = []
-    torn = tmp_path / "1.5s" / "decayed-seed-0" / "model-decayed.pt"
 
     class Kills(Told):
-        def point(self, method, seed, point):
-            super().point(method, seed, point)
-            if (method, seed) == ("decayed", 0) and not killed:
+        def __call__(self, event):
+            super().__call__(event)
+            here = isinstance(event, Evaluated) and event.method == "decayed"
+            if here and event.seed == 0 and not killed:
                 own = (tmp_path / "1.5s" / "decayed-seed-0" / "lock").read_text()
                 killed.append(int(own.split()[1]))
                 os.kill(killed[0], signal.SIGKILL)
-                # As if it had been killed while it wrote this.
-                torn.write_bytes(b"PK")
 
     told = Kills()
-    said: list[str] = []
     with Processes() as engine:
-        done = run_parallel(
-            PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS, warn=said.append
-        )
+        done = run_parallel(PLAN, PROFILE, folder_in(tmp_path), told, engine=engine, jobs=JOBS)
     if not killed:
         pytest.skip("the training had ended before it could be killed")
     failures = {name: reason for name, reason in told.failures.items() if reason}
     if failures:
         assert failures.keys() == {("decayed", 0)}
-        assert [line for line in said if str(torn) in line] == said != []
         assert "its process was killed by SIGKILL" in failures["decayed", 0]
         assert [run.failure for run in done.of("decayed")][1] is None
     with Processes() as engine:
-        again = run_parallel(PLAN, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        again = run_parallel(PLAN, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
     assert results(again) == one_after_another
 
 
@@ -172,7 +189,7 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, workload=dataclasses.replace(PLAN.workload, source=None))
     with Processes() as engine, pytest.raises(ValueError, match=r"get it from baselines.workloads"):
-        run_parallel(plan, PROFILE, Told(), folder_in(tmp_path), engine, JOBS)
+        run_parallel(plan, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
 
 
 @pytest.mark.slow
@@ -183,7 +200,7 @@ def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path
     plan = dataclasses.replace(plan, workload=dataclasses.replace(plan.workload, source=source))
     told = Told()
     with Processes() if kind == "processes" else cluster_in(tmp_path) as engine:
-        run_parallel(plan, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        run_parallel(plan, PROFILE, folder_in(tmp_path), told, engine=engine, jobs=JOBS)
     assert len(told.failures) == 3
     assert all("gone.py: No such file" in str(reason) for reason in told.failures.values())
     assert threading.active_count() < 20
@@ -197,7 +214,7 @@ def test_where_no_process_can_be_started_that_is_the_reason(tmp_path: Path) -> N
 
     told = Told()
     with Refuses() as engine:
-        done = run_parallel(PLAN, PROFILE, told, folder_in(tmp_path), engine, JOBS)
+        done = run_parallel(PLAN, PROFILE, folder_in(tmp_path), told, engine=engine, jobs=JOBS)
     assert set(told.failures.values()) == {"try later"}
     assert str(done.failure).startswith("every run failed under 1.5 s: constant, seed 0: try later")
 
@@ -206,4 +223,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     long = plan_of(budget=60.0, seeds=1, methods=("constant",))
     with Processes() as own_engine:
-        run_parallel(long, PROFILE, Silent(), Path(sys.argv[1]), own_engine, 1)
+        run_parallel(long, PROFILE, Path(sys.argv[1]), engine=own_engine, jobs=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from baselines.experiment.store import read_comparison
 from baselines.training.results import TrainingResult
@@ -19,6 +20,7 @@ from tests.support.ranks_worker import WITHOUT_BATCHNORM, follow
 from tests.support.trainings import COSTS
 
 RANKS = 2
+RESULT = TypeAdapter(TrainingResult)
 ROOT = Path(__file__).parent.parent.parent
 WORKER = str(ROOT / "tests" / "support" / "ranks_worker.py")
 
@@ -53,7 +55,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(left: Path) -> list[TrainingResult]:
     return [
-        TrainingResult.from_json((left / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
+        RESULT.validate_json((left / f"rank-{rank}.json").read_bytes()) for rank in range(RANKS)
     ]
 
 
@@ -115,9 +117,7 @@ def test_killed_and_started_again_they_end_as_undisturbed(
     assert list(tmp_path.glob("step-*.pt"))
     done = torchrun(script, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert (
-        TrainingResult.from_json((tmp_path / "rank-0.json").read_bytes()).runs == together[0].runs
-    )
+    assert RESULT.validate_json((tmp_path / "rank-0.json").read_bytes()).runs == together[0].runs
 
 
 def test_the_command_under_torchrun(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baselines.experiment.comparison import Comparison, Plan, Silent, compare
+from baselines.experiment.comparison import Comparison, Plan, compare
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
@@ -29,6 +29,7 @@ from baselines.training.checkpoint import (
     StorageError,
     write_atomically,
 )
+from baselines.training.events import Ended, Evaluated, Event, ignore, read_events
 from baselines.training.loop import train
 from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
@@ -116,36 +117,26 @@ def test_draws_differ_from_step_to_step_and_from_seed_to_seed() -> None:
     assert len(set(drawn)) == len(drawn) > 20
 
 
-def carried_out(plan: Plan, folder: Path, listener=None, **options) -> Comparison:
-    return resume(plan, PROFILE, listener or Silent(), folder, checkpoint_seconds=0.0, **options)
+def carried_out(plan: Plan, folder: Path, on_event=ignore, **options) -> Comparison:
+    return resume(plan, PROFILE, folder, on_event, checkpoint_seconds=0.0, **options)
 
 
 def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> None:
-    told = []
-
-    class Listens(Silent):
-        def run_started(self, method, seed):
-            told.append((method, seed))
-
-        def point(self, method, seed, point):
-            told.append((method, seed, point))
-
-        def training_ended(self, result):
-            told.append(result)
-
-    undisturbed = carried_out(SMALL, tmp_path, Listens())
+    told: list[Event] = []
+    undisturbed = carried_out(SMALL, tmp_path, told.append)
     first, told[:] = list(told), []
     forbidden = dataclasses.replace(SMALL.workload, batches=lambda *_: pytest.fail("trained"))
-    again = carried_out(dataclasses.replace(SMALL, workload=forbidden), tmp_path, Listens())
-    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE, Silent()))
-    # Methods that followed one training are told of one after another, and not in turns.
-    assert sorted(map(repr, told)) == sorted(map(repr, first))
+    again = carried_out(dataclasses.replace(SMALL, workload=forbidden), tmp_path, told.append)
+    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE))
+    assert told == first
+    assert len([event for event in told if isinstance(event, Evaluated)]) > 20
 
 
 def test_no_checkpoint_is_left_behind_a_result(tmp_path: Path) -> None:
     carried_out(SMALL, tmp_path)
     assert not list(tmp_path.rglob("*.pt"))
-    assert len(list(tmp_path.rglob("result.json"))) == 4
+    logs = [read_events(path.parent) for path in tmp_path.rglob("events.jsonl")]
+    assert [type(log[-1]) for log in logs] == [Ended] * 4
 
 
 def cut(plan: Plan, folder: Path, step: int, how: type[BaseException] = CutOff) -> Comparison:
@@ -162,7 +153,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_named_and_passed_over(
     newest.write_bytes(newest.read_bytes()[:-1000])
     said: list[str] = []
     done = carried_out(SMALL, tmp_path, warn=said.append)
-    assert results(done) == results(compare(SMALL, PROFILE, Silent()))
+    assert results(done) == results(compare(SMALL, PROFILE))
     assert len(said) == 1
     assert f"checkpoint {newest} cannot be read" in said[0]
 
@@ -212,12 +203,12 @@ def cut_off_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed_one() -> str:
-    return results(compare(ONE, PROFILE, Silent()))
+    return results(compare(ONE, PROFILE))
 
 
 def assert_passed_over(folder: Path, newest: Path, undisturbed: str) -> str:
     said: list[str] = []
-    assert results(resume(ONE, PROFILE, Silent(), folder, warn=said.append)) == undisturbed
+    assert results(resume(ONE, PROFILE, folder, warn=said.append)) == undisturbed
     (line,) = said
     assert line.startswith(f"checkpoint {newest} cannot be read (")
     assert "\n" not in line
@@ -283,11 +274,25 @@ def test_with_no_checkpoint_to_read_nothing_starts_from_zero(tmp_path: Path) -> 
         carried_out(SMALL, tmp_path, warn=lambda _: None)
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+def test_damaged_events_are_named(tmp_path: Path) -> None:
     carried_out(SMALL, tmp_path)
-    path = tmp_path / "decayed-seed-1" / "result.json"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(FolderError, match=r"decayed-seed-1/result.json is damaged"):
+    path = tmp_path / "decayed-seed-1" / "events.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    point = next(place for place, line in enumerate(lines) if b'"evaluated"' in line)
+    for damaged, said in (
+        ([*lines[:point], lines[point][:30] + b"\n", *lines[point + 1 :]], "a line is no event"),
+        ([*lines[:point], *lines[point + 1 :]], r"decayed, seed 1, has \d+ of \d+ points"),
+        ([*lines[:-1], lines[-1].replace(b"decayed", b"constant")], "constant, seed 1, has 0 of"),
+        ([lines[0], lines[-1].replace(b'"points":', b'"seen":')], "a line is no event"),
+    ):
+        path.write_bytes(b"".join(damaged))
+        found = rf"decayed-seed-1/events.jsonl is damaged \(.*{said}.*remove \S+ to train it again"
+        with pytest.raises(FolderError, match=found):
+            carried_out(SMALL, tmp_path)
+    # As one of another training would be.
+    path.write_bytes((tmp_path / "constant-seed-1" / "events.jsonl").read_bytes())
+    with pytest.raises(FolderError, match=r"decayed-seed-1/events.jsonl is damaged \(they are of"):
         carried_out(SMALL, tmp_path)
 
 
@@ -306,7 +311,7 @@ def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: 
         SMALL.workload, loss=lambda m, b: next(calls) * 0 + SMALL.workload.loss(m, b)
     )
     again = carried_out(dataclasses.replace(SMALL, workload=workload), tmp_path)
-    assert results(again) == results(compare(SMALL, PROFILE, Silent()))
+    assert results(again) == results(compare(SMALL, PROFILE))
     assert next(calls) < 30
 
 
@@ -354,7 +359,7 @@ def test_a_comparison_is_read_back_without_its_data(tmp_path: Path) -> None:
         assert results(back) == results(done)
         assert back.profile == PROFILE
         assert back.plan.signature == SMALL.signature
-    (folder / "decayed-seed-1" / "result.json").unlink()
+    (folder / "decayed-seed-1" / "events.jsonl").unlink()
     with pytest.raises(FolderError, match="has not ended: seed 1 of decayed"):
         read_comparison(folder)
     (folder / "comparison.json").write_text("{")
@@ -375,7 +380,7 @@ def wait_until_it_has_begun(process: Command) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> str:
-    return results(compare(plan_of(), PROFILE, Silent()))
+    return results(compare(plan_of(), PROFILE))
 
 
 def test_killed_again_and_again_it_ends_with_the_very_table(
@@ -404,7 +409,7 @@ def test_a_full_disk_stops_it_with_one_line_and_it_goes_on_with_room(
     with pytest.raises(CutOff):
         resume(
             dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 150)),
-            *(PROFILE, Silent(), tmp_path / "2.5s"),
+            *(PROFILE, tmp_path / "2.5s"),
             checkpoint_seconds=0.0,
         )
     kept = {path: path.read_bytes() for path in tmp_path.rglob("step-*.pt")}

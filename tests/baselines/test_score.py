@@ -176,9 +176,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(
     whole: Path, data: st.DataObject
 ) -> None:
-    path = data.draw(st.sampled_from(sorted(whole.glob("4s/**/*.json"))))
+    path = data.draw(st.sampled_from(sorted(whole.glob("4s/**/*.json*"))))
     before = path.read_text()
-    document = json.loads(before)
+    lines = before.splitlines() if path.suffix == ".jsonl" else [before]
+    number = data.draw(st.integers(0, len(lines) - 1))
+    document = json.loads(lines[number])
     *above, last = data.draw(st.sampled_from(list(places(document))))
     at = document
     for key in above:
@@ -188,7 +190,8 @@ def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(
     else:
         odd = [None, [], {}, "", "[/red]", "x.py", -1, 0, 0.5, 10**400, math.nan, math.inf, True]
         at[last] = data.draw(st.sampled_from(odd))
-    path.write_text(json.dumps(document))
+    lines[number] = json.dumps(document)
+    path.write_text("\n".join([*lines, ""]))
     try:
         done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["score", str(whole)])
         assert done.exit_code in (0, 2), done.output

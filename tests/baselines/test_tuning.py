@@ -55,16 +55,9 @@ def method():
 """
 
 
-class Silent:
-    def run_started(self, *_) -> None:
-        pass
-
-    point = ended = training_ended = run_started
-
-
 @pytest.fixture(scope="module")
 def tuned() -> Plan:
-    return tune(dataclasses.replace(PLAN, trials=COUNT), PROFILE, Silent())
+    return tune(dataclasses.replace(PLAN, trials=COUNT), PROFILE)
 
 
 @pytest.fixture
@@ -199,7 +192,7 @@ def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> Non
 
 
 def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> None:
-    really = [compare(trial, PROFILE, Silent()) for trial in trials(PLAN, COUNT)]
+    really = [compare(trial, PROFILE) for trial in trials(PLAN, COUNT)]
     trained = math.fsum(t.rst_seconds for comparison in really for t in comparison.trainings)
     assert math.fsum(t.trained_rst_seconds for t in tuned.tried) == pytest.approx(trained)
     assert trained < 0.6 * math.fsum(tuned.tuning_rst_seconds.values())
@@ -221,10 +214,10 @@ def test_the_test_part_is_never_read() -> None:
 
     workload = dataclasses.replace(WORKLOAD, evaluate_test=evaluate_test)
     plan = dataclasses.replace(PLAN, workload=workload, methods=("constant", "lawa"), trials=2)
-    found = tune(plan, PROFILE, Silent())
+    found = tune(plan, PROFILE)
     assert all(math.isfinite(trial.value) for trial in found.tried)
     assert read == []
-    compare(found, PROFILE, Silent())
+    compare(found, PROFILE)
     assert len(read) == 4
 
 
@@ -250,7 +243,7 @@ def test_on_a_trial_that_was_cut_off_nothing_is_chosen() -> None:
 
     said = r"tuning cannot choose.* trial 1 of constant: at step 0: .*RuntimeError: out of memory$"
     with pytest.raises(CutOffError, match=said):
-        tune(plan, PROFILE, Silent(), carry_out)
+        tune(plan, PROFILE, run_trial=carry_out)
     assert [bool(comparison.cut_off) for comparison in tried] == [False, True, False]
 
 
@@ -301,7 +294,7 @@ def test_where_all_trials_diverge_the_plans_own_settings_stay() -> None:
     wild = dataclasses.replace(
         PLAN, methods=("constant", "ema"), settings=Settings(1e30, 4, "auto"), trials=2
     )
-    found = tune(wild, PROFILE, Silent())
+    found = tune(wild, PROFILE)
     assert [trial.value for trial in found.tried] == [math.inf] * 4
     assert {found.settings_of(method) for method in wild.methods} == {wild.settings}
     assert [row[3] for row in rows(found)[1:]] == ["all failed"] * 2
@@ -326,12 +319,12 @@ def test_what_cannot_be_run_is_refused_before_any_training() -> None:
 
     for count in (0, -1):
         with pytest.raises(ValueError, match=f"at least 1 trial of each method, not {count}"):
-            tune(dataclasses.replace(PLAN, trials=count), PROFILE, Silent(), never)
+            tune(dataclasses.replace(PLAN, trials=count), PROFILE, run_trial=never)
     plan = dataclasses.replace(PLAN, trials=2)
     with pytest.raises(ProfileError, match="measured with k=5 and this run has k=4"):
-        tune(plan, profile_of([COSTS], {**PLAN.signature, "k": 5}), Silent(), never)
+        tune(plan, profile_of([COSTS], {**PLAN.signature, "k": 5}), run_trial=never)
     with pytest.raises(ValueError, match="does not pay for one step"):
-        tune(dataclasses.replace(plan, budget=Budget(1e-6)), PROFILE, Silent(), never)
+        tune(dataclasses.replace(plan, budget=Budget(1e-6)), PROFILE, run_trial=never)
 
 
 def test_a_range_beyond_what_a_setting_can_be_is_refused(own: str) -> None:
@@ -349,12 +342,12 @@ def test_a_range_beyond_what_a_setting_can_be_is_refused(own: str) -> None:
 def test_the_runner_handed_in_carries_out_every_trial() -> None:
     seen: list[Plan] = []
 
-    def runner(plan, profile, listener) -> Comparison:
+    def runner(plan, profile, on_event) -> Comparison:
         seen.append(plan)
-        return compare(plan, profile, listener)
+        return compare(plan, profile, on_event)
 
     plan = dataclasses.replace(PLAN, methods=("lawa",), trials=2)
-    assert tune(plan, PROFILE, Silent(), runner) == tune(plan, PROFILE, Silent())
+    assert tune(plan, PROFILE, run_trial=runner) == tune(plan, PROFILE)
     assert seen == trials(plan, 2)
 
 
@@ -412,7 +405,7 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     assert code == 1
     assert "cut off before the comparison" in err
     plan = dataclasses.replace(PLAN, methods=("constant", "lawa"), trials=3, evaluations=30)
-    found = tune(plan, PROFILE, Silent())
+    found = tune(plan, PROFILE)
     assert "Tuning on nats per image, 3 trials a method" in out
     for row in rows(found)[1:]:
         assert all(cell in out for cell in row)
@@ -422,11 +415,11 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     kept = root / "0.12s-trials.json"
     assert kept.read_text() == (tmp_path / "expected.json").read_text()
 
-    before = {path: path.stat().st_mtime_ns for path in root.glob("*/*/result.json")}
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/*/events.jsonl")}
     assert len(before) == 3
     kept.unlink()
     assert run(options)[0] == 1
-    assert {path: path.stat().st_mtime_ns for path in root.glob("*/*/result.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in root.glob("*/*/events.jsonl")} == before
     assert kept.read_text() == (tmp_path / "expected.json").read_text()
 
     code, out, err = run("--trials -1")

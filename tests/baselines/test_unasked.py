@@ -12,7 +12,7 @@ from baselines.analysis import plots, report, tables
 from baselines.cli import console as screen
 from baselines.cli.app import app
 from baselines.experiment import tuning
-from baselines.experiment.comparison import Comparison, Plan, Silent, Trial, compare
+from baselines.experiment.comparison import Comparison, Plan, Trial, compare
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.processes import Processes
@@ -26,6 +26,7 @@ from baselines.experiment.store import (
 from baselines.experiment.worker import work
 from baselines.methods.method import find
 from baselines.methods.settings import Settings
+from baselines.training.events import Failed, Started
 from baselines.workloads import load
 from tests.support.commands import command
 from tests.support.comparisons import CURVES, comparison, kept
@@ -127,15 +128,18 @@ def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
     write_profile(tmp_path, PROFILE)
     said: dict[str, str | None] = {}
 
-    class Changes(Silent):
-        def run_started(self, method, seed):
+    class Changes(Processes):
+        def submit(self, *task):
             mine.write_text(evil.read_text())
+            return super().submit(*task)
 
-        def training_ended(self, result):
-            said.update({run.method: run.failure for run in result.runs})
+    def listen(event):
+        if isinstance(event, Failed):
+            said.update(dict.fromkeys(event.methods, event.reason))
 
-    with Processes() as engine:
-        run_parallel(plan, PROFILE, Changes(), budget_folder(tmp_path, plan), engine, 1)
+    with Changes() as engine:
+        folder = budget_folder(tmp_path, plan)
+        run_parallel(plan, PROFILE, folder, listen, engine=engine, jobs=1)
     assert f"{mine} has changed since the comparison began" in str(said[str(mine)])
     assert not (tmp_path / "PWNED").exists()
 
@@ -145,13 +149,13 @@ def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Pa
     mine = tmp_path / "mine.py"
     mine.write_text(text)
     plan = plan_of(0.5, 2, (str(mine),))
-    undisturbed = results(compare(plan, PROFILE, Silent()))
+    undisturbed = results(compare(plan, PROFILE))
 
-    class Changes(Silent):
-        def run_started(self, method, seed):
+    def change(event):
+        if isinstance(event, Started):
             mine.write_text(evil.read_text())
 
-    assert results(resume(plan, PROFILE, Changes(), tmp_path / "0.5s")) == undisturbed
+    assert results(resume(plan, PROFILE, tmp_path / "0.5s", change)) == undisturbed
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -190,7 +194,7 @@ def test_going_on_reads_no_more_of_a_folder_than_that_it_is_of_this_command(
     folder = budget_folder(tmp_path / "root", plan)
     (tmp_path / "root" / "4s").rename(folder)
     with pytest.raises(FolderError, match="holds another comparison"):
-        resume(plan, PROFILE, Silent(), folder)
+        resume(plan, PROFILE, folder)
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -209,6 +213,7 @@ def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     assert write_or_verify(tmp_path / "x", plan).files_sha256.keys() == {str(method), str(workload)}
     write_profile(tmp_path, PROFILE)
     with Processes() as engine:
-        done = run_parallel(plan, PROFILE, Silent(), budget_folder(tmp_path, plan), engine, 2)
-    assert results(done) == results(compare(plan, PROFILE, Silent()))
+        folder = budget_folder(tmp_path, plan)
+        done = run_parallel(plan, PROFILE, folder, engine=engine, jobs=2)
+    assert results(done) == results(compare(plan, PROFILE))
     torch.set_num_threads(threads)

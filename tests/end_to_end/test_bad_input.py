@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import baselines.cli.app
 import timing.cli.app
 from baselines.analysis import plots
-from baselines.experiment.comparison import Plan, Silent
+from baselines.experiment.comparison import Plan
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
@@ -140,9 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "folder.json").mkdir()
     (path / "folder.png").mkdir()
     kept(comparison(CURVES), path / "kept")
-    for name, text in (("comparison", DEEP), ("reference", "{"), ("result", DEEP)):
+    for name, text in (("comparison", DEEP), ("reference", "{"), ("events", f"{DEEP}\n")):
         damaged = kept(comparison(CURVES), path / f"damaged-{name}")
-        next(damaged.rglob(f"{name}.json")).write_text(text)
+        next(damaged.rglob(f"{name}.json*")).write_text(text)
     return path
 
 
@@ -276,7 +276,7 @@ CASES = {
     "baselines score folder.png": "folder.png holds no comparison",
     "baselines score damaged-comparison": "comparison.json is damaged",
     "baselines score damaged-reference": "reference.json is not JSON",
-    "baselines score damaged-result": "result.json is damaged",
+    "baselines score damaged-events": "events.jsonl is damaged",
     "baselines score kept --plot ''": "--plot must be a file whose name ends in one of",
     "baselines score kept --plot folder.json": "--plot must be a file whose name ends in one of",
     "baselines score kept --plot folder.png": "--plot: folder.png cannot be written",
@@ -533,7 +533,7 @@ def test_what_a_file_does_in_another_process_is_told_with_its_place(tmp_path: Pa
     made = profile_of([COSTS], plan.signature)
     write_profile(tmp_path / "kept", made)
     with Processes() as engine:
-        done = run_parallel(plan, made, Silent(), tmp_path / "kept" / "0.5s", engine, 1)
+        done = run_parallel(plan, made, tmp_path / "kept" / "0.5s", engine=engine, jobs=1)
     failure = str(done.runs[0].failure)
     assert f"{tmp_path / 'mine.py'}, line 11: it ends the process (sys.exit)" in failure
     assert "\n" not in failure

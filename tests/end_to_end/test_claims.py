@@ -67,7 +67,7 @@ class Kept:
 
     def results(self) -> dict[str, int]:
         """Every result, and when it was written."""
-        paths = self.root.rglob("result.json")
+        paths = self.root.rglob("events.jsonl")
         return {str(p.relative_to(self.root)): p.stat().st_mtime_ns for p in paths}
 
     def compared(self, budget: str) -> Comparison:
@@ -386,7 +386,7 @@ def test_wrong_options_are_refused(kept: Kept, capsys, tmp_path, options, messag
         equal_rst.main([*kept.arguments, *folder, *options.split()])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("events.jsonl"))
 
 
 def test_a_failed_run_ends_it_with_its_name() -> None:

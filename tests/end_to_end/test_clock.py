@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.experiment.comparison import Silent, compare
+from baselines.experiment.comparison import compare
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.store import read_comparison
 from baselines.training.checkpoint import Checkpoints
@@ -80,7 +80,7 @@ def test_a_comparison_ends_with_the_very_table_and_all_is_sent(
     torch.set_num_threads(1)
     made = read_comparison(kept)
     plan = dataclasses.replace(plan, evaluations=made.plan.evaluations)
-    undisturbed = compare(plan, PROFILE, Silent())
+    undisturbed = compare(plan, PROFILE)
     torch.set_num_threads(threads)
     assert results(made) == results(undisturbed)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from baselines.cli.app import app
-from baselines.experiment.comparison import Plan, Silent, compare
+from baselines.experiment.comparison import Plan, compare
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
@@ -125,7 +125,7 @@ def test_a_killed_process_leaves_the_table_with_its_runs_marked(tmp_path: Path) 
     assert (status, err) == (0, "")
     assert "failed" not in out
     done = read_comparison(only(tmp_path))
-    assert results(done) == results(compare(plan_of(3), PROFILE, Silent()))
+    assert results(done) == results(compare(plan_of(3), PROFILE))
     found = in_mlflow(tmp_path)
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     # Nor is what was told of the killed runs left behind in theirs.
@@ -235,16 +235,16 @@ def test_a_folder_that_is_removed_meanwhile_is_told(jobs: str, tmp_path: Path) -
 def test_what_was_removed_after_it_was_written_is_told(tmp_path: Path) -> None:
     plan = plan_of(0.2)
     folder = budget_folder(tmp_path, plan)
-    done = resume(plan, PROFILE, Silent(), folder)
+    done = resume(plan, PROFILE, folder)
     key = write_or_verify(folder, plan).id
     check_kept(folder, key, done)
     with pytest.raises(FolderError, match="was removed in whole or in part"):
         check_kept(folder, "another", done)
-    (folder / "decayed-seed-1" / "result.json").unlink()
-    with pytest.raises(FolderError, match=r"decayed-seed-1/result\.json is gone"):
+    (folder / "decayed-seed-1" / "events.jsonl").unlink()
+    with pytest.raises(FolderError, match=r"decayed-seed-1/events\.jsonl is gone"):
         check_kept(folder, key, done)
     shutil.rmtree(folder)
-    with pytest.raises(FolderError, match=r"comparison.json is gone|result.json is gone"):
+    with pytest.raises(FolderError, match=r"comparison.json is gone|events.jsonl is gone"):
         check_kept(folder, key, done)
 
 

@@ -1,7 +1,6 @@
 """What the commands leave in a real MLflow store and on disk, in hard surroundings."""
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -18,6 +17,7 @@ import mlflow
 import psutil
 import pytest
 
+from baselines.training.events import fold, read_events
 from tests.support.commands import Command, command
 from tests.support.kept_comparison import plan_of
 from tests.support.profiles import profile_of
@@ -119,9 +119,9 @@ def runs_of(client: mlflow.MlflowClient, name: str = "lawa-opt") -> dict[str, ml
 def points_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Step and metric of all evaluations, by the run's name, as the comparison keeps them."""
     return {
-        f"{run['method']}, seed {run['seed']}": [(p["step"], p["value"]) for p in run["points"]]
-        for path in folder.glob("lawa-runs/*/*/*-seed-*/result.json")
-        for run in json.loads(path.read_text())["runs"]
+        f"{run.method}, seed {run.seed}": [(p.step, p.value) for p in run.points]
+        for path in folder.glob("lawa-runs/*/*/*-seed-*")
+        for run in (fold(read_events(path)) or pytest.fail("it has not ended")).runs
     }
 
 

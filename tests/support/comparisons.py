@@ -7,6 +7,7 @@ from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, Plan, tasks
 from baselines.methods.method import METHODS
 from baselines.methods.settings import Settings
+from baselines.training.events import Evaluated, EventLog, Started, ending_of
 from baselines.training.results import Point, Run, TrainingResult
 from baselines.workloads import digits
 from tests.support.profiles import profile_of
@@ -60,8 +61,19 @@ def kept(made: Comparison, root: Path) -> Path:
     store.write_or_verify(inside, made.plan)
     for task in tasks(made.plan):
         runs = tuple(r for r in made.runs if r.method in task.methods and r.seed == task.seed)
-        store.write_result(inside, task, TrainingResult(runs, 4.0, 4.1, 0.0))
+        log_of(store.task_folder(inside, task), TrainingResult(runs, 4.0, 4.1, 0.0))
     return root
+
+
+def log_of(folder: Path, result: TrainingResult) -> None:
+    """Log a training as if it had run."""
+    seed = result.runs[0].seed
+    with EventLog(folder) as log:
+        log.append(Started(seed=seed, shares={run.method: run.share for run in result.runs}))
+        for run in result.runs:
+            for each in run.points:
+                log.append(Evaluated(seed=seed, method=run.method, point=each))
+        log.append(ending_of(result, seed))
 
 
 def point(step: int) -> Point:

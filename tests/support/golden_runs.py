@@ -36,8 +36,14 @@ COMPARE = (
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """Return what the command has left of each training, in the order of their folders' names."""
-    paths = sorted(folder.glob("lawa-runs/*/1s/*/result.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    # As commits kept them that had no log of events yet.
+    if earlier := sorted(folder.glob("lawa-runs/*/1s/*/result.json")):
+        return [json.loads(path.read_text()) for path in earlier]
+    from baselines.training.events import fold, read_events
+
+    paths = sorted(folder.glob("lawa-runs/*/1s/*/events.jsonl"))
+    found = [fold(read_events(path.parent)) for path in paths]
+    return [json.loads(json.dumps(asdict(result))) for result in found if result]
 
 
 def ablation() -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from baselines.experiment.comparison import Comparison, Plan, Silent
+from baselines.experiment.comparison import Comparison, Plan
 from baselines.experiment.lock import Lock
 from baselines.experiment.resume import resume
 from baselines.methods.settings import Settings
+from baselines.training.events import Event, Started
 from baselines.workloads import load
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
@@ -37,9 +38,9 @@ def results(comparison: Comparison) -> str:
     return json.dumps([asdict(run) for run in comparison.runs], indent=1)
 
 
-class Prints(Silent):
-    def run_started(self, method, seed):
-        print("started", method, seed, file=sys.stderr, flush=True)
+def say(event: Event) -> None:
+    if isinstance(event, Started):
+        print("started", *event.shares, event.seed, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
@@ -50,5 +51,5 @@ if __name__ == "__main__":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
     with Lock(folder):
-        done = resume(plan_of(), PROFILE, Prints(), folder / "2.5s", checkpoint_seconds=0.05)
+        done = resume(plan_of(), PROFILE, folder / "2.5s", say, checkpoint_seconds=0.05)
     print(results(done))

@@ -4,6 +4,7 @@ With a step, the processes are killed after it, as by a machine that goes down.
 """
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -52,6 +53,6 @@ if __name__ == "__main__":
     with distributed.process_group():
         result = follow(workload, 1.0, checkpoints=Checkpoints(folder, seconds=0.0))
         rank = distributed.rank()
-        (folder / f"rank-{rank}.json").write_text(result.to_json())
+        (folder / f"rank-{rank}.json").write_text(json.dumps(dataclasses.asdict(result)))
     threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{rank}.txt").write_text("".join(threads))

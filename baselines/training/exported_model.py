@@ -1,4 +1,4 @@
-"""Export a model as a graph, with PyTorch alone: what a training leaves for the sender to log."""
+"""Export a model as a graph, with PyTorch alone: what a training leaves for MLflow to have."""
 
 from __future__ import annotations
 
@@ -17,20 +17,29 @@ EXAMPLE = "input_example.json"
 SHAPES = "shapes.json"
 
 
-def export_model(model: nn.Module, folder: Path, example_input: Tensor) -> None:
+def export_model(model: nn.Module, folder: Path, example_input: Tensor) -> str | None:
     """Write a model as a graph (pt2), which needs no pickle, with an example of its input.
+
+    No result depends on it, so where it cannot be done the reason is returned.
 
     Args:
         model: it is exported on the CPU and in evaluation mode, whatever it is in.
-        folder: is replaced.
+        folder: is replaced, in one that is there.
         example_input: a batch of two or more, so that the size of a batch stays free.
-
-    Raises:
-        Exception: whatever `torch.export` raises for a model that it cannot export.
     """
+    try:
+        _export(model, folder, example_input)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _export(model: nn.Module, folder: Path, example_input: Tensor) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     graph = folder / GRAPH
-    graph.parent.mkdir(parents=True)
+    folder.mkdir()
+    graph.parent.mkdir()
     example = example_input.detach().cpu()
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
