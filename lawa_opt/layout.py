@@ -34,6 +34,10 @@ class Stretch(NamedTuple):
     indices: list[int]
 
 
+# A stretch, and it in the one tensor that it is of, if it is of one.
+Target = tuple[Stretch, Tensor | None]
+
+
 class Layout:
     """Places of tensors in a row, large ones first, each as a view of its own shape and strides.
 
@@ -93,24 +97,29 @@ class Layout:
             for tensor, (shape, strides, _) in zip(tensors, self.places, strict=True)
         ]
 
-    def flat(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return each stretch as it lies in these tensors, or None where it is of several."""
-        found: list[Tensor | None] = []
-        for begin, end, indices in self.stretches:
+    def targets(self, tensors: Sequence[Tensor]) -> list[Target]:
+        """Return each stretch, and how it lies in these tensors where it is of one alone."""
+        found: list[Target] = []
+        for stretch in self.stretches:
+            begin, end, indices = stretch
             if len(indices) > 1:
-                found.append(None)
+                found.append((stretch, None))
                 continue
             tensor, start = tensors[indices[0]], self.places[indices[0]][2]
             if end - begin == tensor.numel() and tensor.is_contiguous():
-                found.append(tensor.view(-1))  # in half the time that as_strided takes
-                continue
-            at = tensor.storage_offset() + begin - start
-            found.append(tensor.as_strided((end - begin,), (1,), at))
+                flat = tensor.view(-1)  # in half the time that as_strided takes
+            else:
+                at = tensor.storage_offset() + begin - start
+                flat = tensor.as_strided((end - begin,), (1,), at)
+            found.append((stretch, flat))
         return found
 
-    def scatter(self, values: Tensor, stretch: Stretch, tensors: Sequence[Tensor]) -> None:
+    def put(self, values: Tensor, target: Target, tensors: Sequence[Tensor]) -> None:
         """Copy the values of a stretch into the tensors that it is of."""
-        begin, _, indices = stretch
+        (begin, _, indices), flat = target
+        if flat is not None:
+            flat.copy_(values)
+            return
         places = [self.places[i] for i in indices]
         parts = [values.as_strided(shape, stride, at - begin) for shape, stride, at in places]
         torch._foreach_copy_([tensors[i] for i in indices], parts)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lawa_opt import CheckpointError, average_checkpoints, reduction
+from lawa_opt import CheckpointError, average_checkpoints, running_mean
 from lawa_opt.__main__ import main
 from lawa_opt.averaging_files import average as averaging
 from lawa_opt.averaging_files.merge_weights import decay_factors, merge_weights
@@ -68,7 +68,7 @@ def seed():
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 4 elements and batches of 2 tiles, so that small tensors are cut and grouped."""
-    monkeypatch.setattr(reduction, "RUNNING_TILE", 4)
+    monkeypatch.setattr(running_mean, "RUNNING_TILE", 4)
     monkeypatch.setattr(averaging, "BATCH_BYTES", 32)
 
 
@@ -92,7 +92,7 @@ def test_the_mean_is_the_oracle_s_however_the_tensors_are_cut(
     states = run(seed, len(weights), dtype)
     paths = save_run(states, folder, suffix)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduction, "RUNNING_TILE", tile)
+        patch.setattr(running_mean, "RUNNING_TILE", tile)
         patch.setattr(averaging, "BATCH_BYTES", batch)
         average_checkpoints(paths, folder / f"out.{out}", weights=weights)
     averaged = load(folder / f"out.{out}")
