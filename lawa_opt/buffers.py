@@ -80,12 +80,14 @@ def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in inner._buffers.items():
             if buffer is None or id(buffer) in seen or name in inner._non_persistent_buffers_set:
                 continue
-            if buffer.layout == torch.strided and not _is_expanded(buffer):
+            if can_be_written(buffer):
                 seen.add(id(buffer))
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Return whether several elements of a tensor lie in one place."""
+def can_be_written(tensor: Tensor) -> bool:
+    """Return whether each element of a tensor has a place of its own."""
+    if tensor.layout != torch.strided:
+        return False
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(size > 1 and stride == 0 for size, stride in pairs)
+    return not any(size > 1 and stride == 0 for size, stride in pairs)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ContextDecorator
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from lawa_opt.average import Average
+from lawa_opt.batchnorm import model_with_statistics, recompute_statistics, run_batches
+from lawa_opt.buffers import can_be_written
 from lawa_opt.interrupts import HeldSignals
 from lawa_opt.messages import warn
 from lawa_opt.ring import Ring
@@ -45,11 +49,20 @@ class Exchange:
 
     @outside_graphs
     @torch.no_grad()
-    def prepared(self, k: int | None) -> tuple[Swap, list[Ring]]:
-        """Return the live weights of all that an average will replace, and where that is from."""
+    def prepared(self, k: int | None, run: nn.Module | None = None) -> tuple[Swap, list[Ring]]:
+        """Return the live weights of all that an average will replace, and where that is from.
+
+        Args:
+            k: of so many snapshots.
+            run: a model whose other buffers are kept too, for it will be run in training mode.
+        """
         rings = self.average.nonempty_rings(k)
         tensors = [tensor for ring in rings for tensor in ring.tensors]
-        return Swap(tensors, self.average.buffers), rings
+        known = set(map(id, tensors))
+        buffers = [] if run is None else [b for b in run.buffers() if can_be_written(b)]
+        others = [buffer for buffer in buffers if id(buffer) not in known]
+        swap = Swap([*tensors, *others], self.average.buffers, unaveraged=len(others))
+        return swap, rings
 
     @outside_graphs
     @torch.no_grad()
@@ -133,14 +146,22 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
 
     def _recreate_cm(self) -> AveragedBlock:
         """Return a block for each call of a decorated function."""
-        return AveragedBlock(self.exchange, self.k, self.if_empty)
+        return AveragedBlock(self.exchange, self.k, self.if_empty, self.loader)
 
-    def __init__(self, exchange: Exchange, k: int | None, if_empty: str) -> None:
+    def __init__(
+        self, exchange: Exchange, k: int | None, if_empty: str, loader: Iterable[Any] | None
+    ) -> None:
         self.exchange = exchange
         self.k = k
         self.if_empty = if_empty
+        self.loader = loader
+        self.model = None
+        if loader is not None:
+            self.model = model_with_statistics(exchange.average.buffers, loader)
         self.swap: Swap | None = None
-        self.signals = HeldSignals(AveragedBlock.__enter__, AveragedBlock.__exit__)
+        self.signals = HeldSignals(
+            AveragedBlock.__enter__, AveragedBlock.__exit__, but_not_in=run_batches
+        )
 
     def __enter__(self) -> None:
         if self.swap is not None:
@@ -149,9 +170,13 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
             return
         try:
             self.signals.hold()
-            self.swap, rings = self.exchange.prepared(self.k)
+            self.swap, rings = self.exchange.prepared(self.k, self.model)
             self.exchange.begin(self.swap, rings, self.k)
             self.signals.run_waiting()
+            if self.model is not None and self.loader is not None:
+                recompute_statistics(self.model, self.loader)
+                self.swap.has_own_statistics = True
+                self.swap.stamp()
         except BaseException:
             self._put_back()
             self.signals.release()

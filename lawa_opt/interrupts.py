@@ -25,11 +25,13 @@ class HeldSignals:
 
     Args:
         functions: that call `release` in the end.
+        but_not_in: what they call that may take long: within it, a handler runs at once.
     """
 
-    def __init__(self, *functions: Any) -> None:
+    def __init__(self, *functions: Any, but_not_in: Any = None) -> None:
         mine = (HeldSignals.run_waiting, HeldSignals.release)
         self._codes: set[CodeType] = {function.__code__ for function in (*functions, *mine)}
+        self._free: CodeType | None = getattr(but_not_in, "__code__", None)
         self._handlers: dict[int, Any] = {}
         self._waiting: list[int] = []
 
@@ -46,7 +48,7 @@ class HeldSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         outer = frame
         while outer is not None and outer.f_code not in self._codes:
-            outer = outer.f_back
+            outer = None if outer.f_code is self._free else outer.f_back
         if outer is None or number in self._waiting:
             self._handlers[number](number, frame)
         else:

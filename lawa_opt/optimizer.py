@@ -40,9 +40,7 @@ class LAWA(Optimizer):
     their own device; `averaged()` puts the uniform mean (1/k) sum theta_i into the parameters for
     the length of a block. Training itself is untouched: the live weights are bit for bit those of
     the wrapped optimizer alone. Only the wrapper may be given to a scheduler, a GradScaler or a
-    framework; the wrapped optimizer is `base`.
-
-    What it costs in bytes, and what threads and processes must heed, is in docs/lawa_opt.md.
+    framework; the wrapped one is `base`. docs/lawa_opt.md tells the costs, and of processes.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, also of another package.
@@ -171,21 +169,25 @@ class LAWA(Optimizer):
         self.schedule.last_collect = self.schedule.steps
 
     def averaged(
-        self, k: int | None = None, *, if_empty: Literal["raise", "live"] = "raise"
+        self,
+        k: int | None = None,
+        *,
+        if_empty: Literal["raise", "live"] = "raise",
+        update_bn: Iterable[Any] | None = None,
     ) -> AbstractContextManager[None]:
         """Have the mean of the window in the parameters (and given buffers) within a block.
 
         The live weights come back bit for bit, also when the block raises or is interrupted;
-        changes made to the weights inside are lost, with a warning where torch counts them, which
-        it does not for `.data`. Blocks nest. For two optimizers over one model enter both:
-        `with a.averaged(), b.averaged():`. For BatchNorm, pass `buffers=model` and call
-        `torch.optim.swa_utils.update_bn(loader, model)` inside for exact statistics.
+        changes made to the weights inside are lost, with a warning where torch counts them (not by
+        `.data`). Blocks nest; of two optimizers over one model, enter both.
 
         Args:
             k: average the newest so many snapshots, from 1 to `num_snapshots`; by default, all.
             if_empty: with nothing collected, "raise" a RuntimeError or leave the weights "live".
+            update_bn: batches to compute BatchNorm's statistics from, with the average in the model
+                given as `buffers`; the live statistics come back too (see docs/lawa_opt.md).
         """
-        return AveragedBlock(self.exchange, k, if_empty)
+        return AveragedBlock(self.exchange, k, if_empty, update_bn)
 
     def eval(self) -> None:
         """Put the mean into the model until `train()`, as Transformers and Accelerate call it.
@@ -249,8 +251,7 @@ class LAWA(Optimizer):
 
         Args:
             k: as in `averaged`.
-            reset_state: forget the wrapped optimizer's state too, of the weights left behind; a
-                TypeError where it could not be made again.
+            reset_state: forget the wrapped optimizer's state too, if it is made again.
         """
         self.swaps.refuse_any("restart_from_average()")
         if reset_state:
@@ -283,9 +284,8 @@ class LAWA(Optimizer):
         by `train()`.
 
         Raises:
-            ValueError: it has another k, other shapes or group sizes, is damaged, or the wrapped
-                optimizer refuses it; nothing has been changed, as far as that keeps its state in
-                itself.
+            ValueError: it does not fit, is damaged, or the wrapped optimizer refuses it; nothing
+                has been changed, as far as that keeps its state in itself.
         """
         self.average.tensors()  # refuses buffers that were replaced
         if not isinstance(state_dict, Mapping):

@@ -40,12 +40,18 @@ class Swap:
         tensors: parameters and buffers.
         buffers: which of them are buffers, and of which modules.
         live: their values, if they are not those that the tensors hold now.
+        unaveraged: how many of the tensors, the last ones, are buffers without an average.
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], buffers: Buffers, live: list[Tensor] | None = None
+        self,
+        tensors: Sequence[Tensor],
+        buffers: Buffers,
+        live: list[Tensor] | None = None,
+        unaveraged: int = 0,
     ) -> None:
         self.tensors = list(tensors)
+        self.unaveraged = unaveraged
         self.live = [local(t).detach().clone() for t in tensors] if live is None else live
         self.buffers = buffers
         self._prepare()
@@ -58,11 +64,13 @@ class Swap:
         self.latest: int | None = None
         self.versions: list[tuple[int, ...]] | None = None
         self.changed: set[int] = set()
+        self.has_own_statistics = False
         self.ended = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its versions anew, and ids are of one process.
-        return {"tensors": self.tensors, "live": self.live, "buffers": self.buffers}
+        kept = ("tensors", "live", "buffers", "unaveraged")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules that hold this may not be whole yet, so that no buffer is looked up.
@@ -95,14 +103,15 @@ class Swap:
         self.versions = None
 
     def rewritten_buffers(self) -> bool:
-        """Return whether somebody else has written to a buffer since the stamp."""
-        return bool(self._written()[1])
+        """Return whether the buffers have other values than the average's."""
+        return self.has_own_statistics or bool(self._written()[1])
 
     def _written(self) -> tuple[set[int], set[int]]:
         """Return which tensors were written to since the stamp, and which of those are buffers."""
         pairs = zip(self.tensors, self.versions or (), strict=False)
         written = {i for i, (tensor, version) in enumerate(pairs) if version_of(tensor) != version}
-        buffers = {id(buffer) for buffer in self.buffers.now()}
+        averaged = len(self.tensors) - self.unaveraged
+        buffers = {id(buffer) for buffer in (*self.buffers.now(), *self.tensors[averaged:])}
         return written, {i for i in written if id(self.tensors[i]) in buffers}
 
     def _other_values(self, written: set[int]) -> set[int]:
