@@ -130,12 +130,21 @@ class Average:
             coverage.warn_of_bare_optimizers(self.buffers.modules, averaged, self.base)
 
     def means(self, k: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
-        """Return new tensors with the mean of each that the window holds, by the tensor's id."""
+        """Return new tensors with the mean of each that the window holds, by the tensor's id.
+
+        Complex ones and those that have no mean are of their own dtype.
+
+        Raises:
+            ValueError: a mean in this dtype would lose its fractions.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(
+                f"dtype must be of floating-point means, such as torch.float32: got {dtype}"
+            )
         means: dict[int, Tensor] = {}
         for ring in self.nonempty_rings(k):
-            outs = [
-                torch.empty_like(t, dtype=dtype if ring.averages else None) for t in ring.tensors
-            ]
+            is_real = ring.averages and not ring.tensors[0].is_complex()
+            outs = [torch.empty_like(t, dtype=dtype if is_real else None) for t in ring.tensors]
             ring.write_mean(outs, k)
             means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
         return means

@@ -15,6 +15,18 @@ from lawa_opt.messages import few
 from lawa_opt.swap import Swap
 
 
+def averages_of(lawas: Sequence[Any]) -> list[Average]:
+    """Return the average of each LAWA.
+
+    Raises:
+        TypeError: one is something else.
+    """
+    for lawa in lawas:
+        if not isinstance(getattr(lawa, "average", None), Average):
+            raise TypeError(f"others must be LAWAs: got {type(lawa).__name__}; wrap it in one too")
+    return [lawa.average for lawa in lawas]
+
+
 def averaged_copies(
     model: nn.Module,
     averages: Sequence[Average],

@@ -151,6 +151,8 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
     def __init__(
         self, exchange: Exchange, k: int | None, if_empty: str, loader: Iterable[Any] | None
     ) -> None:
+        if if_empty not in ("raise", "live"):
+            raise ValueError(f'if_empty must be "raise" or "live": {if_empty!r}')
         self.exchange = exchange
         self.k = k
         self.if_empty = if_empty

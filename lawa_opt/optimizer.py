@@ -21,7 +21,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 from lawa_opt.average import Average
 from lawa_opt.base import refuse_lasting_state, refuse_other_than_optimizers
 from lawa_opt.buffers import Buffers
-from lawa_opt.copies import averaged_copies, copy_with
+from lawa_opt.copies import averaged_copies, averages_of, copy_with
 from lawa_opt.exchange import AveragedBlock, Exchange, outside_graphs
 from lawa_opt.forwarding import forwarded
 from lawa_opt.hooks import HOOKS, changed_by, hooked_step, refuse_captured_step
@@ -233,7 +233,7 @@ class LAWA(Optimizer):
             ValueError: more snapshots asked for than are held, or the window has nothing or only a
                 part of what is trained of the model, or buffers that it has replaced.
         """
-        averages = [lawa.average for lawa in (self, *others)]
+        averages = averages_of([self, *others])
         within = self.swaps[-1] if self.swaps else None
         return averaged_copies(model, averages, k, dtype, within)
 

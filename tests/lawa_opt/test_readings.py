@@ -418,3 +418,23 @@ def test_infinities_that_all_snapshots_share_stay() -> None:
     with opt.averaged():
         assert mask.tolist() == [1.0, -torch.inf, torch.inf]
     assert mask.tolist() == [2.0, -torch.inf, torch.inf]
+
+
+def test_a_reading_that_cannot_be_as_asked_is_refused() -> None:
+    model = nn.Linear(4, 2)
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1))
+    opt.collect()
+    with pytest.raises(ValueError, match=r"dtype must be of floating-point means.*got torch.int32"):
+        opt.averaged_state_dict(model, dtype=torch.int32)
+    with pytest.raises(ValueError, match='if_empty must be "raise" or "live": \'Live\''):
+        opt.averaged(if_empty="Live")
+    for read in (opt.averaged_state_dict, opt.averaged_model):
+        with pytest.raises(TypeError, match="others must be LAWAs: got SGD; wrap it in one too"):
+            read(model, others=[opt.base])
+
+
+def test_complex_means_keep_their_imaginary_part_in_another_dtype() -> None:
+    model = nn.Linear(4, 2, dtype=torch.complex64)
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1))
+    opt.collect()
+    assert torch.equal(opt.averaged_state_dict(model, dtype=torch.float64)["weight"], model.weight)
