@@ -10,18 +10,25 @@ if not hasattr(timing, "Account"):
     )
 
 from baselines.experiment.comparison import Plan, compare
-from baselines.methods.averagers import Averager, NoAveraging
+from baselines.methods.averagers import Averager, AveragerPart
 from baselines.methods.method import Method
-from baselines.methods.settings import Range, Settings
+from baselines.methods.part import Range
+from baselines.methods.recipes import Recipe, RecipePart, Step
+from baselines.methods.schedules import SchedulePart
 from baselines.workloads import Workload
+from timing import Operation
 
 __all__ = [
     "Averager",
+    "AveragerPart",
     "Method",
-    "NoAveraging",
+    "Operation",
     "Plan",
     "Range",
-    "Settings",
+    "Recipe",
+    "RecipePart",
+    "SchedulePart",
+    "Step",
     "Workload",
     "compare",
 ]

@@ -1,13 +1,14 @@
-"""A Python file of the user's own: the function it defines, and its errors in one line each."""
+"""Run a Python file of the user's own, and tell its errors in one line each."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from timing import tracebacks
 
@@ -22,17 +23,8 @@ def digest_of(path: Path, kind: type[ValueError]) -> str:
         raise kind(f"{path}: {error.strerror}") from error
 
 
-def load_function(
-    path: Path, name: str, result: str, kind: type[ValueError]
-) -> Callable[..., object]:
-    """Return the function of this name in a file, which is run as a module of its own.
-
-    Args:
-        path: the file.
-        name: of the function.
-        result: what it must return, for the error where there is no such function.
-        kind: what is raised then.
-    """
+def run_file(path: Path) -> ModuleType:
+    """Return a file as a module of its own, which is run anew."""
     # A digest in the name keeps two files called alike apart.
     module_name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -46,10 +38,7 @@ def load_function(
     except BaseException:
         sys.modules.pop(module_name, None)
         raise
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise kind(f"{path} defines no function `{name}`, which must return a {result}")
-    return function  # type: ignore[no-any-return]
+    return module
 
 
 @contextmanager

@@ -43,8 +43,7 @@ from rows import Limit, Row, finish, parser, spread
 import baselines.experiment.calibration
 import baselines.training.loop
 import baselines.training.training
-from baselines.methods.method import find
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.method_run import MethodRun
 from timing import Account, Budget, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import measure as calibration
@@ -199,17 +198,16 @@ def calibration_target(workload, folder):
 def train_for_long(workload_name, steps):
     torch.set_num_threads(1)
     workload = import_module(f"baselines.workloads.{workload_name}").load()
-    settings = Settings(workload.learning_rate, k=5, every="auto")
     budget = Budget(MOST_STEPS * STEP_SECONDS)
     mock.patch.object(baselines.training.training, "Account", steps.account).start()
     mock.patch.object(baselines.training.training, "MethodRun", steps.method_run).start()
     result = baselines.training.loop.train(
         steps.watch(workload),
-        {name: find(name) for name in METHODS},
+        [find(name) for name in METHODS],
         0,
         budget,
         dict.fromkeys(OPERATIONS, STEP_SECONDS / 100) | {"train_step": STEP_SECONDS},
-        settings,
+        workload.learning_rate,
         MOST_STEPS // STEPS_AN_EVALUATION,
         read_test=False,
     )

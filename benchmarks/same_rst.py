@@ -42,8 +42,7 @@ def child(threads, workload_name, steps, seed):
     """Train once, and print what came of it as JSON."""
     import torch
 
-    from baselines.methods.method import find
-    from baselines.methods.settings import Settings
+    from baselines.methods.names import find
     from baselines.training.loop import train
     from timing import Budget, Stopwatch
 
@@ -53,11 +52,11 @@ def child(threads, workload_name, steps, seed):
     with watch:
         trained = train(
             workload,
-            {name: find(name) for name in METHODS},
+            [find(name) for name in METHODS],
             seed,
             Budget(steps * COSTS["train_step"]),
             COSTS,
-            Settings(workload.learning_rate, k=5, every="auto"),
+            workload.learning_rate,
             EVALUATIONS,
         )
     result = {

@@ -21,7 +21,7 @@ from rows import Limit, Row, finish, parser
 
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Plan, compare
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from timing import Budget
@@ -60,10 +60,10 @@ def main():
     workload = load("digits" if options.quick else "pydocs")
     plan = Plan(
         workload=workload,
-        methods=("constant", "lawa", "decayed"),
+        methods=tuple(map(find, ("constant", "lawa", "decayed"))),
         seeds=(0,),
         budget=Budget(options.seconds),
-        settings=Settings(workload.learning_rate, 5, "auto"),
+        learning_rate=workload.learning_rate,
     )
     profile = measure_profile(plan, lambda *_: None)
     shares, ratios, ends, sending = [], [], [], []

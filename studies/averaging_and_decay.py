@@ -33,7 +33,7 @@ from runs import (
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.ablation import WindowConfig
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import find
+from baselines.methods.names import find
 from baselines.training.results import Run
 
 RIVALS = ("decayed", "lawa", "ema", "constant")
@@ -56,7 +56,7 @@ def not_worse(mine: Sequence[float], others: Mapping[str, Sequence[float]]) -> t
 
 def with_decay(comparison: Comparison) -> Finding:
     """Averaging with decay against all that lack the one or the other, on the test part."""
-    tests = {name: [run.test for run in comparison.of(name)] for name in comparison.plan.methods}
+    tests = {name: [run.test for run in comparison.of(name)] for name in comparison.plan.names}
     verdict, said = not_worse(tests["lawa-decayed"], {name: tests[name] for name in RIVALS})
     return Finding(
         f"averaging with decay is best or tied (worse by under {TIE:.0%} is tied)",
@@ -68,7 +68,7 @@ def with_decay(comparison: Comparison) -> Finding:
 
 def alone(comparison: Comparison) -> Finding:
     """Averages of the constant rate against the decayed rate, on the test part."""
-    tests = {name: [run.test for run in comparison.of(name)] for name in comparison.plan.methods}
+    tests = {name: [run.test for run in comparison.of(name)] for name in comparison.plan.names}
     pairs = {method: (tests[method], tests["decayed"]) for method in ALONE}
     said = (
         f"{find(name).title} {percent(relative_difference(*pair))}" for name, pair in pairs.items()
@@ -155,8 +155,7 @@ def examine(
     numbers = {
         "tie": TIE,
         "test_metric": {
-            name: asdict(estimate([run.test for run in long.of(name)]))
-            for name in long.plan.methods
+            name: asdict(estimate([run.test for run in long.of(name)])) for name in long.plan.names
         },
         "windows_constant_rate": [
             {

@@ -25,7 +25,7 @@ from runs import (
 
 from baselines.analysis.intervals import Estimate
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import find
+from baselines.methods.names import find
 
 BASELINE, LIVE = "decayed", "constant"
 AVERAGES = ("lawa", "ema")

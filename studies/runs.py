@@ -15,24 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.analysis.intervals import Estimate, estimate
-from baselines.experiment.ablation import WindowConfig, ablate, plan_of
+from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Comparison, Plan, Task, check
+from baselines.experiment.comparison import Comparison, Plan, check
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     budget_folder,
     read_profile,
-    read_result,
     root_of,
-    task_folder,
-    write_or_verify,
     write_profile,
 )
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.events import Ended, Event, EventLog
+from baselines.training.events import Ended, Event
 from baselines.training.results import Run
 from baselines.workloads import load
 from timing import Budget, CalibrationError, Profile, parse_seconds
@@ -169,7 +166,7 @@ class Runs:
         if share < 1:
             plan = replace(
                 plan,
-                methods=SHORTER_METHODS,
+                methods=tuple(map(find, SHORTER_METHODS)),
                 budget=Budget(plan.budget.seconds * share),
                 evaluations=round(plan.evaluations * share),
             )
@@ -179,8 +176,7 @@ class Runs:
         """LAWA of the decayed rate with another interval; the test part is not read."""
         plan = replace(
             self.plan,
-            methods=("lawa-decayed",),
-            settings=replace(self.plan.settings, every=every),
+            methods=(find("lawa-decayed").with_settings({"lawa.every": every}),),
             read_test=False,
         )
         path = budget_folder(self.root, plan)
@@ -188,21 +184,14 @@ class Runs:
 
     def windows(self) -> Comparison:
         """Every window of CELLS, and the live weights, on one training of the constant rate."""
-        plan = replace(self.plan, evaluations=WINDOW_EVALUATIONS)
-        whole = plan_of(plan, CELLS)
+        plan = replace(
+            self.plan,
+            methods=methods_of(CELLS),
+            evaluations=WINDOW_EVALUATIONS,
+            read_test=False,
+        )
         path = budget_folder(self.root, plan)
-        path = path.with_name(f"{path.name}-ablation")
-        write_or_verify(path, whole)
-        trainings = []
-        for seed in plan.seeds:
-            task = Task(whole.methods, seed)
-            done = read_result(path, task)
-            if done is None:
-                with EventLog(task_folder(path, task)) as log:
-                    one = ablate(replace(plan, seeds=(seed,)), self.profile, CELLS, log.append)
-                (done,) = one.trainings
-            trainings.append(done)
-        return ended(Comparison(replace(whole, tuned={}), self.profile, tuple(trainings)))
+        return self._resume(plan, path.with_name(f"{path.name}-ablation"))
 
     def _resume(self, plan: Plan, path: Path) -> Comparison:
         return ended(resume(plan, self.profile, path, say))
@@ -274,10 +263,10 @@ def opened(about: str, arguments: Sequence[str] | None) -> Iterator[Runs]:
         seconds = parse_seconds(options.budget) if options.budget else workload.budget_seconds
         plan = Plan(
             workload=workload,
-            methods=METHODS,
+            methods=tuple(map(find, METHODS)),
             seeds=tuple(range(options.seeds)),
             budget=Budget(seconds),
-            settings=Settings(workload.learning_rate, K, "auto"),
+            learning_rate=workload.learning_rate,
             evaluations=EVALUATIONS,
         )
         given = Profile.read(options.reference) if options.reference else None
@@ -288,7 +277,8 @@ def opened(about: str, arguments: Sequence[str] | None) -> Iterator[Runs]:
         with Lock(root):
             profile = read_profile(root) or given or measure_profile(plan, lambda *_: None)
             shortest = Budget(seconds * min(SHORTER))
-            for each in (plan, replace(plan, methods=SHORTER_METHODS, budget=shortest)):
+            shorter = tuple(map(find, SHORTER_METHODS))
+            for each in (plan, replace(plan, methods=shorter, budget=shortest)):
                 try:
                     check(each, profile)
                 except ValueError as error:

@@ -22,7 +22,7 @@ FORBIDDEN = {
 ONE_FILE = {
     "pynvml": "timing/gpu/nvml.py",
     "mlflow": "baselines/tracking/sender.py",
-    "schedulefree": "baselines/methods/averagers/schedule_free.py",
+    "schedulefree": "baselines/methods/recipes/schedule_free_optimizer.py",
 }
 
 

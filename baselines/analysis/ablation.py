@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.analysis.report import conditions
-from baselines.experiment.ablation import LIVE, WindowConfig
+from baselines.experiment.ablation import LIVE, WindowConfig, configs_of
 from baselines.experiment.comparison import Comparison
 from lawa_opt.schedule import Every
 
@@ -15,13 +14,12 @@ from lawa_opt.schedule import Every
 SHARES = (0.5, 1.0)
 
 
-def means(
-    comparison: Comparison, configs: Sequence[WindowConfig], share: float = 1.0
-) -> dict[WindowConfig, Estimate | None]:
+def means(comparison: Comparison, share: float = 1.0) -> dict[WindowConfig, Estimate | None]:
     """Return the metric of each window at this share of the budget, over seeds.
 
     None where a run failed.
     """
+    configs = configs_of(comparison.plan)
     return {config: _metric(comparison, config.name, share) for config in configs}
 
 
@@ -31,16 +29,14 @@ def _metric(comparison: Comparison, name: str, share: float) -> Estimate | None:
     return estimate(values) if all(map(math.isfinite, values)) else None
 
 
-def table(
-    comparison: Comparison, configs: Sequence[WindowConfig], share: float = 1.0
-) -> list[list[str]]:
+def table(comparison: Comparison, share: float = 1.0) -> list[list[str]]:
     """Return the metric of each window at this share of the budget: rows by interval, columns by k.
 
     The first row heads; the second has the live weights.
     """
-    ks = sorted({config.k for config in configs})
+    ks = sorted({config.k for config in configs_of(comparison.plan)})
     rows: dict[Every, list[str]] = {}
-    for config, mean in means(comparison, configs, share).items():
+    for config, mean in means(comparison, share).items():
         rows.setdefault(config.every, ["" for _ in ks])
         rows[config.every][ks.index(config.k)] = str(mean or "failed")
     live = [str(_metric(comparison, LIVE, share) or "failed"), *("" for _ in ks[1:])]
@@ -58,38 +54,36 @@ def title(comparison: Comparison, share: float) -> str:
     return f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST"
 
 
-def verdict(comparison: Comparison, configs: Sequence[WindowConfig]) -> str:
+def verdict(comparison: Comparison) -> str:
     """Return a sentence on which window ends best, and how far from the live weights."""
-    ends = {config: mean for config, mean in means(comparison, configs).items() if mean}
+    ends = {config: mean for config, mean in means(comparison).items() if mean}
     live = _metric(comparison, LIVE, 1.0)
     if not ends or not live:
         return "A training failed, so no window is best."
     best = min(ends, key=lambda config: ends[config].mean)
     return (
-        f"Best at the end: {best.name} with {ends[best]}, where the live weights have {live}. "
+        f"Best at the end: {best} with {ends[best]}, where the live weights have {live}. "
         f"Chosen among {len(ends)} windows by the validation part, so it flatters itself."
     )
 
 
-def markdown(comparison: Comparison, configs: Sequence[WindowConfig]) -> str:
+def markdown(comparison: Comparison) -> str:
     """Return both tables and the verdict, for the note on the parent run."""
-    lines = [f"- {verdict(comparison, configs)}"]
+    lines = [f"- {verdict(comparison)}"]
     for share in SHARES:
-        head, *body = [" | ".join(row) for row in table(comparison, configs, share)]
+        head, *body = [" | ".join(row) for row in table(comparison, share)]
         rule = "|" + "---|" * (head.count(" | ") + 1)
         lines += ["", f"## {title(comparison, share)}", "", f"| {head} |", rule]
         lines += [f"| {row} |" for row in body]
     return "\n".join([*lines, "", f"_Constant rate. {conditions(comparison)}_"])
 
 
-def columns(
-    comparison: Comparison, configs: Sequence[WindowConfig]
-) -> dict[str, list[str | float]]:
+def columns(comparison: Comparison) -> dict[str, list[str | float]]:
     """Return the tables by column, unrounded, a line a window and seed."""
     half, end = (comparison.plan.budget.seconds * share for share in SHARES)
     lines = [
         (config.k, str(config.every), run.seed, *map(_or_failed, map(run.value_at, (half, end))))
-        for config in configs
+        for config in configs_of(comparison.plan)
         for run in comparison.of(config.name)
     ]
     names = ("k", "every", "seed", "metric_at_half", "final_metric")

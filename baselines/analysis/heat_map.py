@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.analysis.ablation import SHARES, means, title
-from baselines.experiment.ablation import WindowConfig
+from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
 
 
-def heat_map(comparison: Comparison, configs: Sequence[WindowConfig]) -> Figure:
+def heat_map(comparison: Comparison) -> Figure:
     """Draw a panel at half of the budget and one at its end: darker is better, a box is the best.
 
     Each field has its number, the mean over seeds.
     """
+    configs = configs_of(comparison.plan)
     ks = sorted({config.k for config in configs})
     intervals = list(dict.fromkeys(config.every for config in configs))
     size = (2 + 1.8 * len(ks), 1.6 + 0.6 * len(intervals))
     figure = Figure(figsize=(size[0], len(SHARES) * size[1]), layout="constrained")
     for axes, share in zip(figure.subplots(len(SHARES)), SHARES, strict=True):
         fields = [[math.nan for _ in ks] for _ in intervals]
-        for config, mean in means(comparison, configs, share).items():
+        for config, mean in means(comparison, share).items():
             if mean:
                 fields[intervals.index(config.every)][ks.index(config.k)] = mean.mean
         _panel(axes, fields)

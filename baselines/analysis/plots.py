@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from baselines.analysis import tables
 from baselines.analysis.intervals import estimate, median
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import title_of
 from timing.statistics import CONFIDENCE, median_coverage
 
 
@@ -62,7 +61,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
     figure, axes = figure_of(4.7 + 0.12 * len(comparison.plan.methods))
     plan = comparison.plan
     late: list[float] = []
-    for index, (method, style) in enumerate(styles(plan.methods).items()):
+    for index, (method, style) in enumerate(styles(plan.names).items()):
         runs = [run for run in comparison.of(method) if not run.failure]
         # Runs of a method evaluate at the same points of the budget, up to a reading's cost.
         points = list(zip(*(run.points for run in runs), strict=False))
@@ -83,7 +82,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
             marker=style.marker,
             markersize=5,
             markevery=some,
-            label=title_of(method),
+            label=plan.titles[method],
         )
         axes.errorbar(
             seconds,
@@ -119,12 +118,12 @@ def final_metric(comparison: Comparison) -> Figure:
     figure, axes = figure_of(1.8 + 0.6 * len(plan.methods))
     table = tables.rows(comparison)
     for place, row in enumerate(table):
-        style = styles(plan.methods)[row.method]
+        style = styles(plan.names)[row.method]
         _seeds(axes, place - 0.16, row.tests, style)
         _mean(axes, place - 0.16, row.tests, style, "test")
         _seeds(axes, place + 0.16, row.finals, style)
         _mean(axes, place + 0.16, row.finals, style, "validation")
-    _name_methods(axes, plan.methods, {row.method: row.ends for row in table}, "failed")
+    _name_methods(axes, plan.titles, {row.method: row.ends for row in table}, "failed")
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(f"{plan.workload.metric} at the end of the budget (lower is better)")
     axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(len(plan.seeds))}")
@@ -151,7 +150,7 @@ def time_to_target(comparison: Comparison) -> Figure:
     _, edge = axes.get_xlim()
     table = tables.rows(comparison)
     for place, row in enumerate(table):
-        style = styles(plan.methods)[row.method]
+        style = styles(plan.names)[row.method]
         found = median(row.rst_to_target)
         _seeds(axes, place, row.rst_to_target, style)
         if found.low is not None and found.high is not None and math.isfinite(found.low):
@@ -161,7 +160,7 @@ def time_to_target(comparison: Comparison) -> Figure:
         if math.isfinite(found.median):
             axes.plot([found.median], [place], style.marker, color=style.colour, markersize=9)
     axes.axvline(plan.budget.seconds, color="0.4", linestyle="--", linewidth=1, label="budget")
-    _name_methods(axes, plan.methods, {row.method: row.rst_to_target for row in table}, "never")
+    _name_methods(axes, plan.titles, {row.method: row.rst_to_target for row in table}, "never")
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("reference system time to the target [s]")
     count = len(plan.seeds)
@@ -180,7 +179,7 @@ def account(comparison: Comparison) -> Figure:
     """
     plan = comparison.plan
     totals: dict[tuple[str, bool], dict[str, float]] = {}
-    for method in plan.methods:
+    for method in plan.names:
         runs = [run for run in comparison.of(method) if not run.failure]
         for run in runs:
             for line in run.account:
@@ -196,7 +195,7 @@ def account(comparison: Comparison) -> Figure:
     for (operation, charged), colour, hatch in zip(
         ordered, cycle(_COLOURS[1:]), cycle(_HATCHES), strict=False
     ):
-        widths = [totals[operation, charged].get(method, 0.0) for method in plan.methods]
+        widths = [totals[operation, charged].get(method, 0.0) for method in plan.names]
         axes.barh(
             places,
             widths,
@@ -210,8 +209,8 @@ def account(comparison: Comparison) -> Figure:
         )
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     axes.axvline(plan.budget.seconds, color="black", linestyle="--", linewidth=1, label="budget")
-    finals = {m: [run.final for run in comparison.of(m)] for m in plan.methods}
-    _name_methods(axes, plan.methods, finals, "failed")
+    finals = {m: [run.final for run in comparison.of(m)] for m in plan.names}
+    _name_methods(axes, plan.titles, finals, "failed")
     axes.set_xlabel("reference system time [s], mean of the seeds")
     axes.set_title(f"{plan.workload.name}: the account")
     figure.legend(loc="outside lower center", ncols=3)
@@ -257,18 +256,18 @@ def _mean(axes: Axes, place: float, values: Sequence[float], style: Style, part:
 
 
 def _name_methods(
-    axes: Axes, methods: Sequence[str], values: Mapping[str, Sequence[float]], word: str
+    axes: Axes, titles: Mapping[str, str], values: Mapping[str, Sequence[float]], word: str
 ) -> None:
     """Name a row a method, and how many of its values are infinite, in this word."""
     labels = []
-    for method in methods:
+    for method, title in titles.items():
         of = values[method]
         missed = sum(not math.isfinite(value) for value in of)
         note = f"\n{missed} of {len(of)} {word}" if missed else ""
-        labels.append(title_of(method) + note)
-    axes.set_yticks(range(len(methods)), labels)
+        labels.append(title + note)
+    axes.set_yticks(range(len(labels)), labels)
     # As a table is read: the first method on top.
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def _over(seeds: int) -> str:

@@ -71,7 +71,7 @@ def _parts(plan: Plan) -> str:
 def _target(comparison: Comparison) -> str:
     """Say what a run is to reach, and with how many seeds there was nothing to reach."""
     plan = comparison.plan
-    if TARGET_METHOD not in plan.methods:
+    if TARGET_METHOD not in plan.names:
         return "Without the constant rate there is no target, and every time to it counts as never."
     said = (
         "Target: what the constant rate ends with on the validation part, seed by seed; times to "
@@ -94,12 +94,18 @@ def _tuning(plan: Plan) -> str:
             f"Tuned on the validation part, {plan.trials} trial(s) a method with a seed of their "
             f"own and the whole budget each: {seconds:.4g} s of RST that are charged to no run."
         )
-    shared = plan.settings
-    common = f"k={shared.k}, every={shared.every}"
-    if plan.tuned:
-        rates = ", ".join(f"{plan.settings_of(m).learning_rate:g} for {m}" for m in plan.methods)
-        return f"Settings of their own: peak rate {rates}; else {common}."
-    return f"Peak rate {shared.learning_rate:g} for all, untuned; {common}."
+    rates = {method.name: plan.rate_of(method) for method in plan.methods}
+    settings = "; ".join(
+        f"{method.name}: " + ", ".join(f"{name}={value}" for name, value in own.items())
+        for method in plan.methods
+        if (own := method.settings)
+    )
+    if len(set(rates.values())) > 1:
+        of_each = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
+        said = f"Peak rates of their own: {of_each}"
+    else:
+        said = f"Peak rate {plan.learning_rate:g} for all, untuned"
+    return f"{said}. {settings}." if settings else f"{said}."
 
 
 def _known_to(comparison: Comparison) -> str:

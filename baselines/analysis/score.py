@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from baselines.analysis import tables
 from baselines.analysis.intervals import median
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import title_of
 
 LONGEST = 4.0
 
@@ -21,6 +20,7 @@ class Score:
 
     Attributes:
         method: its name.
+        title: in tables and plots.
         ratios: for each comparison, its median RST to the target over the least of all methods;
             infinite if it is never reached.
         by_seed: the scores that each seed alone would give; empty if the comparisons have
@@ -28,13 +28,9 @@ class Score:
     """
 
     method: str
+    title: str
     ratios: tuple[float, ...]
     by_seed: tuple[float, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """Return the method's title."""
-        return title_of(self.method)
 
     @property
     def score(self) -> float:
@@ -73,7 +69,7 @@ def scores(comparisons: Sequence[Comparison]) -> list[Score]:
         ValueError: they are not.
     """
     _check(comparisons)
-    methods = comparisons[0].plan.methods
+    methods = comparisons[0].plan.names
     by_comparison = [
         {row.method: row.rst_to_target for row in tables.rows(comparison)}
         for comparison in comparisons
@@ -92,8 +88,9 @@ def scores(comparisons: Sequence[Comparison]) -> list[Score]:
             of_all([{m: times[place] for m, times in table.items()} for table in by_comparison])
             for place in range(len(comparisons[0].plan.seeds))
         ]
+    titles = comparisons[0].plan.titles
     found = [
-        Score(method, medians[method], tuple(score(one[method]) for one in alone))
+        Score(method, titles[method], medians[method], tuple(score(one[method]) for one in alone))
         for method in methods
     ]
     return sorted(found, key=lambda each: -each.score)
@@ -106,10 +103,10 @@ def _check(comparisons: Sequence[Comparison]) -> None:
     seen = set()
     for comparison in comparisons:
         plan = comparison.plan
-        if set(plan.methods) != set(first.methods):
+        if set(plan.names) != set(first.names):
             raise ValueError(
-                f"{label(comparison)} compares {', '.join(plan.methods)}, and "
-                f"{label(comparisons[0])} {', '.join(first.methods)}: a score is of the same "
+                f"{label(comparison)} compares {', '.join(plan.names)}, and "
+                f"{label(comparisons[0])} {', '.join(first.names)}: a score is of the same "
                 "methods everywhere"
             )
         if plan.policy != first.policy:

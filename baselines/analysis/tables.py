@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from baselines.analysis.intervals import Estimate, estimate, median
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import title_of
 from timing import POLICIES
 from timing.statistics import median_coverage
 
@@ -24,6 +23,7 @@ class Row:
 
     Attributes:
         method: its name.
+        title: in tables and plots.
         finals: metric on the validation part at the end of the budget; infinite for a failed run.
         tests: the same on the test part; empty if the plan does not read it.
         rst_to_target: reference seconds to the target; infinite if never reached.
@@ -32,15 +32,11 @@ class Row:
     """
 
     method: str
+    title: str
     finals: tuple[float, ...]
     tests: tuple[float, ...]
     rst_to_target: tuple[float, ...]
     savings: dict[str, tuple[float | None, ...]]
-
-    @property
-    def title(self) -> str:
-        """Return the method's title."""
-        return title_of(self.method)
 
     @property
     def ends(self) -> tuple[float, ...]:
@@ -62,11 +58,12 @@ def rows(comparison: Comparison) -> list[Row]:
         method: tuple(
             run.rst_to(target) for run, target in zip(comparison.of(method), targets, strict=True)
         )
-        for method in plan.methods
+        for method in plan.names
     }
     return [
         Row(
             method=method,
+            title=title,
             finals=tuple(run.final for run in comparison.of(method)),
             tests=tuple(run.test for run in comparison.of(method)) if plan.read_test else (),
             rst_to_target=reached[method],
@@ -76,7 +73,7 @@ def rows(comparison: Comparison) -> list[Row]:
                 if baseline in reached and baseline != method
             },
         )
-        for method in plan.methods
+        for method, title in plan.titles.items()
     ]
 
 
@@ -150,7 +147,7 @@ def results(comparison: Comparison) -> list[list[str]]:
 
 def savings(comparison: Comparison) -> list[list[str]]:
     """Return the shares of RST saved to the target, a column a baseline; the first row heads."""
-    baselines = [name for name in BASELINES if name in comparison.plan.methods]
+    baselines = [name for name in BASELINES if name in comparison.plan.names]
     return [
         ["method", *(f"saved vs {name}" for name in baselines)],
         *([row.title, *(saving_cell(row, name) for name in baselines)] for row in rows(comparison)),
@@ -164,7 +161,7 @@ def totals(comparison: Comparison) -> list[list[str]]:
     """
     head = ["method", *(f"{policy}, s" for policy in POLICIES)]
     body = []
-    for method in comparison.plan.methods:
+    for method, title in comparison.plan.titles.items():
         runs = comparison.of(method)
         ended = [run for run in runs if not run.failure]
         means = [
@@ -174,7 +171,7 @@ def totals(comparison: Comparison) -> list[list[str]]:
         failed = len(runs) - len(ended)
         if failed and ended:
             means[0] += f" ({failed} of {len(runs)} failed)"
-        body.append([title_of(method), *means])
+        body.append([title, *means])
     return [head, *body]
 
 
@@ -192,12 +189,12 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
         order = sorted(whole, key=lambda method: statistics.fmean(whole[method].ends))
         ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
     return [head] + [
-        [title_of(method)]
+        [title]
         + [
             f"{metric_cell(table[method].ends)} {rank.get(method, '(-)')}"
             for table, rank in zip(tables, ranks, strict=True)
         ]
-        for method in comparisons[0].plan.methods
+        for method, title in comparisons[0].plan.titles.items()
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.analysis.tables import BASELINES, Row, rows
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import METHODS, title_of
+from baselines.methods.names import NAMES
 from timing.statistics import CONFIDENCE
 
 HYPOTHESES = (
@@ -24,7 +24,12 @@ HYPOTHESES = (
 def verdict(comparison: Comparison) -> list[str]:
     """Return one plain sentence for each hypothesis, with what its interval supports."""
     table = {row.method: row for row in rows(comparison)}
-    own = [(name, baseline) for name in table if name not in METHODS for baseline in BASELINES]
+    own = [
+        (method.name, baseline)
+        for method in comparison.plan.methods
+        if method.name not in NAMES
+        for baseline in BASELINES
+    ]
     sentences = [
         _claim(table[method], table[baseline], comparison)
         for method, baseline in (*HYPOTHESES, *own)
@@ -68,7 +73,7 @@ def _intermediate_comparison(annealed: Row, share: float, comparison: Comparison
     """
     end = comparison.plan.budget.seconds * share
     values = [run.value_at(end) for run in comparison.of("lawa")]
-    a, b = title_of("lawa"), f"a run {annealed.title}"
+    a, b = comparison.plan.titles["lawa"], f"a run {annealed.title}"
     if not all(map(math.isfinite, [*values, *annealed.finals])):
         return f"{a} against {b}: a run failed, or was not yet evaluated, so nothing is claimed."
     gain, shown = _gain(values, annealed.finals, comparison.plan.workload.metric)

@@ -11,31 +11,34 @@ from typing import Annotated
 import typer
 from matplotlib import rcParams
 
-from baselines.analysis import ablation, report, score
-from baselines.analysis.heat_map import heat_map
+from baselines.analysis import score
 from baselines.analysis.performance_profile import performance_profile
 from baselines.cli import options, session
-from baselines.cli.console import Screen, console, progress_bar, say, show_ranking, table_of
+from baselines.cli.console import console, say, show_ranking, table_of
 from baselines.cli.dry_run import estimate, estimate_table
 from baselines.cli.options import (
+    ClusterOption,
+    ClusterOptions,
     DataOption,
+    DryRunOption,
+    FolderOption,
+    JobsOption,
+    PolicyOption,
     RateOption,
     ReferenceOption,
     SeedsOption,
     ThreadsOption,
     WorkloadOption,
 )
-from baselines.experiment.ablation import WindowConfig, ablate, check, methods_of, plan_of
+from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.store import read_comparison, root_of
-from baselines.methods.method import DEFAULT, METHODS
-from baselines.methods.parts import AVERAGERS, SCHEDULES
-from baselines.tracking.tracker import Tracker
+from baselines.methods.averagers.lawa import MOST_SNAPSHOTS
+from baselines.methods.names import AVERAGERS, DEFAULT, RECIPES, SCHEDULES, SHORT
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.events import Event
 from timing import Profile, ProfileError
 from timing.cli import commandline
 
@@ -66,28 +69,26 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Which methods, with commas between them: {', '.join(METHODS)}; sums of a "
-            f"schedule ({', '.join(SCHEDULES)}) and an averager ({', '.join(AVERAGERS)}), such as "
-            "cosine+ema; a schedule to a share of the budget, such as decayed@50%; or Python files "
-            "that define method() -> Method."
+            help="Which methods, with commas between them: each a sum of a schedule "
+            f"({', '.join(SCHEDULES)}), an averager ({', '.join(AVERAGERS)}) and a recipe "
+            f"({', '.join(RECIPES)}), of which each may be left out, such as cosine+ema. Any may "
+            "be a Python file that says part = ..., and may have settings, such as lawa(k=10); a "
+            "schedule may end early, as decayed@50% does at half of the budget. Short names: "
+            f"{', '.join(SHORT)}."
         ),
     ] = ",".join(DEFAULT),
-    k: Annotated[int, typer.Option(help="Snapshots in LAWA's window.")] = 5,
-    every: Annotated[
-        str,
+    settings: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Steps between two snapshots, or auto: spread over the latest tenth of training."
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of a part, for all methods that have it, such as lawa.k=10 or "
+            "ema.decay=0.999; may be given more than once.",
         ),
-    ] = "auto",
+    ] = None,
     lr: RateOption = None,
     reference: ReferenceOption = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="Which operations the budget is charged for: algoperf (all that changes weights, "
-            "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
-        ),
-    ] = "algoperf",
+    policy: PolicyOption = "algoperf",
     trials: Annotated[
         int,
         typer.Option(
@@ -96,39 +97,11 @@ def compare_command(
         ),
     ] = 0,
     threads: ThreadsOption = 1,
-    folder: Annotated[
-        Path,
-        typer.Option(
-            help="Where comparisons are kept. The same command goes on with its own if it was cut "
-            "off, and repeats nothing that has ended."
-        ),
-    ] = Path("lawa-runs"),
-    jobs: Annotated[
-        int, typer.Option(help="Trainings at a time, each in a process of its own.")
-    ] = 1,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the trainings run: slurm, or local to try that out; through submitit. Its "
-            "pickles lie in the comparison's folder `cluster`, for you alone (mode 0700), since "
-            "who can write there can run code as you.",
-            show_default="this machine",
-        ),
-    ] = None,
-    cluster_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of submitit, such as slurm_partition=gpu or timeout_min=600; may be "
-            "given more than once."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check workload, data and memory, estimate steps and time, and train nothing.",
-        ),
-    ] = False,
+    folder: FolderOption = Path("lawa-runs"),
+    jobs: JobsOption = 1,
+    cluster: ClusterOption = None,
+    cluster_option: ClusterOptions = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train every method with every seed under one budget of reference system time.
 
@@ -140,12 +113,70 @@ def compare_command(
     """
     options.set_threads(threads)
     options.within("--trials", trials, 0, options.MOST_TRIALS)
-    options.within("--jobs", jobs, 1, options.MOST_JOBS)
-    for_cluster = dict(map(options.cluster_option, cluster_option or ()))
+    chosen = options.methods(methods, settings or ())
     plans = [
         replace(plan, trials=trials)
-        for plan in options.plans(workload, data, budget, seeds, methods, k, every, lr, policy)
+        for plan in options.plans(workload, data, budget, seeds, chosen, lr, policy)
     ]
+    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run)
+
+
+@app.command("ablate")
+def ablate_command(
+    workload: WorkloadOption = "pydocs",
+    data: DataOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Reference time each window may spend.", show_default="30s, digits 5s"),
+    ] = None,
+    seeds: SeedsOption = 3,
+    k: Annotated[
+        str, typer.Option(help="Lengths of the window, with commas between.")
+    ] = "1,2,3,5,8",
+    every: Annotated[
+        str, typer.Option(help="Intervals in steps, or auto, with commas between.")
+    ] = "auto,5,20,80",
+    lr: RateOption = None,
+    reference: ReferenceOption = None,
+    policy: PolicyOption = "algoperf",
+    threads: ThreadsOption = 1,
+    folder: FolderOption = Path("lawa-runs"),
+    jobs: JobsOption = 1,
+    cluster: ClusterOption = None,
+    cluster_option: ClusterOptions = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Try every k with every interval, all on one training of the constant rate a seed.
+
+    Prints the metric of each at half of the budget and at its end, beside the live weights;
+    everything is recorded in MLflow, kept and gone on with as by compare.
+    """
+    options.set_threads(threads)
+    ks = [options.count("--k", text, MOST_SNAPSHOTS) for text in k.split(",")]
+    intervals = [options.interval(text.strip()) for text in every.split(",")]
+    windows = [WindowConfig(length, interval) for interval in intervals for length in ks]
+    if len(set(windows)) < len(windows):
+        raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
+    plans = [
+        replace(plan, read_test=False)
+        for plan in options.plans(workload, data, budget, seeds, methods_of(windows), lr, policy)
+    ]
+    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run)
+
+
+def _run(
+    plans: list[Plan],
+    reference: Path | None,
+    folder: Path,
+    jobs: int,
+    cluster: str | None,
+    cluster_options: list[str] | None,
+    *,
+    dry_run: bool,
+) -> None:
+    """Run plans that differ in their budget alone, or say what they will take."""
+    options.within("--jobs", jobs, 1, options.MOST_JOBS)
+    for_cluster = dict(map(options.cluster_option, cluster_options or ()))
     given = options.read_profile(reference) if reference else None
     if given:
         session.refuse(plans, given)
@@ -174,72 +205,6 @@ def compare_command(
         if any(comparison.cut_off for comparison in comparisons):
             failures.append("the same command goes on with what did not end")
         raise commandline.CommandError("; ".join(failures))
-
-
-@app.command("ablate")
-def ablate_command(
-    workload: WorkloadOption = "pydocs",
-    data: DataOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Reference time each window may spend.", show_default="30s, digits 5s"),
-    ] = None,
-    seeds: SeedsOption = 3,
-    k: Annotated[
-        str, typer.Option(help="Lengths of the window, with commas between.")
-    ] = "1,2,3,5,8",
-    every: Annotated[
-        str, typer.Option(help="Intervals in steps, or auto, with commas between.")
-    ] = "auto,5,20,80",
-    lr: RateOption = None,
-    reference: ReferenceOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """Try every k with every interval, all on one training of the constant rate a seed.
-
-    Prints the metric of each at half of the budget and at its end, beside the live weights;
-    everything is recorded in MLflow.
-    """
-    options.set_threads(threads)
-    ks = [options.count("--k", text) for text in k.split(",")]
-    intervals = [options.interval(text.strip()) for text in every.split(",")]
-    cells = [WindowConfig(length, interval) for interval in intervals for length in ks]
-    if len(set(cells)) < len(cells):
-        raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
-    plans = options.plans(
-        workload, data, budget, seeds, "constant", max(ks), "auto", lr, "algoperf"
-    )
-    if len(plans) > 1:
-        raise typer.BadParameter(f"--budget: an ablation takes one: {budget}")
-    (plan,) = plans
-    profile = options.read_profile(reference) if reference else session.calibrated(plan)
-    try:
-        check(plan, profile, cells)
-    except ValueError as error:
-        raise typer.BadParameter(commandline.said_of(error)) from error
-    whole = plan_of(plan, cells)
-    with Tracker(whole, profile, name="ablation", methods=methods_of(cells)) as tracker:
-        with progress_bar() as progress:
-            screen = Screen(whole, progress)
-
-            def tell(event: Event) -> None:
-                screen(event)
-                tracker(event)
-
-            comparison = ablate(plan, profile, cells, tell)
-        pictures = {"k-against-interval": heat_map(comparison, cells)}
-        tables = {"results": ablation.columns(comparison, cells)}
-        failed = comparison.failure is not None
-        tracker.log_note(ablation.markdown(comparison, cells), pictures, tables, failed=failed)
-    for share in ablation.SHARES:
-        rows = ablation.table(comparison, cells, share)
-        console.print(table_of(rows, ablation.title(comparison, share)))
-    say(ablation.verdict(comparison, cells))
-    say(f"Constant rate. {report.conditions(comparison)}")
-    for line in tracker.review_instructions():
-        say(line)
-    if comparison.failure:
-        raise commandline.CommandError(comparison.failure)
 
 
 @app.command("score")

@@ -7,8 +7,9 @@ import math
 from rich.progress import Progress
 from rich.table import Table
 
-from baselines.analysis import report, tables
+from baselines.analysis import ablation, report, tables
 from baselines.analysis.verdict import verdict
+from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.training.events import Ended, Evaluated, Event, Failed, Started
 from baselines.training.results import Point
@@ -94,6 +95,13 @@ class TuningBar:
 def show(comparison: Comparison) -> None:
     """Print tables, verdict and conditions."""
     plan = comparison.plan
+    if configs_of(plan):
+        for share in ablation.SHARES:
+            rows = ablation.table(comparison, share)
+            console.print(table_of(rows, ablation.title(comparison, share)))
+        say(ablation.verdict(comparison))
+        say(f"Constant rate. {report.conditions(comparison)}")
+        return
     title = f"{plan.workload.name}, {plan.budget.seconds:g} s of RST each"
     console.print(table_of(tables.results(comparison), title))
     saved = tables.savings(comparison)

@@ -6,13 +6,13 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
-from torch import nn
-from torch.optim import Optimizer
 
 from baselines.cli.memory import (
     Memory,
@@ -25,12 +25,13 @@ from baselines.cli.memory import (
     window_bytes,
     with_no_more_than,
 )
-from baselines.experiment.comparison import Plan, methods_by_training
-from baselines.methods.method import find
-from baselines.training.loop import training_step
+from baselines.experiment.calibration import operations
+from baselines.experiment.comparison import Plan, costs_depend_on, methods_by_training
+from baselines.methods.method import Method
+from baselines.methods.recipes import RecipePart
 from baselines.workloads.base import WorkloadError
 from baselines.workloads.check import errors
-from timing import Profile, limits
+from timing import Account, Profile, limits
 from timing.calibration.measure import MIN_PASSES, WARM_UP_STEPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.tracebacks import is_lack_of_memory, message_of
@@ -44,9 +45,9 @@ class Estimate:
 
     Attributes:
         memory: on the model's device.
-        step_seconds: median of a training step here, its batch included.
+        step_seconds: median of a training step here, its batch included; of the longest recipe.
         evaluation_seconds: of one evaluation here.
-        steps_per_run: that the budget pays for, at most, since averages are charged too.
+        steps_per_run: that the budget pays for, at most, of any recipe: averages are charged too.
         rst_seconds_per_run: reference seconds charged to a run: its budget.
         runs: methods times seeds, and trials before.
         trainings: fewer than runs where methods follow one training together.
@@ -79,34 +80,23 @@ def estimate(
 
     Raises:
         WorkloadError: one step does not fit into memory.
+        MethodError: a method cannot be made, or does not say how an operation is measured.
     """
     workload = plan.workload
-    groups = methods_by_training(plan)
+    groups = [[plan.method(name) for name in group] for group in methods_by_training(plan)]
     available = available_bytes()
     try:
         with with_no_more_than(available):
             found = errors(workload)
             gc.collect()
             available = available_bytes()
-            torch.manual_seed(0)
-            model = workload.make_model().train()
-            optimizer = workload.make_optimizer(model, plan.settings.learning_rate)
-            saved: dict[int, int] = {}
-            with counting_saved(saved, model):
-                training_step(workload, model, optimizer, next(workload.batches(0)))
-            step_seconds = _step_seconds(plan, model, optimizer, timed_seconds)
-            evaluation_seconds = _seconds(lambda: workload.evaluate(model))
-            memory = Memory(
-                parameters=bytes_of([*model.parameters(), *model.buffers()]),
-                gradients=bytes_of(gradients_of(model)),
-                optimizer=bytes_of(tensors_in(optimizer.state)),
-                activations=sum(saved.values()),
-                windows=0,
-                jobs=jobs,
-                available=available,
-            )
-            del optimizer
-            windows = max(window_bytes(group, plan, model) for group in groups)
+            tried: dict[RecipePart, _Tried] = {}
+            for recipe in dict.fromkeys(method.recipe for method in plan.methods):
+                alike = [group for group in groups if group[0].recipe == recipe]
+                tried[recipe] = _try(plan, alike, jobs, timed_seconds)
+            if profile is None:
+                # Whether each operation of a file's part can be measured.
+                operations(workload, plan.methods, costs_depend_on(plan.methods))
     except Exception as error:
         if is_lack_of_memory(error):
             raise WorkloadError(
@@ -115,34 +105,44 @@ def estimate(
                 f"batch or k ({message_of(error):.120})"
             ) from error
         raise
-    memory = replace(memory, windows=windows)
-    reference_step = profile.seconds["train_step"] if profile else step_seconds
-    steps = math.floor(plan.budget.seconds / reference_step)
-    if not steps:
-        found.append(
-            f"a budget of {plan.budget.seconds:g} s does not pay for one step "
-            f"({reference_step:.3g} s): give more"
-        )
+    memory = max((each.memory for each in tried.values()), key=lambda memory: memory.needed)
+    memory = replace(memory, available=available)
+    evaluation_seconds = next(iter(tried.values())).evaluation_seconds
+    account = Account(profile.seconds, plan.policy) if profile else None
+    steps: dict[RecipePart, int] = {}
+    for recipe, here in tried.items():
+        reference_step = account.cost(recipe.step_operations) if account else here.step_seconds
+        steps[recipe] = math.floor(plan.budget.seconds / reference_step)
+        if not steps[recipe]:
+            found.append(
+                f"a budget of {plan.budget.seconds:g} s does not pay for one step "
+                f"({reference_step:.3g} s): give more"
+            )
     if memory.needed > available:
         found.append(
             f"about {size_in_words(memory.needed)} of memory are needed and "
             f"{size_in_words(available)} are free: take a smaller model, batch, k or number of jobs"
         )
-    readings = sum(plan.evaluations_of(find(method)) + 1 for method in plan.methods)
-    shares = sum(find(group[0]).share for group in groups)
+
+    def training_seconds_of(group: Sequence[Method]) -> float:
+        recipe = group[0].recipe
+        return group[0].share * steps[recipe] * tried[recipe].step_seconds
+
+    readings = sum(plan.evaluations_of(method) + 1 for method in plan.methods)
     # Once tuned, no two methods need have the same rate.
-    final = [(method,) for method in plan.methods] if plan.trials else groups
-    final_shares = sum(find(group[0]).share for group in final)
-    training = shares * plan.trials + final_shares * len(plan.seeds)
+    final = [[method] for method in plan.methods] if plan.trials else groups
+    training_seconds = plan.trials * math.fsum(map(training_seconds_of, groups))
+    training_seconds += len(plan.seeds) * math.fsum(map(training_seconds_of, final))
     rounds = plan.trials + len(plan.seeds)
-    training_seconds = training * steps * step_seconds + readings * rounds * evaluation_seconds
+    training_seconds += readings * rounds * evaluation_seconds
     passes = LEAST_PROCESSES * (WARM_UP_STEPS + 2 * MIN_PASSES)
-    calibration = 0.0 if profile else passes * (step_seconds + evaluation_seconds / 40)
+    all_steps = math.fsum(each.step_seconds for each in tried.values())
+    calibration = 0.0 if profile else passes * (all_steps + evaluation_seconds / 40)
     return Estimate(
         memory=memory,
-        step_seconds=step_seconds,
+        step_seconds=max(each.step_seconds for each in tried.values()),
         evaluation_seconds=evaluation_seconds,
-        steps_per_run=steps,
+        steps_per_run=max(steps.values()),
         rst_seconds_per_run=plan.budget.seconds,
         runs=len(plan.methods) * rounds,
         trainings=len(groups) * plan.trials + len(final) * len(plan.seeds),
@@ -176,15 +176,43 @@ def estimate_table(plan: Plan, estimate: Estimate) -> Table:
     return shown
 
 
-def _step_seconds(plan: Plan, model: nn.Module, optimizer: Optimizer, seconds: float) -> float:
-    """Return the median seconds of a training step; the first ones are left out."""
-    batches = plan.workload.batches(0)
+class _Tried(NamedTuple):
+    """What a recipe takes here."""
+
+    memory: Memory
+    step_seconds: float
+    evaluation_seconds: float
+
+
+def _try(plan: Plan, groups: Sequence[Sequence[Method]], jobs: int, timed_seconds: float) -> _Tried:
+    """Train a few steps of one recipe, whose methods are in groups that share a training."""
+    workload = plan.workload
+    torch.manual_seed(0)
+    model = workload.make_model().train()
+    recipe = groups[0][0].begin_recipe(model, workload, plan.learning_rate)
+    batches = workload.batches(0)
+    saved: dict[int, int] = {}
+    with counting_saved(saved, model):
+        recipe.step(batches, 0.0)
     taken: list[float] = []
-    while len(taken) < LEAST_TIMED_STEPS + 2 or sum(taken) < seconds:
-        taken.append(
-            _seconds(lambda: training_step(plan.workload, model, optimizer, next(batches)))
-        )
-    return statistics.median(taken[2:])
+    # The first ones are left out.
+    while len(taken) < LEAST_TIMED_STEPS + 2 or sum(taken) < timed_seconds:
+        taken.append(_seconds(partial(recipe.step, batches, 0.0)))
+    evaluation_seconds = _seconds(lambda: workload.evaluate(model))
+    memory = Memory(
+        parameters=bytes_of([*model.parameters(), *model.buffers()]),
+        gradients=bytes_of(gradients_of(model)),
+        optimizer=bytes_of(tensors_in(recipe.optimizer.state)),
+        activations=sum(saved.values()),
+        windows=0,
+        jobs=jobs,
+        available=0,
+    )
+    del recipe
+    windows = max(window_bytes(group, plan, model) for group in groups)
+    return _Tried(
+        replace(memory, windows=windows), statistics.median(taken[2:]), evaluation_seconds
+    )
 
 
 def _seconds(run: Callable[[], object]) -> float:

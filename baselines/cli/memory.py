@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.experiment.comparison import Plan
-from baselines.methods.method import find
+from baselines.methods.method import Method
+from baselines.training.training import begin_averagers
 from timing import limits
 
 
@@ -52,7 +53,7 @@ class Memory:
         return self.jobs * parts
 
 
-def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
+def window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module) -> int:
     """Count the bytes that methods of one training hold, while the largest is evaluated.
 
     Counted on a copy of the workload's own model on the meta device, where tensors have sizes and
@@ -60,7 +61,7 @@ def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
 
     Args:
         methods: that follow one training.
-        plan: whose settings they have.
+        plan: that they are of.
         model: of the plan's workload; it may be trained a step.
 
     Raises:
@@ -68,7 +69,7 @@ def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
     """
     # BatchNorm statistics are made of real inputs, and hold nothing.
     meta = replace(plan, workload=replace(plan.workload, bn_batches=()))
-    base = plan.workload.make_optimizer(model, plan.settings.learning_rate)
+    base = methods[0].begin_recipe(model, plan.workload, plan.learning_rate).optimizer
     try:
         return _window_bytes(methods, meta, *_on_meta(model, base))
     # Whatever a method does there that cannot be done: if it is its fault it fails again.
@@ -77,25 +78,22 @@ def window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module) -> int:
         return _window_bytes(methods, plan, model, base)
 
 
-def _window_bytes(methods: tuple[str, ...], plan: Plan, model: nn.Module, base: Optimizer) -> int:
-    optimizer = base
+def _window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module, base: Optimizer) -> int:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    settings = replace(plan.settings, every=1)
-    averagers = []
+    # Each operation is run once, whenever it would be due.
+    methods = [replace(method, averager=method.averager.for_calibration()) for method in methods]
     most = 0
     # What is there so far is out of the collector's sight until it is unfrozen: only what the
     # averagers make is listed.
     gc.freeze()
     try:
-        for name in methods:
-            averager = find(name).averager(model, optimizer, plan.workload, settings)
-            averagers.append(averager)
-            optimizer = averager.optimizer
+        averagers, optimizer = begin_averagers(methods, model, base, plan.workload)
         optimizer.step()
         for averager in averagers:
-            averager.after_step(1.0)
+            for operation in averager.operations().values():
+                operation.run()
         parts = [
             *model.parameters(),
             *model.buffers(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,10 @@ import typer
 from matplotlib.backend_bases import FigureCanvasBase
 
 from baselines.experiment.comparison import Plan
-from baselines.methods.method import canonical, find
-from baselines.methods.settings import MethodError, Settings
+from baselines.methods.averagers.lawa import MOST_STEPS
+from baselines.methods.method import Method
+from baselines.methods.names import find, split_names
+from baselines.methods.part import MethodError
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
 from lawa_opt.schedule import Every
@@ -39,6 +42,45 @@ ReferenceOption = Annotated[
         show_default="calibrated now, on this machine",
     ),
 ]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        help="Which operations the budget is charged for: algoperf (all that changes weights, "
+        "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
+    ),
+]
+FolderOption = Annotated[
+    Path,
+    typer.Option(
+        help="Where comparisons are kept. The same command goes on with its own if it was cut "
+        "off, and repeats nothing that has ended."
+    ),
+]
+JobsOption = Annotated[int, typer.Option(help="Trainings at a time, each in a process of its own.")]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the trainings run: slurm, or local to try that out; through submitit. Its "
+        "pickles lie in the comparison's folder `cluster`, for you alone (mode 0700), since "
+        "who can write there can run code as you.",
+        show_default="this machine",
+    ),
+]
+ClusterOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cluster-option",
+        help="Of submitit, such as slurm_partition=gpu or timeout_min=600; may be "
+        "given more than once.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check workload, data and memory, estimate steps and time, and train nothing.",
+    ),
+]
 ThreadsOption = Annotated[
     int,
     typer.Option(
@@ -51,8 +93,6 @@ ThreadsOption = Annotated[
 # Nobody waits for the end of more, and what is made for each would not fit into memory.
 MOST_SEEDS = 10_000
 MOST_TRIALS = MOST_JOBS = 1000
-MOST_SNAPSHOTS = 10_000
-MOST_STEPS = 10**9
 # Ten times as much, which tuning may try, is a number in float32 too.
 LEAST_RATE, MOST_RATE = 1e-36, 1e36
 
@@ -71,7 +111,7 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(within("--threads", threads, 1, MOST_THREADS))
 
 
-def count(option: str, text: str, most: int = MOST_SNAPSHOTS) -> int:
+def count(option: str, text: str, most: int) -> int:
     """Return a whole number from 1, or a usage error that names the option."""
     # Python converts no more than some thousand digits.
     digits = text.strip()
@@ -89,34 +129,63 @@ def interval(text: str) -> Every:
     return within("--every", int(text), 1, MOST_STEPS)
 
 
+def methods(names: str, settings: Sequence[str]) -> list[Method]:
+    """Return the methods of --methods with the settings of --set, or a usage error.
+
+    Args:
+        names: with commas between them.
+        settings: such as "lawa.k=10", each of all methods that have it.
+    """
+    try:
+        found = [find(name) for name in split_names(names)]
+    except MethodError as error:
+        raise typer.BadParameter(f"--methods: {error}") from error
+    if len({method.name for method in found}) < len(found):
+        raise typer.BadParameter(f"--methods names a method twice: {names}")
+    known = dict.fromkeys(name for method in found for name in method.settings)
+    given: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise typer.BadParameter(f"--set must be NAME=VALUE, such as lawa.k=10: {text!r:.60}")
+        if name not in known:
+            raise typer.BadParameter(
+                f"--set: {name!r:.60} is no setting of the methods compared; they have "
+                f"{', '.join(known) or 'none'}"
+            )
+        if name in given:
+            raise typer.BadParameter(f"--set gives {name} twice: {given[name]}; {value}")
+        # What a method's name says of itself stands.
+        if all(name in method.changed for method in found if name in method.settings):
+            raise typer.BadParameter(f"--set: the methods give {name} themselves, in brackets")
+        given[name] = value
+    try:
+        return [
+            method.with_settings(
+                {n: v for n, v in given.items() if n in method.settings.keys() - method.changed}
+            )
+            for method in found
+        ]
+    except MethodError as error:
+        raise typer.BadParameter(f"--set: {error}") from error
+
+
 def plans(
     workload: str,
     data: Path | None,
     budget: str | None,
     seeds: int,
-    methods: str,
-    k: int,
-    every: str,
+    methods: Sequence[Method],
     lr: float | None,
     policy: str,
 ) -> list[Plan]:
     """Return a plan for each budget, or a usage error that names the wrong option."""
-    try:
-        chosen = tuple(canonical(name.strip()) for name in methods.split(","))
-        for name in chosen:
-            find(name)
-    except MethodError as error:
-        raise typer.BadParameter(f"--methods: {error}") from error
-    if len(set(chosen)) < len(chosen):
-        raise typer.BadParameter(f"--methods names a method twice: {methods}")
     within("--seeds", seeds, 1, MOST_SEEDS)
     if lr is not None and not LEAST_RATE <= lr <= MOST_RATE:
         raise typer.BadParameter(
             f"--lr must be a positive number: {lr}"
             + (f", from {LEAST_RATE:g} to {MOST_RATE:g}" if lr > 0 else "")
         )
-    settings_every = interval(every)
-    within("--k", k, 1, MOST_SNAPSHOTS)
     if policy not in POLICIES:
         raise typer.BadParameter(f"--policy: {policy!r} is none of {', '.join(POLICIES)}")
     try:
@@ -132,10 +201,10 @@ def plans(
     return [
         Plan(
             workload=loaded,
-            methods=chosen,
+            methods=tuple(methods),
             seeds=tuple(range(seeds)),
             budget=Budget(seconds),
-            settings=Settings(lr or loaded.learning_rate, k, settings_every),
+            learning_rate=lr or loaded.learning_rate,
             policy=policy,
         )
         for seconds in budgets or [loaded.budget_seconds]

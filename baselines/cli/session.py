@@ -29,8 +29,8 @@ from baselines.experiment.store import (
     write_or_verify,
     write_profile,
 )
-from baselines.methods.method import file_digests
-from baselines.methods.settings import MethodError
+from baselines.methods.names import file_digests
+from baselines.methods.part import MethodError
 from baselines.tracking.tracker import Tracker
 from baselines.training import distributed
 from baselines.training.events import Event, OnEvent

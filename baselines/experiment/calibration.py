@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.experiment.comparison import Plan, methods_by_training
-from baselines.methods.method import DEFAULT, find
-from baselines.methods.settings import MethodError, Settings
-from baselines.training.loop import seed_step, training_step
-from baselines.training.method_run import max_evaluation_operations, max_step_operations
+from baselines.experiment.comparison import Plan, costs_depend_on, methods_by_training
+from baselines.methods.method import Method
+from baselines.methods.names import DEFAULT, find, split_names
+from baselines.methods.part import MethodError
+from baselines.methods.recipes import RecipePart
+from baselines.training.loop import seed_step
 from baselines.workloads import load
 from baselines.workloads.base import Batch, Workload
 from timing import (
-    Budget,
     CalibrationTarget,
     Operation,
     Profile,
@@ -58,7 +56,7 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
             "get it from baselines.workloads.load, or give a profile"
         )
     # In this process first, where an error can be told.
-    operations(plan.workload, replace(plan.settings, every="manual"), plan.methods)
+    operations(plan.workload, plan.methods, costs_depend_on(plan.methods))
     name, data = plan.workload.source
     training_seconds = plan.budget.seconds * len(methods_by_training(plan)) * len(plan.seeds)
     least, most = SECONDS
@@ -68,8 +66,8 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
         {
             "workload": name,
             "data": data,
-            "k": plan.settings.k,
-            "methods": ",".join(plan.methods),
+            "methods": ",".join(plan.names),
+            **costs_depend_on(plan.methods),
         },
         # The half of it is set aside for starting the processes.
         seconds=2 * seconds,
@@ -81,23 +79,29 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
 
 
 def calibration_target(
-    workload: str, data: str | None = None, k: int = 5, methods: str = ""
+    workload: str, data: str | None = None, methods: str = "", **depends_on: int
 ) -> CalibrationTarget:
     """Return what `python -m timing calibrate` of this module's name and this function's measures.
 
     Args:
         workload: a name or a Python file, as of `--workload`.
         data: as of `--data`.
-        k: snapshots in LAWA's window.
-        methods: as of `--methods`. Those of the table need not be named, but for schedule-free,
-            which has a training step of its own.
+        methods: as of `--methods`. The default ones, and those that charge nothing else, need not
+            be named.
+        depends_on: settings that costs depend on, by their names, such as LAWA's k; by default
+            those of the methods.
+
+    Raises:
+        MethodError: a method is at fault, or none has such a setting.
     """
     loaded = load(workload, None if data is None else Path(data))
-    settings = Settings(loaded.learning_rate, k, "manual")
-    plan = Plan(loaded, (), (), Budget(loaded.budget_seconds), settings)
-    signature = {**plan.signature, **flops_per_step(loaded)}
-    asked = [name.strip() for name in methods.split(",") if name.strip()]
-    return CalibrationTarget(signature, operations(loaded, settings, asked))
+    found = [find(name) for name in split_names(methods) if name]
+    known = costs_depend_on(found)
+    if unknown := sorted(depends_on.keys() - known.keys()):
+        raise MethodError(f"costs depend on {', '.join(known)} and not on {unknown[0]}")
+    known |= depends_on
+    signature = {"workload": loaded.name, **loaded.signature, **known, **flops_per_step(loaded)}
+    return CalibrationTarget(signature, operations(loaded, found, known))
 
 
 def flops_per_step(workload: Workload) -> dict[str, int]:
@@ -120,17 +124,17 @@ def flops_per_step(workload: Workload) -> dict[str, int]:
 
 
 def operations(
-    workload: Workload, settings: Settings, methods: Iterable[str] = ()
+    workload: Workload, methods: Iterable[Method], depends_on: Mapping[str, int]
 ) -> dict[str, Operation]:
-    """Return the operations of the default methods and of these, as the training loop runs them.
+    """Return the operations of these methods and of the default ones, as training runs them.
 
-    Methods that have the same training step are measured on one model; an operation that several
-    have is measured for the first.
+    Methods of one recipe are measured on one model; an operation that several have is measured for
+    the first.
 
     Args:
         workload: model and data.
-        settings: k, and "manual" as `every`, so that no collect is part of a training step.
-        methods: names, as of `baselines.methods.method.find`.
+        methods: beside the default ones.
+        depends_on: settings that costs depend on, as of `costs_depend_on`.
 
     Raises:
         MethodError: a method does not say how one of its operations is measured.
@@ -142,52 +146,69 @@ def operations(
         loaded[0] = next(batches)
 
     found = {"load_data": Operation(load_data)}
-    needed: dict[str, set[str]] = {}
-    waiting = {"train_step": [*dict.fromkeys((*DEFAULT, *methods))]}
-    while waiting:
-        step, names = waiting.popitem()
-        torch.manual_seed(0)
-        model = workload.make_model().train()
-        optimizer = base = workload.make_optimizer(model, settings.learning_rate)
-        added: dict[str, Operation] = {}
-        for name in names:
-            averager = find(name).averager(model, base, workload, settings)
-            if averager.train_step != step:
-                waiting.setdefault(averager.train_step, []).append(name)
-                continue
-            needed[name] = {*max_step_operations(averager), *max_evaluation_operations(averager)}
-            if optimizer is base:
-                optimizer = averager.optimizer
-            own = averager.operations()
-            unmeasured = {op: how for op, how in own.items() if op not in found | added}
-            if unmeasured:
-                # It may read what the others have made: a window, which is to be full.
-                for op in own.keys() - unmeasured.keys():
-                    for _ in range(settings.k):
-                        own[op].run()
-                added |= unmeasured
-        found |= {step: _step(workload, model, optimizer, loaded), **added}
-        if step == "train_step":
-            found["evaluate"] = Operation(partial(workload.evaluate, model), every=40)
-    for name, used in needed.items():
+    recipes: list[tuple[RecipePart, list[Method]]] = []
+    for method in (*map(find, DEFAULT), *methods):
+        group = next((group for recipe, group in recipes if recipe == method.recipe), None)
+        if group is None:
+            recipes.append((method.recipe, [method]))
+        else:
+            group.append(method)
+    for _, group in recipes:
+        measured = _operations_of(group, workload, depends_on, lambda: loaded[0], found)
+        found |= {name: how for name, how in measured.items() if name not in found}
+    for method in methods:
+        used = {*method.max_step_operations, *method.max_evaluation_operations(workload)}
         if missing := used - found.keys():
             raise MethodError(
-                f"{name}: the operations() of its averager do not say how "
+                f"{method.name}: the operations() of its parts do not say how "
                 f"{', '.join(sorted(missing))} can be measured"
             )
     return found
 
 
-def _step(
-    workload: Workload, model: nn.Module, optimizer: Optimizer, loaded: list[Batch]
-) -> Operation:
-    """Run a training step on the batch that was loaded."""
-    schedule = LambdaLR(optimizer, constant)
+def _operations_of(
+    methods: Sequence[Method],
+    workload: Workload,
+    depends_on: Mapping[str, int],
+    batch: Callable[[], Batch],
+    known: Mapping[str, Operation],
+) -> dict[str, Operation]:
+    """Return the operations of methods of one recipe, on a model of their own."""
+    torch.manual_seed(0)
+    model = workload.make_model().train()
+    recipe = methods[0].begin_recipe(model, workload, workload.learning_rate)
+    base = recipe.optimizer
+    added: dict[str, Operation] = {}
+    for method in methods:
+        part = method.averager.for_calibration()
+        part = replace(part, **{name: depends_on[name] for name in part.costs_depend_on})
+        averager = replace(method, averager=part).begin_averager(model, base, workload)
+        if recipe.optimizer is base:
+            recipe.optimizer = averager.optimizer
+        own = averager.operations()
+        unmeasured = {name: how for name, how in own.items() if name not in {*known, *added}}
+        if unmeasured:
+            # It may read what the others have made: a window, which is to be full.
+            for name in own.keys() - unmeasured.keys():
+                for _ in range(max(1, part.copies)):
+                    own[name].run()
+            added |= unmeasured
+    schedule = LambdaLR(recipe.optimizer, constant)
     steps = itertools.count()
 
-    def train_step() -> None:
-        seed_step(0, next(steps), 0)
-        training_step(workload, model, optimizer, loaded[0])
-        schedule.step()
+    def as_trained(run: Callable[[], object]) -> Callable[[], None]:
+        def step() -> None:
+            seed_step(0, next(steps), 0)
+            run()
+            schedule.step()
 
-    return Operation(train_step)
+        return step
+
+    own = recipe.operations(batch)
+    # What runs more rarely follows an update, which has these with it.
+    ran = {
+        name: Operation(as_trained(how.run)) if how.every == 1 else how for name, how in own.items()
+    }
+    if "evaluate" not in known:
+        added["evaluate"] = Operation(partial(workload.evaluate, model), every=40)
+    return {**ran, **added}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from baselines.methods.method import Method, built_in, find
-from baselines.methods.settings import Settings
+from baselines.methods.averagers import AveragerPart
+from baselines.methods.method import Method
+from baselines.methods.names import DEFAULT, find
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.events import (
     Evaluated,
@@ -27,15 +30,10 @@ from baselines.training.events import (
 )
 from baselines.training.exported_model import export_model
 from baselines.training.loop import train
-from baselines.training.method_run import (
-    check_budget,
-    max_evaluation_operations,
-    max_step_operations,
-)
+from baselines.training.method_run import check_budget
 from baselines.training.results import Run, TrainingResult
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
-from timing.rst.schedules import constant
 
 EVALUATIONS = 30
 # So many of the runs that did not end are named in a line.
@@ -49,7 +47,8 @@ class Trial:
     Attributes:
         method: its name.
         number: of the trial, from 0; the same number has the same peak rate for every method.
-        settings: that were tried.
+        learning_rate: the peak rate that was tried.
+        settings: of the method's parts, that were tried.
         value: the metric on the validation part at the end of the budget; infinite if it failed.
         rst_seconds: charged to the method, as if it had trained alone.
         trained_rst_seconds: of the training that was really done, evaluations not counted, in
@@ -59,7 +58,8 @@ class Trial:
 
     method: str
     number: int
-    settings: Settings
+    learning_rate: float
+    settings: dict[str, Any]
     value: float
     rst_seconds: float
     trained_rst_seconds: float
@@ -71,45 +71,65 @@ class Plan:
 
     Attributes:
         workload: model and data.
-        methods: names in the table of methods.
+        methods: what is compared, each with its own settings; no two of one name.
         seeds: of initial weights and batches, the same for every method.
         budget: reference seconds of each run.
-        settings: peak rate, k and interval of all methods.
+        learning_rate: the peak rate of the methods that have none of their own.
         evaluations: over each budget.
         policy: which operations the budget is charged for.
-        tuned: settings of single methods, in place of `settings`.
         read_test: whether the test part is read at the end of each run.
         trials: settings to be tried for each method before; 0 for no tuning.
         tried: what came of them.
+
+    Raises:
+        ValueError: two methods have one name.
     """
 
     workload: Workload
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     budget: Budget
-    settings: Settings
+    learning_rate: float
     evaluations: int = EVALUATIONS
     policy: Policy = "algoperf"
-    tuned: Mapping[str, Settings] = field(default_factory=dict)
     read_test: bool = True
     trials: int = 0
     tried: tuple[Trial, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the method {twice} is named twice: give each once")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the methods."""
+        return tuple(method.name for method in self.methods)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Return the title of each method, by its name."""
+        return {method.name: method.title for method in self.methods}
+
+    def method(self, name: str) -> Method:
+        """Return the method of this name."""
+        return next(method for method in self.methods if method.name == name)
 
     @property
     def resolution_seconds(self) -> float:
         """Return the reference seconds between two evaluations: times to target are known to it."""
         return self.budget.seconds / self.evaluations
 
-    def settings_of(self, method: str) -> Settings:
-        """Return the settings of a method: its own if it was tuned."""
-        return self.tuned.get(method, self.settings)
+    def rate_of(self, method: Method) -> float:
+        """Return the peak rate of a method: its own, or that of all."""
+        return self.learning_rate if method.learning_rate is None else method.learning_rate
 
     @property
     def tuning_rst_seconds(self) -> dict[str, float]:
         """Return the reference seconds of each method's trials, as if it had trained alone."""
         return {
-            method: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == method)
-            for method in self.methods
+            name: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == name)
+            for name in self.names
         }
 
     def budget_of(self, method: Method) -> Budget:
@@ -120,10 +140,31 @@ class Plan:
         """Return the evaluations over a run of the method, as dense as those of the others."""
         return max(1, round(self.evaluations * method.share))
 
-    @property
+    @cached_property
     def signature(self) -> dict[str, str | int | float]:
         """Return what the costs of this plan's operations depend on, for the profile."""
-        return {"workload": self.workload.name, **self.workload.signature, "k": self.settings.k}
+        return {
+            "workload": self.workload.name,
+            **self.workload.signature,
+            **costs_depend_on(self.methods),
+        }
+
+
+def costs_depend_on(methods: Iterable[Method]) -> dict[str, int]:
+    """Return the settings that costs depend on: the largest of each among the methods.
+
+    Those that none of them has are of the default methods, which every profile serves too.
+    """
+    asked = _largest([method.averager for method in methods])
+    return {**_largest([find(name).averager for name in DEFAULT]), **asked}
+
+
+def _largest(parts: Iterable[AveragerPart]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in parts:
+        for name in part.costs_depend_on:
+            found[name] = max(found.get(name, 0), getattr(part, name))
+    return found
 
 
 @dataclass(frozen=True)
@@ -170,27 +211,24 @@ class Comparison:
         )
 
 
-def check(plan: Plan, profile: Profile) -> dict[str, Method]:
+def check(plan: Plan, profile: Profile) -> None:
     """Refuse a plan that this profile cannot charge, or whose budget is below one step.
 
-    Returns:
-        The methods by name. Each is found once, so that one whose file is changed while a
-        comparison runs stays what it was.
+    No model is made for it: parts say before there is one what they can charge.
 
     Raises:
         ProfileError: the profile is of another workload, or lacks an operation.
         ValueError: the budget does not pay for a step of some method.
     """
-    methods = {name: find(name) for name in plan.methods}
-    for name, method in methods.items():
-        settings = plan.settings_of(name)
-        model = plan.workload.make_model()
-        base = plan.workload.make_optimizer(model, settings.learning_rate)
-        averager = method.averager(model, base, plan.workload, settings)
-        needed = {*max_step_operations(averager), *max_evaluation_operations(averager)}
-        profile.require(plan.signature, needed)
-        check_budget(averager, Account(profile.seconds, plan.policy), plan.budget_of(method))
-    return methods
+    account = Account(profile.seconds, plan.policy)
+    used = _largest([method.averager for method in plan.methods])
+    # What none of its methods has may be as it is in the profile.
+    unused = {name: profile.workload.get(name, k) for name, k in costs_depend_on(()).items()}
+    signature = {**plan.signature, **unused, **used}
+    for method in plan.methods:
+        reading = method.max_evaluation_operations(plan.workload)
+        profile.require(signature, {*method.max_step_operations, *reading})
+        check_budget(method, plan.workload, account, plan.budget_of(method))
 
 
 @dataclass(frozen=True)
@@ -198,7 +236,7 @@ class Task:
     """One training of a plan: what may be run apart from all others.
 
     Attributes:
-        methods: that follow it.
+        methods: the names of those that follow it.
         seed: of initial weights and batches.
     """
 
@@ -214,7 +252,6 @@ def tasks(plan: Plan) -> list[Task]:
 def run_training(
     plan: Plan,
     task: Task,
-    methods: Mapping[str, Method],
     profile: Profile,
     on_event: OnEvent = ignore,
     *,
@@ -222,12 +259,11 @@ def run_training(
     checkpoints: Checkpoints | None = None,
     export_models: bool = False,
 ) -> TrainingResult:
-    """Train once, or go on with a training that was cut off; its methods are by name.
+    """Train once, or go on with a training that was cut off.
 
     Args:
         plan: what is compared.
         task: the training of it.
-        methods: by name.
         profile: of the reference machine.
         on_event: called with what is logged, from the beginning.
         folder: where its events are logged.
@@ -240,7 +276,8 @@ def run_training(
         CheckpointError: there are checkpoints, and none can be read.
     """
     told: list[Event] = []
-    first = methods[task.methods[0]]
+    methods = [plan.method(name) for name in task.methods]
+    first = methods[0]
     with EventLog(folder) if folder else nullcontext() as log:
 
         def tell(event: Event) -> None:
@@ -256,19 +293,18 @@ def run_training(
                 where = None if reason else place
                 tell(ModelExported(seed=task.seed, method=name, folder=where, reason=reason))
 
-        shares = {name: methods[name].share for name in task.methods}
+        shares = {method.name: method.share for method in methods}
         tell(Started(seed=task.seed, shares=shares))
         result = train(
             plan.workload,
-            {name: methods[name] for name in task.methods},
+            methods,
             task.seed,
             plan.budget_of(first),
             profile.seconds,
-            plan.settings,
+            plan.rate_of(first),
             plan.evaluations_of(first),
             lambda name, point: tell(Evaluated(seed=task.seed, method=name, point=point)),
             plan.policy,
-            tuned=plan.tuned,
             checkpoints=checkpoints,
             read_test=plan.read_test,
             on_end=export,
@@ -286,20 +322,28 @@ def compare(plan: Plan, profile: Profile, on_event: OnEvent = ignore) -> Compari
     Raises:
         ValueError: as `check` does, before anything is run.
     """
-    methods = check(plan, profile)
-    trainings = [run_training(plan, task, methods, profile, on_event) for task in tasks(plan)]
+    check(plan, profile)
+    trainings = [run_training(plan, task, profile, on_event) for task in tasks(plan)]
     return Comparison(plan, profile, tuple(trainings))
 
 
 def methods_by_training(plan: Plan) -> list[tuple[str, ...]]:
-    """Group the methods that can share one training: those of the constant rate, and alike."""
-    together: dict[float, list[str]] = {}
-    alone: list[tuple[str, ...]] = []
-    for name in plan.methods:
-        # A method of a user's own may change the training that it follows.
-        known = built_in(name)
-        if known and known.schedule is constant and known.share == 1:
-            together.setdefault(plan.settings_of(name).learning_rate, []).append(name)
+    """Group the names of methods that can share one training: of one recipe, schedule and rate."""
+    together: list[list[Method]] = []
+    alone: list[Method] = []
+    for method in plan.methods:
+        if not method.shares_training:
+            alone.append(method)
+            continue
+        group = next((group for group in together if _train_alike(plan, group[0], method)), None)
+        if group is None:
+            together.append([method])
         else:
-            alone.append((name,))
-    return [*map(tuple, together.values()), *alone]
+            group.append(method)
+    groups = [*together, *([method] for method in alone)]
+    return [tuple(method.name for method in group) for group in groups]
+
+
+def _train_alike(plan: Plan, one: Method, other: Method) -> bool:
+    parts = (one.recipe, one.schedule) == (other.recipe, other.schedule)
+    return parts and plan.rate_of(one) == plan.rate_of(other)

@@ -62,14 +62,14 @@ def run_parallel(
         ValueError: as `resume` does, or the workload was not made by `baselines.workloads.load`.
         StorageError: what ended a process cannot be logged.
     """
-    methods = check(plan, profile)
+    check(plan, profile)
     if plan.workload.source is None:
         raise ValueError(
             f"workload {plan.workload.name} cannot be loaded in another process: get it from "
             "baselines.workloads.load"
         )
     files = write_or_verify(folder, plan).files_sha256
-    shares = {name: method.share for name, method in methods.items()}
+    shares = {method.name: method.share for method in plan.methods}
     run = partial(work, export_models=export_models)
     ended: dict[Task, TrainingResult] = {}
     waiting: list[tuple[int, Task]] = []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baselines.experiment.comparison import Plan, Trial
-from baselines.methods.method import file_digests, file_names
-from baselines.methods.settings import Settings
+from baselines.methods.averagers import AveragerPart
+from baselines.methods.method import Method
+from baselines.methods.names import file_digests, files_in, find
+from baselines.methods.part import MethodError
 from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software
@@ -21,6 +24,71 @@ MANIFEST, REFERENCE = "comparison.json", "reference.json"
 
 class FolderError(ValueError):
     """A folder that holds no comparison, or a damaged one."""
+
+
+class KeptMethod(BaseModel):
+    """A method as it is kept in a file; attributes are those of `Method`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    share: float
+    learning_rate: float | None
+    settings: dict[str, int | float | str]
+
+    @classmethod
+    def of(cls, method: Method) -> KeptMethod:
+        """Return what is kept of a method."""
+        return cls.model_validate({name: getattr(method, name) for name in cls.model_fields})
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the files that it would run: by its name, whatever else the folder says."""
+        return files_in(self.name)
+
+    def method(self, *, run_files: bool) -> Method:
+        """Return the method.
+
+        Args:
+            run_files: whether files that it names are run; if not, it can be shown and not trained.
+
+        Raises:
+            MethodError: it is at fault.
+        """
+        if self.files and not run_files:
+            kept = _Kept(tuple(self.settings.items()))
+            return Method(
+                self.name,
+                self.title,
+                averager=kept,
+                share=self.share,
+                learning_rate=self.learning_rate,
+                files=self.files,
+            )
+        found = find(self.name).with_settings(self.settings)
+        return replace(found, learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class _Kept(AveragerPart):
+    """Stands for the parts of a method of which a file is not run."""
+
+    values: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of all its parts."""
+        return dict(self.values)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Return none: the defaults are in the file."""
+        return {}
+
+    def begin(self, *_: object) -> NoReturn:
+        """Refuse to be trained."""
+        raise RuntimeError("only the results of this method were read, not its file")
 
 
 # What torch.manual_seed takes.
@@ -43,12 +111,11 @@ class Manifest(BaseModel):
     metric: str
     signature: dict[str, str | int]
     data: dict[str, Any]
-    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    methods: Annotated[tuple[KeptMethod, ...], Field(min_length=1)]
     method_files_sha256: dict[str, str]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     budget_seconds: float
-    settings: Settings
-    tuned: dict[str, Settings]
+    learning_rate: float
     evaluations: Annotated[int, Field(ge=1, le=10**9)]
     policy: Policy
     read_test: bool
@@ -69,12 +136,11 @@ class Manifest(BaseModel):
             metric=plan.workload.metric,
             signature=plan.workload.signature,
             data=plan.workload.data,
-            methods=plan.methods,
+            methods=tuple(map(KeptMethod.of, plan.methods)),
             method_files_sha256=file_digests(plan.methods),
             seeds=plan.seeds,
             budget_seconds=plan.budget.seconds,
-            settings=plan.settings,
-            tuned=dict(plan.tuned),
+            learning_rate=plan.learning_rate,
             evaluations=plan.evaluations,
             policy=plan.policy,
             read_test=plan.read_test,
@@ -102,17 +168,28 @@ class Manifest(BaseModel):
             where = ".".join(map(str, first["loc"]))
             raise FolderError(f"{path} is damaged: {where}: {first['msg']}") from error
 
-    def plan(self, workload: Workload) -> Plan:
-        """Return the plan, with a workload that was loaded again."""
+    def plan(self, workload: Workload, *, run_files: bool = False) -> Plan:
+        """Return the plan, with a workload that was loaded again.
+
+        Args:
+            workload: that it is of.
+            run_files: whether the files of methods are run.
+
+        Raises:
+            FolderError: a method is not what it was.
+        """
+        try:
+            methods = tuple(kept.method(run_files=run_files) for kept in self.methods)
+        except MethodError as error:
+            raise FolderError(f"the comparison names a method that is none: {error}") from error
         return Plan(
             workload=workload,
-            methods=self.methods,
+            methods=methods,
             seeds=self.seeds,
             budget=Budget(self.budget_seconds),
-            settings=self.settings,
+            learning_rate=self.learning_rate,
             evaluations=self.evaluations,
             policy=self.policy,
-            tuned=self.tuned,
             read_test=self.read_test,
             trials=self.trials,
             tried=self.tried,
@@ -121,7 +198,8 @@ class Manifest(BaseModel):
     @property
     def files_sha256(self) -> dict[str, str]:
         """Return the Python files that it names, with their digests at the beginning."""
-        own = {name: self.method_files_sha256.get(name, "") for name in file_names(self.methods)}
+        named = dict.fromkeys(file for method in self.methods for file in method.files)
+        own = {file: self.method_files_sha256.get(file, "") for file in named}
         if self.source and self.source[0].endswith(".py"):
             own[self.source[0]] = str(self.data.get("file_sha256", ""))
         return own

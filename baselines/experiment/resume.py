@@ -50,7 +50,7 @@ def resume(
         StorageError: the disk takes no more. All that was written before is whole.
         CheckpointError: all checkpoints of a training are damaged.
     """
-    methods = check(plan, profile)
+    check(plan, profile)
     first = distributed.rank() == 0
     if first:
         write_or_verify(folder, plan)
@@ -66,7 +66,6 @@ def resume(
         return run_training(
             plan,
             task,
-            methods,
             profile,
             on_event,
             folder=own if first else None,

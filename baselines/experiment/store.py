@@ -213,7 +213,7 @@ def _without_data(manifest: Manifest) -> Workload:
         metric=manifest.metric,
         make_model=absent,
         make_optimizer=absent,
-        learning_rate=manifest.settings.learning_rate,
+        learning_rate=manifest.learning_rate,
         batches=absent,
         loss=absent,
         evaluate=absent,

@@ -10,14 +10,14 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from baselines.experiment.comparison import Comparison, Plan, Trial, compare
 from baselines.experiment.comparison import check as check_plan
-from baselines.methods.method import find, title_of
-from baselines.methods.settings import Range, Settings
+from baselines.methods.method import Method
+from baselines.methods.part import Range
 from baselines.training.checkpoint import write_atomically
 from baselines.training.events import OnEvent, ignore
 from timing import Profile
@@ -33,11 +33,11 @@ class CutOffError(RuntimeError):
     """A trial did not end, so that none can be said to be the best."""
 
 
-def space_of(plan: Plan, method: str) -> dict[str, Range]:
+def space_of(plan: Plan, method: Method) -> dict[str, Range]:
     """Return the settings that tuning varies for a method: the peak rate and the method's own."""
-    rate = plan.settings.learning_rate
+    rate = plan.rate_of(method)
     around = Range(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True)
-    return {RATE: around, **find(method).space}
+    return {RATE: around, **method.space}
 
 
 def trials(plan: Plan, count: int) -> list[Plan]:
@@ -52,19 +52,19 @@ def trials(plan: Plan, count: int) -> list[Plan]:
     if count < 1:
         raise ValueError(f"tuning needs at least 1 trial of each method, not {count}")
     seed = next(number for number in itertools.count(FIRST_SEED) if number not in plan.seeds)
-    spaces = {method: space_of(plan, method) for method in plan.methods}
-    for method, space in spaces.items():
-        for name, within in space.items():
-            _check_range(plan, method, name, within)
+    spaces = {method.name: space_of(plan, method) for method in plan.methods}
+    for method in plan.methods:
+        for name, within in spaces[method.name].items():
+            _check_range(method, name, within)
     points = _points(count, max(map(len, spaces.values()), default=1))
     return [
         replace(
             plan,
             seeds=(seed,),
-            tuned={
-                method: _settings(plan, space, point) if number else plan.settings
-                for method, space in spaces.items()
-            },
+            methods=tuple(
+                _tried(method, spaces[method.name], point) if number else method
+                for method in plan.methods
+            ),
             trials=0,
             tried=(),
             read_test=False,
@@ -73,13 +73,13 @@ def trials(plan: Plan, count: int) -> list[Plan]:
     ]
 
 
-def _check_range(plan: Plan, method: str, name: str, within: Range) -> None:
+def _check_range(method: Method, name: str, within: Range) -> None:
     for end in (0.0, 1.0):
         try:
-            _settings(plan, {name: within}, [end])
-        except (TypeError, ValueError) as error:
+            _tried(method, {name: within}, [end])
+        except ValueError as error:
             raise ValueError(
-                f"method {method} cannot tune {name} from {within.low:g} to {within.high:g}: "
+                f"method {method.name} cannot tune {name} from {within.low:g} to {within.high:g}: "
                 f"{error}; mend its space"
             ) from error
 
@@ -99,12 +99,12 @@ def _points(count: int, dimensions: int) -> list[list[float]]:
     return points
 
 
-def _settings(plan: Plan, space: Mapping[str, Range], point: Sequence[float]) -> Settings:
+def _tried(method: Method, space: Mapping[str, Range], point: Sequence[float]) -> Method:
+    """Return the method with the settings at a point of its space."""
     # Not all methods use all dimensions.
-    chosen: dict[str, Any] = {
-        name: _value(space[name], unit) for name, unit in zip(space, point, strict=False)
-    }
-    return replace(plan.settings, **chosen)
+    chosen = {name: _value(space[name], unit) for name, unit in zip(space, point, strict=False)}
+    rate = chosen.pop(RATE, method.learning_rate)
+    return replace(method.with_settings(chosen), learning_rate=rate)
 
 
 def _value(within: Range, unit: float) -> float:
@@ -130,7 +130,8 @@ def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
         Trial(
             method=run.method,
             number=number,
-            settings=comparison.plan.settings_of(run.method),
+            learning_rate=comparison.plan.rate_of(comparison.plan.method(run.method)),
+            settings=comparison.plan.method(run.method).settings,
             value=run.final,
             rst_seconds=run.rst_seconds,
             trained_rst_seconds=result.rst_seconds / len(result.runs),
@@ -139,14 +140,13 @@ def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
         for result in comparison.trainings
         for run in result.runs
     )
-    best = {
-        method: min(
-            (trial for trial in tried if trial.method == method), key=lambda trial: trial.value
-        )
-        for method in plan.methods
-    }
-    tuned = {method: trial.settings for method, trial in best.items()}
-    return replace(plan, tuned=tuned, tried=tried)
+    best = []
+    for method in plan.methods:
+        mine = (trial for trial in tried if trial.method == method.name)
+        winner = min(mine, key=lambda trial: trial.value)
+        chosen = method.with_settings(winner.settings)
+        best.append(replace(chosen, learning_rate=winner.learning_rate))
+    return replace(plan, methods=tuple(best), tried=tried)
 
 
 def check(plan: Plan, profile: Profile) -> None:
@@ -173,7 +173,7 @@ def tune(
         run_trial: runs one trial.
 
     Returns:
-        The plan with `tuned` and `tried` set.
+        The plan with those settings in its methods, and `tried`.
 
     Raises:
         ValueError: there is no trial, or some trial cannot be run, before any is.
@@ -195,19 +195,29 @@ def tune(
 def columns(plan: Plan) -> dict[str, list[Any]]:
     """Return all that was tried by column, a line a method and trial; failures are "failed"."""
     table: dict[str, list[Any]] = {}
+    # A method has no value of another's setting.
+    settings = dict.fromkeys(name for trial in plan.tried for name in trial.settings)
     for trial in plan.tried:
         line = {
             "method": trial.method,
             "trial": trial.number,
-            **asdict(trial.settings),
+            RATE: trial.learning_rate,
+            **settings,
+            **trial.settings,
             "validation_metric": trial.value if math.isfinite(trial.value) else "failed",
             "rst_seconds": trial.rst_seconds,
             "trained_rst_seconds": trial.trained_rst_seconds,
-            "chosen": trial.settings == plan.settings_of(trial.method),
+            "chosen": _is_chosen(plan, trial),
         }
         for key, value in line.items():
             table.setdefault(key, []).append(value)
     return table
+
+
+def _is_chosen(plan: Plan, trial: Trial) -> bool:
+    """Say whether a trial has the settings that its method has in the plan."""
+    method = plan.method(trial.method)
+    return (trial.learning_rate, trial.settings) == (plan.rate_of(method), method.settings)
 
 
 def write(plan: Plan, path: Path) -> None:
@@ -227,12 +237,12 @@ def rows(plan: Plan) -> list[list[str]]:
     head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
     body = []
     for method in plan.methods:
-        mine = [trial for trial in plan.tried if trial.method == method]
-        chosen = next(trial for trial in mine if trial.settings == plan.settings_of(method))
+        mine = [trial for trial in plan.tried if trial.method == method.name]
+        chosen = next(trial for trial in mine if _is_chosen(plan, trial))
         # Those that the trials varied, and not the method's space: this only reads results.
-        tried = [asdict(trial.settings) for trial in mine]
+        tried = [{RATE: trial.learning_rate, **trial.settings} for trial in mine]
         varied = [name for name in tried[0] if name == RATE or len({t[name] for t in tried}) > 1]
-        values = {name: getattr(chosen.settings, name) for name in varied}
+        values = {name: tried[mine.index(chosen)][name] for name in varied}
         settings = ", ".join(
             f"{name}={value}" if isinstance(value, str) else f"{name}={value:.4g}"
             for name, value in values.items()
@@ -240,11 +250,11 @@ def rows(plan: Plan) -> list[list[str]]:
         trained = math.fsum(trial.trained_rst_seconds for trial in mine)
         body.append(
             [
-                title_of(method),
+                method.title,
                 settings,
                 f"{len(mine)} trials",
                 f"{chosen.value:.4f}" if math.isfinite(chosen.value) else "all failed",
-                f"{plan.tuning_rst_seconds[method]:.2f} s",
+                f"{plan.tuning_rst_seconds[method.name]:.2f} s",
                 f"{trained:.2f} s",
             ]
         )

@@ -22,7 +22,6 @@ from baselines.experiment.store import (
     task_folder,
     write_or_verify,
 )
-from baselines.methods.method import find
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints
 from baselines.workloads import load
 
@@ -52,7 +51,8 @@ def work(folder: str, index: int, files: Mapping[str, str], *, export_models: bo
     if manifest.source is None:
         raise ValueError(f"workload {manifest.workload} cannot be loaded in another process")
     name, data = manifest.source
-    plan = manifest.plan(load(name, None if data is None else Path(data)))
+    workload = load(name, None if data is None else Path(data))
+    plan = manifest.plan(workload, run_files=True)
     # What was found here may be another than what was asked for.
     write_or_verify(path, plan)
     profile = read_profile(path.parent)
@@ -65,7 +65,6 @@ def work(folder: str, index: int, files: Mapping[str, str], *, export_models: bo
             result = run_training(
                 plan,
                 task,
-                {name: find(name) for name in task.methods},
                 profile,
                 folder=own,
                 checkpoints=Checkpoints(own, SECONDS_BETWEEN),

@@ -20,12 +20,13 @@ from typing import Any, Self
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from baselines.analysis import plots, report, tables
+from baselines.analysis import ablation, plots, report, tables
+from baselines.analysis.heat_map import heat_map
 from baselines.experiment import tuning
+from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison, Plan, tasks
 from baselines.experiment.store import task_folder
-from baselines.methods.method import Method, find
-from baselines.methods.settings import Settings
+from baselines.methods.method import Method
 from baselines.tracking import saved_view
 from baselines.tracking.records import FAILURE_TAG, Record, Records, Sent, count
 from baselines.tracking.store_address import placed
@@ -63,8 +64,6 @@ class Tracker:
         key: of the comparison. The same key finds the same runs in MLflow, and goes on with them;
             by default they are new ones. What is told again of them changes nothing.
         folder: of what is to be sent; by default a temporary one, removed once all is sent.
-        name: of the comparison in MLflow, before workload, budget and seeds.
-        methods: by name; by default as they are found by it.
         wait_seconds: for the server, at the end.
     """
 
@@ -75,13 +74,10 @@ class Tracker:
         *,
         key: str | None = None,
         folder: Path | None = None,
-        name: str = "",
-        methods: Mapping[str, Method] | None = None,
         wait_seconds: float = 30.0,
     ) -> None:
         self._plan, self._profile = plan, profile
-        self._name = f"{name} " if name else ""
-        self._methods = methods or {method: find(method) for method in plan.methods}
+        self._name = "ablation " if configs_of(plan) else ""
         self.key = key or uuid.uuid4().hex
         self._folder, self._temporary = folder, folder is None
         self._wait_seconds = wait_seconds
@@ -108,9 +104,9 @@ class Tracker:
                 name=os.environ.get("MLFLOW_RUN_NAME", name),
                 parameters=_strings(
                     {
-                        "methods": ",".join(plan.methods),
+                        "methods": ",".join(plan.names),
                         "seeds": len(plan.seeds),
-                        **self._settings(plan.settings),
+                        **self._settings(None),
                         **_tuning(plan),
                         **{f"data/{key}": value for key, value in plan.workload.data.items()},
                         **{f"workload/{k}": v for k, v in plan.workload.signature.items()},
@@ -207,12 +203,13 @@ class Tracker:
         """MLflow's, of the comparison; known after the end, and empty if it was not reached."""
         return self._sent.comparisons.get(self.key, "")
 
-    def _settings(self, settings: Settings, *own: str) -> dict[str, Any]:
+    def _settings(self, method: Method | None) -> dict[str, Any]:
         """In the order in which the UI shows them: what matters first."""
-        names = dict.fromkeys(("learning_rate", "k", "every", *own))
+        plan = self._plan
         return {
-            "budget_seconds": self._plan.budget.seconds,
-            **{name: getattr(settings, name) for name in names},
+            "budget_seconds": plan.budget.seconds,
+            "learning_rate": plan.rate_of(method) if method else plan.learning_rate,
+            **(method.settings if method else {}),
             "workload": self._plan.workload.name,
             "policy": self._plan.policy,
         }
@@ -224,14 +221,14 @@ class Tracker:
         """Open a run, named by method and seed, or go on with it if it is there."""
         run = self._run(method, seed)
         self._open[run] = None
-        own = self._settings(self._plan.settings_of(method), *self._methods[method].space)
+        own = self._settings(self._plan.method(method))
         self._records.add(
             Record(
                 comparison=self.key,
                 run=run,
                 name=f"{method}, seed {seed}",
                 parameters=_strings({"method": method, "seed": seed, **own}),
-                tags={"title": self._methods[method].title},
+                tags={"title": self._plan.titles[method]},
                 status="RUNNING",
             )
         )
@@ -387,7 +384,13 @@ class Tracker:
         shown: dict[str, Mapping[str, Sequence[Any]]] = {"results": tables.columns(comparison)}
         if comparison.plan.tried:
             shown["tuning"] = tuning.columns(comparison.plan)
-        text, failed = report.markdown(comparison), comparison.failure is not None
+        failed = comparison.failure is not None
+        if configs_of(comparison.plan):
+            pictures = {"k-against-interval": heat_map(comparison)}
+            shown = {"results": ablation.columns(comparison)}
+            self.log_note(ablation.markdown(comparison), pictures, shown, failed=failed)
+            return
+        text = report.markdown(comparison)
         self.log_note(text, plots.figures(comparison), shown, failed=failed)
 
     def log_note(
@@ -465,13 +468,13 @@ def _tuning(plan: Plan) -> dict[str, Any]:
     if not plan.tried:
         return {}
     told: dict[str, Any] = {"tuning/trials": plan.trials}
-    for method in plan.methods:
+    for name, method in zip(plan.names, plan.methods, strict=True):
         space = tuning.space_of(plan, method)
-        own = plan.settings_of(method)
-        ranges = (f"{name} {r.low:g} to {r.high:g}" for name, r in space.items())
-        told[f"tuning/{method}/rst_seconds"] = plan.tuning_rst_seconds[method]
-        told[f"tuning/{method}/tried"] = ", ".join(ranges)
-        told[f"tuning/{method}/best"] = ", ".join(f"{name} {getattr(own, name)}" for name in space)
+        own = {tuning.RATE: plan.rate_of(method), **method.settings}
+        ranges = (f"{each} {r.low:g} to {r.high:g}" for each, r in space.items())
+        told[f"tuning/{name}/rst_seconds"] = plan.tuning_rst_seconds[name]
+        told[f"tuning/{name}/tried"] = ", ".join(ranges)
+        told[f"tuning/{name}/best"] = ", ".join(f"{each} {own[each]}" for each in space)
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,20 @@ def mean(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+def of_all_ranks(operations: tuple[str, ...], *, alike: bool) -> tuple[str, ...]:
+    """Return the operations that all ranks have run; each must call.
+
+    Args:
+        operations: of this rank.
+        alike: whether those of all ranks are known to be the same, so that nothing need be sent.
+    """
+    if alike or world_size() == 1:
+        return operations * world_size()
+    gathered: list[tuple[str, ...]] = [() for _ in range(world_size())]
+    dist.all_gather_object(gathered, operations)
+    return tuple(itertools.chain.from_iterable(gathered))
 
 
 def broadcast_from_rank0(value: float | None, device: torch.device) -> float:

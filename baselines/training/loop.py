@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from baselines.methods.method import Method
-from baselines.methods.settings import Settings
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from baselines.training.method_run import MethodRun
 from baselines.training.results import Point, TrainingResult, Weights
 from baselines.training.training import Training
-from baselines.workloads.base import Batch, Workload
+from baselines.workloads.base import Workload
 from timing import Budget, Policy, Stopwatch, tracebacks
-from timing.rst.schedules import constant
-
-
-def training_step(
-    workload: Workload, model: nn.Module, optimizer: Optimizer, batch: Batch
-) -> Tensor:
-    """One optimizer step, as trained and as calibrated; returns the loss, detached."""
-    optimizer.zero_grad()
-    loss = workload.loss(model, batch)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
 
 # So many of each tensor tell live weights from an average, which differs from them in nearly all.
 NUMBERS_OF_EACH = 1000
@@ -54,16 +38,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def train(
     workload: Workload,
-    methods: Mapping[str, Method],
+    methods: Sequence[Method],
     seed: int,
     budget: Budget,
     costs: Mapping[str, float],
-    settings: Settings,
+    learning_rate: float,
     evaluations: int,
     on_point: Callable[[str, Point], None] = lambda *_: None,
     policy: Policy = "algoperf",
     *,
-    tuned: Mapping[str, Settings] = {},
     checkpoints: Checkpoints | None = None,
     read_test: bool = True,
     on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
@@ -84,16 +67,15 @@ def train(
 
     Args:
         workload: model and data.
-        methods: those that follow this training, by name. Several must share the constant rate:
-            any other depends on what each has spent.
+        methods: those that follow this training. Several must have one recipe and one schedule,
+            and neither may depend on what each has spent.
         seed: of initial weights and batches; the same for all methods of a pair.
         budget: reference seconds of each method.
         costs: reference seconds of each operation.
-        settings: peak rate, k and interval.
+        learning_rate: the peak rate.
         evaluations: over the budget, evenly spaced, the last at its end.
         on_point: told of each method's evaluations, those before a checkpoint again at a resume.
         policy: which operations are charged.
-        tuned: settings of single methods, in place of `settings`.
         checkpoints: where the training is kept, and gone on from if it was cut off.
         read_test: whether the test part is read at the end of each run. That is for the report, and
             no policy charges it.
@@ -109,15 +91,17 @@ def train(
         StorageError: a checkpoint cannot be written.
         CheckpointError: there are checkpoints, and none is a whole one of this training.
     """
-    own = {name: tuned.get(name, settings) for name in methods}
-    schedules = {method.schedule for method in methods.values()}
-    rates = {each.learning_rate for each in own.values()}
-    if len(methods) > 1 and (schedules != {constant} or len(rates) > 1):
+    first, *others = methods
+    if any(
+        not (first.shares_training and other.shares_training)
+        or (first.recipe, first.schedule) != (other.recipe, other.schedule)
+        for other in others
+    ):
         raise ValueError(
-            f"{', '.join(methods)} cannot follow one training: their rates differ, or depend on "
-            "what each has spent"
+            f"{', '.join(method.name for method in methods)} cannot follow one training: their "
+            "recipes or schedules differ, or depend on what each has spent"
         )
-    begin = partial(Training, workload, methods, seed, budget, costs, own, policy)
+    begin = partial(Training, workload, methods, seed, budget, costs, learning_rate, policy)
     training = checkpoints.resume(begin) if checkpoints else begin()
     for run in training.runs:
         for point in run.points:
@@ -151,7 +135,7 @@ def _run(
 ) -> None:
     """Train to the end of all budgets."""
     workload, watch = training.workload, training.watch
-    rank, world = distributed.rank(), distributed.world_size()
+    rank = distributed.rank()
     first = rank == 0
     device = next(training.model.parameters()).device
 
@@ -183,27 +167,17 @@ def _run(
                     test = workload.evaluate_test(reported) if first else None
                     run.test = distributed.broadcast_from_rank0(test, device)
                 if first:
+                    batch = training.batches.latest or next(training.batches)
                     on_end(run.name, reported, batch[0])
 
-    # Those of the other ranks are passed over.
-    start = training.step * world + rank
-    batches = itertools.islice(workload.batches(training.seed, start), None, None, world)
     with watch:
         while active := training.active:
             seed_step(training.seed, training.step, rank)
-            batch = next(batches)
-            loss = training_step(workload, training.network, training.optimizer, batch)
-            training.step += 1
-            if world > 1:
-                # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
-                loss = distributed.mean(loss)
-            for run in active:
-                run.step(loss)
-            training.schedule.step()
+            training.next_step()
             for run in active:
                 if not run.can_pay:
                     # In full even if there is nothing to read, so that every run ends alike.
-                    evaluate(run, run.averager.evaluation_operations, last=True)
+                    evaluate(run, run.reading, last=True)
                 elif run.is_due(evaluations):
                     evaluate(run, run.averager.evaluation_model()[1], last=False)
             if checkpoints and first and checkpoints.due:

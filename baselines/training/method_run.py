@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from baselines.methods.averagers import Averager
+from baselines.methods.method import EVALUATION, Method
+from baselines.methods.recipes import Step
 from baselines.training import distributed
 from baselines.training.results import Point, Run, read_points
+from baselines.workloads.base import Workload
 from timing import Account, Budget
 
-EVALUATION = {"evaluate": 1}
 
-
-def step_of(averager: Averager) -> dict[str, int]:
-    """Return the operations of every step with this averager."""
-    return {"load_data": 1, averager.train_step: 1}
-
-
-def max_step_operations(averager: Averager) -> dict[str, int]:
-    """The most that a step with this averager can run."""
-    return {**step_of(averager), **averager.step_operations}
-
-
-def max_evaluation_operations(averager: Averager) -> dict[str, int]:
-    """Return the most operations that an evaluation with this averager can run."""
-    return {**EVALUATION, **averager.evaluation_operations}
-
-
-def check_budget(averager: Averager, account: Account, budget: Budget) -> None:
+def check_budget(method: Method, workload: Workload, account: Account, budget: Budget) -> None:
     """Refuse a budget that does not pay for one step and one evaluation.
 
     Raises:
         ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    least = account.cost(max_step_operations(averager)) * distributed.world_size()
-    least += account.cost(max_evaluation_operations(averager))
+    least = account.cost(method.max_step_operations) * distributed.world_size()
+    least += account.cost(method.max_evaluation_operations(workload))
     if budget.seconds < least:
         raise ValueError(
             f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
@@ -53,20 +39,26 @@ class MethodRun:
     """Follows one training by the account of one method."""
 
     def __init__(
-        self, name: str, share: float, averager: Averager, account: Account, budget: Budget
+        self,
+        method: Method,
+        averager: Averager,
+        workload: Workload,
+        account: Account,
+        budget: Budget,
     ) -> None:
-        check_budget(averager, account, budget)
-        self.name = name
-        self.share = share
+        check_budget(method, workload, account, budget)
+        self.method = method
         self.averager = averager
         self.account = account
         self.budget = budget
         # Asked once: at every step it would take longer than to charge for the step.
         self.world = distributed.world_size()
-        self.step_seconds = account.cost(max_step_operations(averager)) * self.world
+        most = method.max_step_operations
+        self.step_seconds = account.cost(most) * self.world
         # In the account's own units, whole femtoseconds, since these are compared at every step.
-        self.step_cost = account.cost_femtoseconds(max_step_operations(averager)) * self.world
-        self.evaluation_cost = account.cost_femtoseconds(max_evaluation_operations(averager))
+        self.step_cost = account.cost_femtoseconds(most) * self.world
+        self.reading = dict(method.averager.max_evaluation_operations(workload))
+        self.evaluation_cost = account.cost_femtoseconds({**EVALUATION, **self.reading})
         self.points: list[Point] = []
         self.test = math.inf
         self.ended = False
@@ -74,16 +66,40 @@ class MethodRun:
         self.next_point = 1
         self.loss_sum = torch.zeros(())
         self.steps_since = 0
+        # Steps that were seen to run no more than is declared.
+        self._declared: set[tuple[str, ...]] = set()
 
-    def step(self, loss: Tensor) -> None:
-        """Charge a step, and let the averager follow it."""
-        self.loss_sum = self.loss_sum + loss
+    @property
+    def name(self) -> str:
+        """Return the method's."""
+        return self.method.name
+
+    def step(self, step: Step) -> None:
+        """Charge a step of the recipe, on all ranks, and let the averager follow it."""
+        self.loss_sum = self.loss_sum + step.loss
         self.steps_since += 1
-        self.account.charge("load_data", self.world)
-        self.account.charge(self.averager.train_step, self.world)
+        if step.operations not in self._declared:
+            self._check(Counter(step.operations), self.method.recipe.step_operations, "recipe")
+            self._declared.add(step.operations)
+        for operation in step.operations:
+            self.account.charge(operation)
+        if not step.updated:
+            return
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
+            if added not in self.method.averager.step_operations:
+                self._check({added: self.world}, {}, "averager")
             self.account.charge(added, self.world)
+
+    def _check(self, ran: Mapping[str, int], declared: Mapping[str, int], part: str) -> None:
+        """Refuse operations that the budget was not asked for: it would be overdrawn."""
+        for operation, times in ran.items():
+            most = declared.get(operation, 0) * self.world
+            if times > most:
+                raise ValueError(
+                    f"a step of {self.name} ran {operation!r} {times} times, and its {part} "
+                    f"declares {most} in step_operations: name the most that a step can run"
+                )
 
     @property
     def can_pay(self) -> bool:
@@ -129,7 +145,7 @@ class MethodRun:
             step_seconds=self.step_seconds,
             failure=self.failure,
             test=self.test,
-            share=self.share,
+            share=self.method.share,
         )
 
     def state_dict(self) -> dict[str, Any]:

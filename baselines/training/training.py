@@ -1,21 +1,64 @@
-"""Hold a training on its way: model, optimizer, and the account of each method that reads it."""
+"""Hold a training on its way: model, recipe, and the account of each method that reads it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.methods.method import Method
-from baselines.methods.settings import Settings
+from baselines.methods.averagers import Averager
+from baselines.methods.method import EVALUATION, Method
+from baselines.methods.recipes import Recipe, Step
 from baselines.training import distributed
-from baselines.training.method_run import EVALUATION, MethodRun, refuse_other_state, step_of
+from baselines.training.method_run import MethodRun, refuse_other_state
 from baselines.training.results import TrainingResult
-from baselines.workloads.base import Workload
+from baselines.workloads.base import Batch, Workload
 from timing import Account, Budget, Policy, Stopwatch
+
+
+def begin_averagers(
+    methods: Sequence[Method], model: nn.Module, optimizer: Optimizer, workload: Workload
+) -> tuple[list[Averager], Optimizer]:
+    """Return the averager of each method, all following one training, and the optimizer to step.
+
+    Those that hold the most begin first: what follows may read their windows.
+    """
+    made: dict[int, Averager] = {}
+    for place in sorted(range(len(methods)), key=lambda place: -methods[place].averager.copies):
+        made[place] = methods[place].begin_averager(model, optimizer, workload)
+        optimizer = made[place].optimizer
+    return [made[place] for place in range(len(methods))], optimizer
+
+
+class Batches:
+    """Draws the batches of this rank, and counts them.
+
+    Attributes:
+        drawn: how many.
+        latest: the last one.
+    """
+
+    def __init__(self, workload: Workload, seed: int, drawn: int = 0) -> None:
+        self.drawn = drawn
+        self.latest: Batch | None = None
+        # Those of the other ranks are passed over.
+        world = distributed.world_size()
+        start = drawn * world + distributed.rank()
+        self._batches = itertools.islice(workload.batches(seed, start), None, None, world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.latest = next(self._batches)
+        self.drawn += 1
+        return self.latest
 
 
 class Training:
@@ -24,31 +67,36 @@ class Training:
     def __init__(
         self,
         workload: Workload,
-        methods: Mapping[str, Method],
+        methods: Sequence[Method],
         seed: int,
         budget: Budget,
         costs: Mapping[str, float],
-        settings: Mapping[str, Settings],
+        learning_rate: float,
         policy: Policy,
     ) -> None:
         torch.manual_seed(seed)
         self.workload = workload
         self.seed = seed
         self.costs = costs
-        self.step = 0
+        self.step, self.updates = 0, 0
         self.model = workload.make_model().train()
-        (rate,) = {own.learning_rate for own in settings.values()}
-        self.optimizer = workload.make_optimizer(self.model, rate)
-        self.runs: list[MethodRun] = []
-        for name, method in methods.items():
-            averager = method.averager(self.model, self.optimizer, workload, settings[name])
-            account = Account(costs, policy)
-            self.runs.append(MethodRun(name, method.share, averager, account, budget))
-            self.optimizer = averager.optimizer
-        (factor,) = {method.schedule for method in methods.values()}
-        spent = self.runs[0].account
-        self.schedule = LambdaLR(self.optimizer, lambda _: factor(budget.spent(spent)))
-        self.network = distributed.ddp(self.model)
+        self.recipe = methods[0].begin_recipe(self.model, workload, learning_rate)
+        averagers, self.recipe.optimizer = begin_averagers(
+            methods, self.model, self.recipe.optimizer, workload
+        )
+        self.runs = [
+            MethodRun(method, averager, workload, Account(costs, policy), budget)
+            for method, averager in zip(methods, averagers, strict=True)
+        ]
+        self.budget = budget
+        factor = methods[0].schedule.factor
+        self.schedule = LambdaLR(self.recipe.optimizer, lambda _: factor(self.spent))
+        self.recipe.network = distributed.ddp(self.model)
+        # Each step of it runs the same, whatever it draws.
+        self.is_plain = type(self.recipe) is Recipe
+        self.batches = Batches(workload, seed)
+        # What the recipe has run, on all ranks.
+        self.ran = Account(costs, "mlperf")
         self.watch = Stopwatch(but_children=True)
         # Of the processes before this one, where the training was cut off and went on.
         self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
@@ -57,21 +105,58 @@ class Training:
             "workload": workload.name,
             "seed": seed,
             "budget_seconds": budget.seconds,
-            "settings": {name: dataclasses.asdict(each) for name, each in settings.items()},
+            "learning_rate": learning_rate,
+            "settings": {method.name: method.settings for method in methods},
         }
+
+    @property
+    def spent(self) -> float:
+        """Return the fraction of the budget that is spent; of the first method, if several."""
+        return self.budget.spent(self.runs[0].account)
 
     @property
     def active(self) -> list[MethodRun]:
         """Return those whose budget has not ended."""
         return [run for run in self.runs if not run.ended]
 
+    def next_step(self) -> Step:
+        """Run a step of the recipe, and charge it to the methods whose budget has not ended."""
+        before = self.batches.drawn
+        step = self.recipe.step(self.batches, self.spent)
+        said, drawn = step.operations.count("load_data"), self.batches.drawn - before
+        if said != drawn or not step.operations:
+            raise ValueError(
+                f"a step of {self.runs[0].name} drew {drawn} batches and names load_data {said} "
+                f"times, and in all {', '.join(step.operations) or 'nothing'}: name all that it ran"
+            )
+        if distributed.world_size() > 1:
+            # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
+            step = step._replace(
+                loss=distributed.mean(step.loss),
+                operations=distributed.of_all_ranks(step.operations, alike=self.is_plain),
+            )
+        self.step += 1
+        self.updates += step.updated
+        for run in self.active:
+            run.step(step)
+        for operation in step.operations:
+            self.ran.charge(operation)
+        # Before the first update torch takes it for a mistake.
+        if self.updates:
+            self.schedule.step()
+        return step
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on."""
         return {
             "of": self.of,
             "step": self.step,
+            "updates": self.updates,
+            "drawn": self.batches.drawn,
+            "ran": self.ran.state_dict(),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "recipe": self.recipe.state_dict(),
+            "optimizer": self.recipe.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "runs": {run.name: run.state_dict() for run in self.runs},
             "measured_seconds": self.measured_seconds,
@@ -90,9 +175,12 @@ class Training:
         for run in self.runs:
             run.load_state_dict(state["runs"][run.name])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.recipe.load_state_dict(state["recipe"])
+        self.recipe.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
+        self.step, self.updates = state["step"], state["updates"]
+        self.batches = Batches(self.workload, self.seed, state["drawn"])
+        self.ran.load_state_dict(state["ran"])
         self.seconds_before = state["measured_seconds"]
         self.other_core_seconds_before = state["other_core_seconds"]
 
@@ -111,13 +199,15 @@ class Training:
         """Return its result."""
         # The watch stood still for evaluations alone, so all other operations are in both times.
         timed = Account(self.costs, "mlperf")
-        for operation in step_of(self.runs[0].averager):
-            timed.charge(operation, self.step * distributed.world_size())
+        for operation, times in self.ran.counts.items():
+            timed.charge(operation, times)
         for run in self.runs:
-            shared = {*step_of(run.averager), *EVALUATION}
-            for operation, times in run.account.counts.items():
-                if operation not in shared:
-                    timed.charge(operation, times)
+            # What the recipe ran was charged to each, and ran once.
+            charged = Counter(run.account.counts)
+            for name in (*run.method.recipe.step_operations, *EVALUATION):
+                charged.pop(name, None)
+            for operation, times in charged.items():
+                timed.charge(operation, times)
         seconds = self.measured_seconds
         return TrainingResult(
             runs=tuple(run.result(self.seed) for run in self.runs),

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from baselines.external import digest_of, load_function, one_line_errors
+from baselines.external import digest_of, one_line_errors, run_file
 from baselines.workloads.base import Workload, WorkloadError
 
 # A name is that of a file beside this one, and after a "-" the size that its `load` is given.
@@ -46,7 +46,9 @@ def load(name_or_path: str, data: Path | None = None) -> Workload:
     path = Path(name_or_path)
     digest = digest_of(path, WorkloadError)
     with one_line_errors(path, WorkloadError):
-        load_file = load_function(path, "load", "Workload", WorkloadError)
+        load_file = getattr(run_file(path), "load", None)
+        if not callable(load_file):
+            raise WorkloadError(f"{path} defines no function `load`, which must return a Workload")
         workload = _call(load_file, str(path), data)
     code = {"file": path.name, "file_sha256": digest}
     return dataclasses.replace(workload, data={**workload.data, **code}, source=source)

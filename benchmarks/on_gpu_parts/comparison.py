@@ -4,6 +4,8 @@ On the workload and under the profile of the parts before. MLflow is not needed:
 is written down, and comes home in `comparison.tar.gz`.
 """
 
+from dataclasses import replace
+
 import torch
 from rows import Row
 
@@ -12,8 +14,7 @@ from baselines.cli.console import Screen, progress_bar, show
 from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_or_verify, write_profile
-from baselines.methods.method import DEFAULT
-from baselines.methods.settings import Settings
+from baselines.methods.names import DEFAULT, find
 from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from on_gpu_parts.part import Part
@@ -41,8 +42,8 @@ def seconds_a_run(seconds, seeds, plan, profile, over_rst):
 
 
 def planned(part, workload, profile):
-    settings = Settings(workload.learning_rate, k=5, every="auto")
-    plan = Plan(workload, DEFAULT, (), Budget(1.0), settings, EVALUATIONS)
+    methods = tuple(map(find, DEFAULT))
+    plan = Plan(workload, methods, (), Budget(1.0), workload.learning_rate, EVALUATIONS)
     # As it was in the training, where that has ended.
     rst, measured = (part.data_of("training", f"{n}_seconds") for n in ("rst", "measured"))
     over_rst = measured / rst if rst and measured else 1.0
@@ -54,7 +55,7 @@ def planned(part, workload, profile):
     if part.smoke:
         seeds, seconds = FEWEST_SEEDS, LEAST_SECONDS
     budget = Budget(round(max(LEAST_SECONDS, seconds), 1))
-    return Plan(workload, DEFAULT, tuple(range(seeds)), budget, settings, EVALUATIONS)
+    return replace(plan, seeds=tuple(range(seeds)), budget=budget)
 
 
 def main():

@@ -11,8 +11,7 @@ import time
 import torch
 from rows import Row
 
-from baselines.methods.method import find
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.loop import train
 from baselines.workloads import load
 from on_gpu_parts.part import Part
@@ -49,7 +48,6 @@ def trained(part, share):
     # That of the whole training, so that a share of it has its evaluations at the same steps.
     whole_seconds = part.data_of("training", "budget_seconds") or budget_seconds(part, profile)
     part.add(budget_seconds=whole_seconds)
-    settings = Settings(workload.learning_rate, k=5, every="auto")
     began = time.monotonic()
     points = []
 
@@ -63,11 +61,11 @@ def trained(part, share):
     with GpuMeter(0.05 if part.smoke else POLL_SECONDS) as meter:
         result = train(
             workload,
-            {name: find(name) for name in FOLLOWING},
+            [find(name) for name in FOLLOWING],
             0,
             Budget(whole_seconds * share),
             profile.seconds,
-            settings,
+            workload.learning_rate,
             round(EVALUATIONS * share),
             on_point,
         )

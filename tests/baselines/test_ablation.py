@@ -1,54 +1,49 @@
 """An ablation reads from one training what a training for each window would have given."""
 
+import dataclasses
 import os
 import sys
 
 import pytest
 
 from baselines.analysis.ablation import table
-from baselines.experiment.ablation import WindowConfig, ablate
-from baselines.experiment.comparison import Comparison, Plan
-from baselines.methods.averagers.lawa import Lawa
-from baselines.methods.method import METHODS, Method
-from baselines.methods.settings import Settings
+from baselines.experiment.ablation import WindowConfig, configs_of, methods_of
+from baselines.experiment.comparison import Comparison, Plan, check, compare
+from baselines.methods.names import find
 from baselines.training.loop import train
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget, ProfileError
 from timing.cli import commandline
-from timing.rst.schedules import constant
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 mlflow = pytest.importorskip("mlflow")
 
-PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.8), Settings(0.05, 4, "auto"), 4)
-PROFILE = profile_of([COSTS], PLAN.signature)
 CELLS = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 4)]
+PLAN = Plan(WORKLOAD, methods_of(CELLS), (0, 1), Budget(0.8), 0.05, 4, read_test=False)
+PROFILE = profile_of([COSTS], PLAN.signature)
 
 
 @pytest.fixture(scope="module")
 def ablation() -> Comparison:
-    return ablate(PLAN, PROFILE, CELLS)
+    return compare(PLAN, PROFILE)
 
 
 @pytest.mark.slow
 def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> None:
     for cell in CELLS:
-        naive = Method(
-            cell.name, constant, lambda m, o, *_, cell=cell: Lawa(m, o, cell.k, cell.every)
-        )
+        naive = find(f"lawa(k={cell.k},every={cell.every})")
         for seed in PLAN.seeds:
             (alone,) = train(
-                *(WORKLOAD, {cell.name: naive}, seed, PLAN.budget, COSTS, PLAN.settings, 4),
+                *(WORKLOAD, [naive], seed, PLAN.budget, COSTS, PLAN.learning_rate, 4),
                 read_test=False,
             ).runs
             assert ablation.of(cell.name)[seed] == alone
 
 
 def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -> None:
-    naive = {"constant": METHODS["constant"]}
     for seed in PLAN.seeds:
-        options = (WORKLOAD, naive, seed, PLAN.budget, COSTS, PLAN.settings, 4)
+        options = (WORKLOAD, [find("constant")], seed, PLAN.budget, COSTS, PLAN.learning_rate, 4)
         (alone,) = train(*options, read_test=False).runs
         assert ablation.of("constant")[seed] == alone
 
@@ -58,7 +53,7 @@ def test_one_training_a_seed_serves_all(ablation: Comparison) -> None:
 
 
 def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
-    head, live, auto, seven = table(ablation, CELLS)
+    head, live, auto, seven = table(ablation)
     assert head == ["every", "k=1", "k=2", "k=4"]
     assert live[0] == "live"
     assert live[2:] == ["", ""]
@@ -67,21 +62,31 @@ def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
         for place, k in enumerate((1, 2, 4), start=1):
             finals = [run.final for run in ablation.of(WindowConfig(k, every).name)]
             assert row[place].startswith(f"{sum(finals) / 2:.4f} ± ")
-    halves = table(ablation, CELLS, 0.5)
-    values = [run.value_at(0.4) for run in ablation.of("k=4 every=7")]
+    halves = table(ablation, 0.5)
+    values = [run.value_at(0.4) for run in ablation.of("lawa(k=4,every=7)")]
     assert halves[3][3].startswith(f"{sum(values) / 2:.4f} ± ")
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="wants windows, each once"):
-        ablate(PLAN, PROFILE, [])
+        methods_of([])
     with pytest.raises(ValueError, match="wants windows, each once"):
-        ablate(PLAN, PROFILE, [WindowConfig(4, 7), WindowConfig(4, 7)])
-    with pytest.raises(ValueError, match="the longest k is 3, and the plan is of k=4"):
-        ablate(PLAN, PROFILE, [WindowConfig(3, 7)])
+        methods_of([WindowConfig(4, 7), WindowConfig(4, 7)])
     other = profile_of([COSTS], {**PLAN.signature, "k": 5})
     with pytest.raises(ProfileError, match="measured with k=5 and this run has k=4"):
-        ablate(PLAN, other, CELLS)
+        check(PLAN, other)
+
+
+def test_an_ablation_is_known_by_its_methods() -> None:
+    assert configs_of(PLAN) == CELLS
+    for other in (
+        dataclasses.replace(PLAN, read_test=True),
+        dataclasses.replace(PLAN, methods=PLAN.methods[1:]),
+        dataclasses.replace(PLAN, methods=PLAN.methods[:1]),
+        dataclasses.replace(PLAN, methods=(*PLAN.methods, find("ema"))),
+        dataclasses.replace(PLAN, methods=(*PLAN.methods, find("decayed+lawa"))),
+    ):
+        assert configs_of(other) == []
 
 
 def in_mlflow(uri: str) -> None:
@@ -104,11 +109,17 @@ def in_mlflow(uri: str) -> None:
     windows = {run.info.run_name: run for run in found if run is not parent}
     assert set(windows) == {
         f"{name}, seed {seed}"
-        for name in ("constant", *(f"k={k} every={every}" for k in (1, 4) for every in ("auto", 7)))
+        for name in (
+            "constant",
+            "lawa(k=1)",
+            "lawa(k=4)",
+            "lawa(k=1,every=7)",
+            "lawa(k=4,every=7)",
+        )
         for seed in (0, 1)
     }
-    own = windows["k=1 every=7, seed 1"]
-    assert (own.data.params["k"], own.data.params["every"]) == ("1", "7")
+    own = windows["lawa(k=1,every=7), seed 1"]
+    assert (own.data.params["lawa.k"], own.data.params["lawa.every"]) == ("1", "7")
     assert own.data.metrics["final/metric"] == own.data.metrics["validation/averaged"]
     assert own.info.status == "FINISHED"
 
@@ -150,7 +161,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
         ("--k 0", "--k must be a whole number from 1: '0'"),
         ("--k 2,2", "names a value twice"),
         ("--every soon", "--every must be a number of steps from 1, or auto: 'soon'"),
-        ("--budget 1s,2s", "an ablation takes one"),
+        ("--budget 1s,1s", "names a length of time twice"),
         ("--k 4 --budget 0.00001s --reference reference.json", "does not pay for one step"),
         ("--k 1,5 --reference reference.json", "measured with k=4 and this run has k=5"),
     ):

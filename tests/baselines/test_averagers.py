@@ -4,24 +4,30 @@ import copy
 import dataclasses
 import io
 import itertools
+import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.methods.averagers import Averager, NoAveraging
+from baselines.methods import names
+from baselines.methods.averagers import Averager
 from baselines.methods.averagers.batchnorm import update_bn
 from baselines.methods.averagers.ema import Ema, fixed_decay, growing_half_life
 from baselines.methods.averagers.lawa import Lawa
-from baselines.methods.averagers.schedule_free import ScheduleFree
 from baselines.methods.averagers.swa import CYCLES, SWA_EVERY, CyclicSwa, Swa, cyclic_linear
-from baselines.training.loop import training_step
+from baselines.methods.names import find
+from baselines.methods.recipes import training_step
+from baselines.methods.recipes.schedule_free import ScheduleFreeWeights
+from baselines.methods.recipes.schedule_free_optimizer import schedule_free
 from baselines.workloads import digits
 from baselines.workloads.base import Workload
 from tests.support.small_training import same, small_model
 
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 STEPS = 25
 EMA = partial(fixed_decay, 0.995)
 
@@ -58,7 +64,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def test_no_averager_changes_the_training(workload: Workload) -> None:
-    _, plain, _ = follow(workload, NoAveraging)
+    _, plain, _ = follow(workload, Averager)
     for make in (
         lambda model, opt: Ema(model, opt, EMA),
         lambda model, opt: Lawa(model, opt, 3, 4),
@@ -71,7 +77,7 @@ def test_no_averager_changes_the_training(workload: Workload) -> None:
 
 
 def test_live_is_live(workload: Workload) -> None:
-    averager, history, operations = follow(workload, NoAveraging)
+    averager, history, operations = follow(workload, Averager)
     assert set(operations) == {None}
     close(reported(averager), history[-1])
     assert averager.evaluation_model()[1] == {}
@@ -113,6 +119,24 @@ def test_ema(workload: Workload, decay_at) -> None:
             else:
                 naive[name] = value
     close(reported(averager), naive)
+
+
+@pytest.mark.parametrize("eta", [0, 3])
+def test_the_example_is_the_polynomial_mean(eta: int, workload: Workload) -> None:
+    """A step weighs what the later updates leave of it (arXiv 1212.1824, section 4)."""
+    part = find(f"{EXAMPLES / 'own_averager.py'}(eta={eta})").averager
+    averager, history, _ = follow(workload, lambda m, o: part.begin(m, o, workload))
+    shares = [(eta + 1) / (step + eta) for step in range(1, STEPS + 1)]
+    weights = [share * math.prod(1 - s for s in shares[i + 1 :]) for i, share in enumerate(shares)]
+    assert sum(weights) == pytest.approx(1)
+    naive = {
+        name: sum(w * state[name].double() for w, state in zip(weights, history, strict=True))
+        if value.is_floating_point()
+        else history[-1][name]
+        for name, value in history[0].items()
+    }
+    close(reported(averager), naive)
+    assert (weights[0] == pytest.approx(weights[-1])) == (eta == 0)
 
 
 def test_the_decays() -> None:
@@ -195,6 +219,14 @@ def test_recomputing_statistics_draws_no_random_numbers_of_the_training() -> Non
 
 
 BETA = 0.8
+
+
+def free(model: nn.Module, optimizer: torch.optim.Optimizer, batches) -> ScheduleFreeWeights:
+    package = schedule_free(optimizer, BETA)
+    package.train()
+    return ScheduleFreeWeights(model, package, batches)
+
+
 # The workload's optimizer, and one whose step is that of the fast weights z: without what beta
 # replaces, and without the weight decay that is computed at y.
 BASES = {
@@ -240,7 +272,7 @@ def test_schedule_free_is_that_of_the_paper(base: str) -> None:
     """Section 2 of arXiv 2405.15682, written out: z and x apart, y made of them at each step."""
     make, make_fast, decay_at_y = BASES[base]
     model = small_model().double()
-    averager = ScheduleFree(model, make(model.parameters(), lr=0.05), [], BETA)
+    averager = free(model, make(model.parameters(), lr=0.05), [])
     schedule = LambdaLR(averager.optimizer, warmed_up)
     y = copy.deepcopy(model)
     z = [p.detach().clone().requires_grad_() for p in y.parameters()]
@@ -286,9 +318,7 @@ def loss_of_double(model: nn.Module, step: int) -> torch.Tensor:
 def test_schedule_free_recomputes_the_statistics_and_gives_those_of_training_back(
     workload: Workload,
 ) -> None:
-    averager, history, _ = follow(
-        workload, lambda m, o: ScheduleFree(m, o, workload.bn_batches, BETA)
-    )
+    averager, history, _ = follow(workload, lambda m, o: free(m, o, workload.bn_batches))
     assert averager.evaluation_model()[1] == {"swap": 1, "statistics": 1}
     state = reported(averager)
     assert same(dict(averager.model.state_dict()), dict(history[-1]))
@@ -301,18 +331,17 @@ def test_schedule_free_recomputes_the_statistics_and_gives_those_of_training_bac
     assert not torch.allclose(state["0.weight"], history[-1]["0.weight"])
 
 
-# What reads the last part begins at half of the steps here.
+# A row for each averager: what reads the last part begins at half of the steps here.
 AVERAGERS = {
-    "live": lambda m, o, _: NoAveraging(m, o),
-    "lawa": lambda m, o, _: Lawa(m, o, 3, 4),
-    "lawa-auto": lambda m, o, _: Lawa(m, o, 3, "auto"),
-    "ema": lambda m, o, _: Ema(m, o, EMA),
-    "swa": lambda m, o, batches: Swa(m, o, batches, 0.85),
-    "swa-cyclic": CyclicSwa,
-    "schedule-free": lambda m, o, batches: ScheduleFree(m, o, batches, BETA),
-    "schedule-free-wrapped": lambda m, o, batches: ScheduleFree(
-        m, torch.optim.RMSprop(m.parameters(), lr=1e-3), batches, BETA
-    ),
+    "live": "constant",
+    "lawa": "lawa(k=3,every=4)",
+    "lawa-auto": "lawa(k=3)",
+    "ema": "ema",
+    "ema-growing": "ema-growing",
+    "swa": "swa(start=0.85)",
+    "swa-cyclic": "swa-cyclic",
+    "schedule-free": "schedule-free(beta=0.8)",
+    "own-averager": str(EXAMPLES / "own_averager.py"),
 }
 SPENT = {step: 0.7 + 0.3 * step / STEPS for step in range(STEPS + 1)}
 
@@ -331,8 +360,27 @@ def either(request: pytest.FixtureRequest, workload: Workload) -> Workload:
 def begin(workload: Workload, name: str, seed: int) -> Averager:
     torch.manual_seed(seed)
     model = workload.make_model().train()
-    base = workload.make_optimizer(model, 0.05)
-    return AVERAGERS[name](model, base, workload.bn_batches)
+    method = find(AVERAGERS[name])
+    recipe = method.begin_recipe(model, workload, 0.05)
+    return method.begin_averager(model, recipe.optimizer, workload)
+
+
+def test_every_averager_has_a_row() -> None:
+    assert {find(name).averager.name for name in AVERAGERS.values()} > names.AVERAGERS.keys()
+
+
+@pytest.mark.parametrize("name", AVERAGERS)
+def test_an_averager_runs_what_its_part_declares(name: str, either: Workload) -> None:
+    part = find(AVERAGERS[name]).averager
+    averager = begin(either, name, 0)
+    taken = set(go_on(either, averager, range(STEPS)))
+    assert taken - {None} == part.step_operations.keys()
+    with averager.evaluation_model()[0]:
+        pass
+    assert averager.evaluation_model()[1] == part.max_evaluation_operations(either)
+    # And calibration can measure all of it.
+    declared = {*part.step_operations, *part.max_evaluation_operations(either)}
+    assert averager.operations().keys() == declared
 
 
 def go_on(workload: Workload, averager: Averager, steps: range) -> list[str | None]:
@@ -366,6 +414,30 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(name: str, either: Work
         assert go_on(either, second, range(cut, STEPS)) == taken[cut:]
         assert same(dict(reported(second)), dict(expected))
         assert second.evaluation_model()[1] == undisturbed.evaluation_model()[1]
+
+
+@pytest.mark.parametrize("every", [2, 5, "auto"])
+def test_windows_of_one_training_are_as_if_each_were_alone(every, workload: Workload) -> None:
+    """Those of one interval share a window, and others lie beside it."""
+    first = [(4, every), (3, every), (2, every), (4, 3), (3, "auto")]
+    torch.manual_seed(0)
+    model = workload.make_model().train()
+    optimizer = workload.make_optimizer(model, 0.05)
+    together = []
+    for k, interval in first:
+        together.append(Lawa(model, optimizer, k, interval))
+        optimizer = together[-1].optimizer
+    taken = []
+    for batch in itertools.islice(workload.batches(0), STEPS):
+        training_step(workload, model, optimizer, batch)
+        taken.append([averager.after_step(0.0) for averager in together])
+    for place, (k, interval) in enumerate(first):
+        alone, _, operations = follow(workload, lambda m, o, k=k, i=interval: Lawa(m, o, k, i))
+        assert [each[place] for each in taken] == operations
+        # The same snapshots, which a longer window may add up in another order.
+        close(reported(together[place]), reported(alone))
+    windows = {id(averager.lawa) for averager in together}
+    assert len(windows) == {2: 3, 5: 3, "auto": 4}[every]
 
 
 @pytest.mark.parametrize(("name", "another"), [("ema", "swa"), ("swa", "live"), ("lawa", "ema")])

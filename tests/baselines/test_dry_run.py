@@ -17,10 +17,10 @@ from baselines.cli import dry_run
 from baselines.cli.dry_run import Estimate, estimate_table
 from baselines.cli.memory import window_bytes
 from baselines.experiment.comparison import Plan
-from baselines.methods.method import METHODS
-from baselines.methods.settings import MethodError, Settings
+from baselines.methods.names import NAMES, find
+from baselines.methods.part import MethodError
 from baselines.workloads import Workload, WorkloadError, digits, load
-from tests.support.user_files import CHANGED, write
+from tests.support.user_files import CHANGED, averager, write
 from timing import Budget, this_machine
 from timing.cli import commandline
 
@@ -28,9 +28,9 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_workload.py"
 BATCH, IN, HIDDEN, OUT = 32, 100, 50, 7
 
 
-def plan_of(workload: Workload, *methods: str, seconds: float = 10.0, k: int = 5) -> Plan:
-    settings = Settings(workload.learning_rate, k, "auto")
-    return Plan(workload, methods, (0, 1), Budget(seconds), settings, evaluations=4)
+def plan_of(workload: Workload, *methods: str, seconds: float = 10.0) -> Plan:
+    found, rate = tuple(map(find, methods)), workload.learning_rate
+    return Plan(workload, found, (0, 1), Budget(seconds), rate, evaluations=4)
 
 
 def estimate(plan: Plan, jobs: int = 1) -> Estimate:
@@ -65,7 +65,7 @@ def counted() -> Workload:
 
 
 def test_every_part_of_the_memory_is_counted(counted: Workload) -> None:
-    found = estimate(plan_of(counted, "lawa", k=3)).memory
+    found = estimate(plan_of(counted, "lawa(k=3)")).memory
     weights = 4 * ((IN + 1) * HIDDEN + (HIDDEN + 1) * OUT)
     assert found.parameters == found.gradients == weights
     # AdamW: two moments, and a step count in float32 for each of four parameters.
@@ -81,12 +81,12 @@ def test_every_part_of_the_memory_is_counted(counted: Workload) -> None:
 
 
 def test_windows_of_methods_that_follow_one_training_add_up() -> None:
-    plan = plan_of(digits.load(), *METHODS)
+    plan = plan_of(digits.load(), *NAMES)
     model = plan.workload.make_model()
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
     def copies(*methods: str) -> float:
-        return window_bytes(methods, plan, model) / weights
+        return window_bytes([plan.method(name) for name in methods], plan, model) / weights
 
     alone = {name: copies(name) for name in ("constant", "lawa", "ema", "swa")}
     assert alone == {
@@ -98,21 +98,14 @@ def test_windows_of_methods_that_follow_one_training_add_up() -> None:
     assert copies(*alone) == pytest.approx(sum(alone.values()), rel=1e-3)
 
 
-ARCHITECTURE = """
-import torch
-from baselines import Method, NoAveraging
-from timing.rst.schedules import constant
-
-class OfTheHead(NoAveraging):
+def of_the_head(line: str) -> str:
+    """An averager with a copy of the last layer."""
+    return averager(f"""
     def __init__(self, model, optimizer):
         super().__init__(model, optimizer)
-        # {why}
         self.copy = [p.detach().clone() for p in model[2].parameters()]
         {line}
-
-def method():
-    return Method("head", constant, lambda model, optimizer, *_: OfTheHead(model, optimizer))
-"""
+""")
 
 
 @pytest.mark.slow
@@ -121,15 +114,15 @@ def test_methods_see_the_model_that_they_would_train(
     counted: Workload, tmp_path: Path, line: str
 ) -> None:
     """Without its numbers, and with them where a method looks at them."""
-    path = write(tmp_path, ARCHITECTURE.format(why="The last layer", line=line))
+    path = write(tmp_path, of_the_head(line))
     assert estimate(plan_of(counted, path)).memory.windows == 4 * (HIDDEN + 1) * OUT
 
 
 def test_a_method_that_does_not_fit_the_model_is_told_with_its_line(
     counted: Workload, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, ARCHITECTURE.format(why="", line="self.head = model.transformer.head"))
-    with pytest.raises(MethodError, match=r"mine\.py, line 11: AttributeError: 'Sequential' obj"):
+    path = write(tmp_path, of_the_head("self.head = model.transformer.head"))
+    with pytest.raises(MethodError, match=r"mine\.py, line 14: AttributeError: 'Sequential' obj"):
         estimate(plan_of(counted, path))
 
 

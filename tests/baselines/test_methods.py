@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -10,104 +11,115 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
 
+from baselines.cli import options
+from baselines.cli.dry_run import estimate
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
-from baselines.experiment.comparison import Plan, methods_by_training
-from baselines.methods.method import METHODS, canonical, file_digests, find, title_of
-from baselines.methods.parts import AVERAGERS, SCHEDULES
-from baselines.methods.settings import MethodError, Range, Settings
+from baselines.experiment.comparison import Plan, costs_depend_on, methods_by_training
+from baselines.experiment.store import read_comparison
+from baselines.methods.averagers.ema import EmaPart
+from baselines.methods.averagers.swa import SwaPart
+from baselines.methods.names import (
+    AVERAGERS,
+    NAMES,
+    RECIPES,
+    SCHEDULES,
+    SHORT,
+    file_digests,
+    find,
+    split_names,
+)
+from baselines.methods.part import MethodError, Range
+from baselines.methods.recipes.schedule_free import ScheduleFreePart
+from baselines.methods.schedules import Wsd
 from baselines.training.loop import train
-from baselines.training.method_run import max_evaluation_operations, max_step_operations
 from baselines.workloads import digits
 from tests.support.commands import command
 from tests.support.profiles import profile_of
-from tests.support.trainings import COSTS, SETTINGS, WORKLOAD, follow
-from tests.support.user_files import assert_said_in_one_line, write
+from tests.support.trainings import COSTS, RATE, WORKLOAD, follow, method_of
+from tests.support.user_files import SCHEDULE, assert_said_in_one_line, averager, write
 from timing import Budget
 from timing.cli import commandline
-from timing.rst.schedules import constant, cosine, linear
+from timing.rst.schedules import cosine
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "own_method.py"
+LOOKAHEAD = Path(__file__).parent.parent.parent / "examples" / "own_recipe.py"
 OWN_COSTS = {**COSTS, "lookahead": 0.0004}
-
-IMPORTS = """from baselines import Method, NoAveraging
-from timing.rst.schedules import constant"""
-
-# A method with this schedule, and this averager.
-OWN = "from baselines.methods.method import Method\nfrom timing.rst.schedules import constant\n\
-def method():\n    return Method('mine', {}, {})"
+PARTS = {**RECIPES, **SCHEDULES, **AVERAGERS}
 
 
 def train_with(name: str, costs=OWN_COSTS, budget: float = 1.0):
-    (run,) = train(
-        WORKLOAD, {name: find(name)}, 0, Budget(budget), costs, SETTINGS, evaluations=5
-    ).runs
+    (run,) = train(WORKLOAD, [method_of(name)], 0, Budget(budget), costs, RATE, 5).runs
     return run
 
 
-def test_a_name_is_that_of_the_table() -> None:
-    assert find("lawa") is METHODS["lawa"]
+def test_a_name_is_that_of_a_part() -> None:
+    for name, part in PARTS.items():
+        assert part in find(name).parts.values()
     with pytest.raises(MethodError, match=r"'law' is none of constant, .*, nor a path to a \.py"):
         find("law")
 
 
-def test_a_file_is_found_and_titled_by_its_stem() -> None:
-    method = find(str(EXAMPLE))
-    assert method.title == "own_method"
-    assert method.schedule is linear
+def test_a_file_is_found_and_titled_by_its_stem(tmp_path: Path) -> None:
+    path = write(tmp_path, SCHEDULE.format("1 - spent"))
+    method = find(path)
+    assert (method.title, method.schedule.name) == ("mine", "mine")
+    assert method.schedule.factor(0.25) == 0.75
     # Once for each of its texts, so that a training's methods do not change under it.
-    assert find(str(EXAMPLE)) is method
+    assert find(path) == method
+    assert find(path).schedule is method.schedule
+    assert find(str(LOOKAHEAD)).title == "Lookahead"
 
 
-def test_another_text_of_a_file_is_another_method(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text()
-    path = write(tmp_path, text)
-    assert find(path).schedule is linear
-    before = file_digests(["lawa", path])
-    write(tmp_path, text.replace("linear", "constant"))
-    assert find(path).schedule is constant
-    after = file_digests(["lawa", path])
-    assert before.keys() == after.keys() == {path}
-    assert before != after
+def test_another_text_of_a_file_is_another_part(tmp_path: Path) -> None:
+    path = write(tmp_path, SCHEDULE.format("1 - spent"))
+    before = find(path)
+    digests = file_digests([find("lawa"), before])
+    write(tmp_path, SCHEDULE.format("1.0"))
+    assert find(path).schedule.factor(0.5) == 1
+    assert before.schedule.factor(0.5) == 0.5
+    again = file_digests([find("lawa"), find(path)])
+    assert digests.keys() == again.keys() == {path}
+    assert digests != again
 
 
 def test_another_text_of_the_same_second_and_length_is_run_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    path = tmp_path / "mine.py"
-    text = "from baselines.methods.method import METHODS\ndef method(): return METHODS['decayed']\n"
-    path.write_text(text)
+    path = Path(write(tmp_path, SCHEDULE.format("0.25")))
     moment = path.stat().st_mtime_ns
-    assert find(str(path)).schedule.__name__ == "linear"
-    path.write_text(text.replace("'decayed'", "'cosine' "))
+    assert find(str(path)).schedule.factor(0) == 0.25
+    path.write_text(SCHEDULE.format("0.75"))
     os.utime(path, ns=(moment, moment))
-    assert find(str(path)).schedule.__name__ == "cosine"
+    assert find(str(path)).schedule.factor(0) == 0.75
+
+
+BEGIN = "    def begin(self, model, optimizer, workload):\n        {}\n"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (
-            "x = 1",
-            r"mine.py defines no function `method`, which must return a baselines.methods.",
-        ),
-        (
-            "def method():\n    return 3",
-            r"method\(\) of .*mine.py must return .*; it returned a int",
-        ),
-        ("def method(:", r"mine.py, line 1: invalid syntax"),
+        ("x = 1", r"mine.py defines no name `part`, which must be a RecipePart or SchedulePart or"),
+        ("part = 3", r"mine.py defines `part` as a int, which must be a RecipePart or"),
+        ("def part(:", r"mine.py, line 1: invalid syntax"),
         ("import nothing_like_it", r"mine.py, line 1: ModuleNotFoundError: No module named 'noth"),
-        ("def method():\n    raise ValueError('a\\nb')", r"mine.py, line 2: ValueError: a b$"),
-        ("def method(k):\n    return k", r"mine.py: TypeError: method\(\) missing 1 required"),
+        ("raise ValueError('a\\nb')", r"mine.py, line 1: ValueError: a b$"),
         ("import sys\nsys.exit(0)", r"mine.py, line 2: it ends the process \(sys.exit\): raise an"),
-        ("def method():\n    raise GeneratorExit", r"mine.py, line 2: GeneratorExit$"),
-        (OWN.format("lambda spent: 1 / spent", "None"), r"mine.py, line 4: ZeroDivisionError"),
-        (OWN.format("lambda _: float('nan')", "None"), r"the schedule of \S*mine.py must .* nan$"),
-        (OWN.format("lambda _: 'half'", "None"), r"the schedule of .* at 0% .* gives 'half'$"),
+        ("raise GeneratorExit", r"mine.py, line 1: GeneratorExit$"),
+        (SCHEDULE.format("1 / spent"), r"mine.py, line 8: ZeroDivisionError"),
+        (SCHEDULE.format("float('nan')"), r"the schedule of \S*mine.py must .* nan$"),
+        (SCHEDULE.format("'half'"), r"the schedule of .* at 0% .* gives 'half'$"),
         (
-            OWN.format("constant", "None, 1.5"),
-            r"the share of .*mine.py must be above 0 and at most",
+            "from baselines.methods.averagers.ema import EmaPart\npart = EmaPart(0.5)",
+            r"mine.py calls its part 'ema', as one of the table is called",
+        ),
+        (
+            "from baselines.methods.averagers.ema import EmaPart\npart = EmaPart(1.5)",
+            r"mine.py, line 2: ValueError: decay must be between 0 and 1: 1.5",
         ),
     ],
 )
@@ -118,19 +130,10 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
     assert_said_in_one_line(lambda: find(path), MethodError, said)
 
 
-FAULTS = """
-import sys
-class Mine(NoAveraging):
-    def {what}
-def method():
-    return Method("mine", constant, lambda model, optimizer, *_: Mine(model, optimizer))
-"""
-
-
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("after_step(self, spent): return self.nothing", r"AttributeError: 'Mine' object has no"),
+        ("after_step(self, spent): return self.nothing", r"AttributeError: 'Own' object has no"),
         ("after_step(self, spent): sys.exit(0)", r"it ends the process \(sys\.exit\)"),
         ("evaluation_model(self): return self.model(1), {}", r"TypeError: "),
         ("after_step(self, spent): return 'unknown'", None),
@@ -139,13 +142,14 @@ def method():
 def test_what_goes_wrong_in_training_is_a_line_with_its_place(
     what: str, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path, IMPORTS + FAULTS.format(what=what))
+    path = write(tmp_path, averager(f"    def {what}"))
     failure = str(train_with(path).failure)
     if said:
-        assert re.search(rf"^at step \d+: \S*mine\.py, line 5: {said}", failure)
+        assert re.search(rf"^at step \d+: \S*mine\.py, line 10: {said}", failure)
     else:
         # Nothing of the file is wrong, but what it gave: the traceback is kept.
-        assert re.search(r"KeyError: .*'unknown' has no cost .*; its traceback is in ", failure)
+        said = r"a step of .* ran 'unknown' 1 times, and its averager declares 0 .*; its traceback"
+        assert re.search(said, failure)
         kept = Path(failure.rpartition(" is in ")[2])
         assert "Traceback" in kept.read_text()
         kept.unlink()
@@ -154,22 +158,12 @@ def test_what_goes_wrong_in_training_is_a_line_with_its_place(
 
 
 def test_an_averager_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) -> None:
-    text = OWN.format("constant", "lambda model, *_: model.transformer.blocks")
-    method = find(write(tmp_path, text))
-    said = r"mine\.py, line 4: AttributeError: 'Sequential' object has no attribute 'transformer'"
+    own = "    def __init__(self, model, optimizer):\n        model.transformer.blocks\n"
+    method = find(write(tmp_path, averager(own)))
+    said = r"mine\.py, line 11: AttributeError: 'Sequential' object has no attribute 'transformer'"
     model = WORKLOAD.make_model()
     base = WORKLOAD.make_optimizer(model, 0.1)
-    assert_said_in_one_line(
-        lambda: method.averager(model, base, WORKLOAD, SETTINGS), MethodError, said
-    )
-
-
-def test_an_averager_of_the_table_in_a_file_is_that_of_the_table(tmp_path: Path) -> None:
-    """So that what is known of it, such as that it reports live weights, is known here too."""
-    text = (
-        "from baselines.methods.method import METHODS\ndef method():\n    return METHODS['decayed']"
-    )
-    assert find(write(tmp_path, text)).averager is METHODS["decayed"].averager
+    assert_said_in_one_line(lambda: method.begin_averager(model, base, WORKLOAD), MethodError, said)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
@@ -178,7 +172,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 
 def test_the_example_trains_as_lookahead_does() -> None:
-    run = train_with(str(EXAMPLE))
+    run = train_with(f"decayed+{LOOKAHEAD}")
     assert run.failure is None
     assert run.counts["lookahead"] == run.steps // 6 > 10
     charged = sum(OWN_COSTS[name] * times for name, times in run.counts.items() if name in PAID)
@@ -187,11 +181,11 @@ def test_the_example_trains_as_lookahead_does() -> None:
     # Against Lookahead written out, with the schedule on the same account.
     torch.manual_seed(0)
     model = WORKLOAD.make_model().train()
-    optimizer = WORKLOAD.make_optimizer(model, SETTINGS.learning_rate)
+    optimizer = WORKLOAD.make_optimizer(model, RATE)
     slow = [p.detach().clone() for p in model.parameters()]
     spent = 0.0
     for step, batch in enumerate(itertools.islice(WORKLOAD.batches(0), run.steps), start=1):
-        optimizer.param_groups[0]["lr"] = SETTINGS.learning_rate * (1 - spent)
+        optimizer.param_groups[0]["lr"] = RATE * (1 - spent)
         optimizer.zero_grad()
         WORKLOAD.loss(model, batch).backward()
         optimizer.step()
@@ -211,64 +205,127 @@ PAID = ("train_step", "lookahead")
 
 def test_a_file_of_a_users_own_trains_alone(tmp_path: Path) -> None:
     """It may change the training, and then those that share it."""
-    own = write(tmp_path, EXAMPLE.read_text().replace("linear", "constant"))
-    plan = Plan(WORKLOAD, ("constant", own, "lawa"), (0,), Budget(1.0), SETTINGS)
+    own = write(tmp_path, averager(""))
+    methods = tuple(map(find, ("constant", own, "lawa")))
+    plan = Plan(WORKLOAD, methods, (0,), Budget(1.0), RATE)
     assert methods_by_training(plan) == [("constant", "lawa"), (own,)]
 
 
-def test_the_settings_reach_the_methods() -> None:
-    for method, change in (
-        ("ema", {"ema_decay": 0.5}),
-        ("ema-growing", {"half_life_share": 0.3}),
-        ("swa", {"swa_start": 0.3}),
-        ("lawa", {"every": 2}),
-        ("schedule-free", {"beta": 0.5}),
-    ):
-        assert change.keys() <= METHODS[method].space.keys()
-        tuned = dataclasses.replace(SETTINGS, **change)
-        (plain,) = follow(method, budget=0.6).runs
-        (changed,) = train(
-            WORKLOAD, {method: METHODS[method]}, 0, Budget(0.6), COSTS, tuned, 5
-        ).runs
-        assert changed.final != plain.final
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ema", {"ema.decay": 0.5}),
+        ("ema-growing", {"ema-growing.half_life": 0.3}),
+        ("swa", {"swa.start": 0.3}),
+        ("lawa", {"lawa.every": 2}),
+        ("lawa", {"lawa.k": 1}),
+        ("wsd", {"wsd.cooldown": 0.7}),
+        ("wsd", {"wsd.warm_up": 0.3}),
+        ("schedule-free", {"schedule-free.beta": 0.5}),
+    ],
+)
+def test_a_setting_changes_what_comes_of_a_method(name: str, change: dict) -> None:
+    (plain,) = follow(name, budget=0.6).runs
+    changed = method_of(name, **change)
+    assert changed.settings == {**method_of(name).settings, **change}
+    (run,) = train(WORKLOAD, [changed], 0, Budget(0.6), COSTS, RATE, 5).runs
+    assert run.final != plain.final
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_tuning_may_try_are_settings_within_their_ranges(name: str) -> None:
-    for setting, within in METHODS[name].space.items():
+    method = find(name)
+    for setting, within in method.space.items():
         for value in (within.low, within.high):
             chosen = int(value) if within.whole else value
-            assert getattr(dataclasses.replace(SETTINGS, **{setting: chosen}), setting) == chosen
-        default = getattr(Settings(0.1, 5, "auto"), setting)
+            assert method.with_settings({setting: chosen}).settings[setting] == chosen
+        default = method.settings[setting]
         assert default == "auto" or within.low <= default <= within.high
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    for wrong in ({"ema_decay": 1.0}, {"half_life_share": 0.0}, {"swa_start": 1.5}, {"beta": -1}):
+    for part, wrong in (
+        (EmaPart, {"decay": 1.0}),
+        (AVERAGERS["ema-growing"].__class__, {"half_life": 0.0}),
+        (SwaPart, {"start": 1.5}),
+        (ScheduleFreePart, {"beta": -1}),
+        (Wsd, {"cooldown": 1.0}),
+    ):
         (name,) = wrong
         with pytest.raises(ValueError, match=f"{name} must be between 0 and 1"):
-            Settings(0.1, 5, "auto", **wrong)
+            part(**wrong)
     for low, high, log, whole in ((1, 1, False, False), (0, 1, True, False), (0.5, 2, False, True)):
         with pytest.raises(ValueError, match=f"from {low} to {high}"):
             Range(low, high, log, whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    {
+        "lawa(k=0)": "lawa.k: k must be from 1 to 10000: 0",
+        "lawa(k=two)": "lawa.k cannot be 'two': Input should be a valid integer",
+        "lawa(every=manual)": "lawa.every cannot be 'manual': ",
+        "lawa(every=0)": "lawa.every: every must be auto, or from 1 to",
+        "lawa(decay=1)": "lawa.decay is no setting: lawa has lawa.k, lawa.every",
+        "ema(decay=nan)": "ema.decay: decay must be a finite number: nan",
+        "ema(decay)": "a setting is NAME=VALUE, and 'decay' is not",
+        "constant(a=1)": "constant.a is no setting: constant has none",
+        "wsd(warm_up=0.9)": "a warm-up of 0.9 and a decay of 0.2 are more than the budget",
+    }.items(),
+)
+def test_a_wrong_setting_is_refused_in_a_line(name: str, said: str) -> None:
+    assert_said_in_one_line(lambda: find(name), MethodError, re.escape(said))
+
+
+def test_settings_are_those_of_the_methods_that_have_them() -> None:
+    lawa = find("wsd+lawa")
+    assert lawa.settings == {
+        "wsd.warm_up": 0.02,
+        "wsd.cooldown": 0.2,
+        "lawa.k": 5,
+        "lawa.every": "auto",
+    }
+    # As text, too: so they come from the command line.
+    assert lawa.with_settings({"lawa.k": "7"}).settings["lawa.k"] == 7
+    with pytest.raises(MethodError, match=r"ema.decay is no setting of lawa-wsd: it has wsd.warm"):
+        lawa.with_settings({"ema.decay": 0.5})
+    assert split_names("lawa(k=5,every=2), wsd(warm_up=0.1,cooldown=0.3)+ema,constant") == [
+        "lawa(k=5,every=2)",
+        "wsd(warm_up=0.1,cooldown=0.3)+ema",
+        "constant",
+    ]
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10**9) | st.just("auto"), st.floats(0.001, 0.999))
+def test_the_name_of_a_method_gives_it_back(k: int, every: object, decay: float) -> None:
+    for name in (
+        f"lawa(k={k},every={every})",
+        f"wsd@30%+lawa(every={every})",
+        f"ema(decay={decay})",
+    ):
+        method = find(name)
+        assert find(method.name) == method
+        assert method.changed.items() <= method.settings.items()
+
+
 def test_a_profile_serves_every_method_of_the_table_but_schedule_free() -> None:
-    found = operations(digits.load(), Settings(0.1, 3, "manual"))
-    for name, method in METHODS.items():
-        model = WORKLOAD.make_model()
-        base = WORKLOAD.make_optimizer(model, 0.1)
-        averager = method.averager(model, base, WORKLOAD, SETTINGS)
-        missing = {
-            *max_step_operations(averager),
-            *max_evaluation_operations(averager),
-        } - found.keys()
+    found = operations(digits.load(), [], {"k": 3})
+    for name in NAMES:
+        method = find(name)
+        used = {*method.max_step_operations, *method.max_evaluation_operations(WORKLOAD)}
+        missing = used - found.keys()
         assert missing == ({"schedule_free_step", "swap"} if name == "schedule-free" else set())
 
 
+def test_costs_are_of_the_largest_window_compared() -> None:
+    assert costs_depend_on([]) == {"k": 5}
+    assert costs_depend_on(map(find, ("lawa(k=2)", "ema"))) == {"k": 2}
+    assert costs_depend_on(map(find, ("lawa(k=2)", "decayed+lawa(k=9)"))) == {"k": 9}
+
+
 def test_what_is_asked_for_is_measured_too_and_runs() -> None:
-    both = f"schedule-free, {EXAMPLE}"
-    found = calibration_target("digits", k=3, methods=both)
+    both = f"schedule-free, {LOOKAHEAD}"
+    found = calibration_target("digits", methods=both, k=3)
     assert found.operations.keys() == OWN_COSTS.keys()
     for _ in range(2):
         for operation in found.operations.values():
@@ -286,7 +343,7 @@ def test_the_operations_are_those_of_training() -> None:
         return workload.evaluate(model)
 
     watched = dataclasses.replace(workload, evaluate=evaluate)
-    found = operations(watched, Settings(0.1, 3, "manual"), ["schedule-free"])
+    found = operations(watched, [find("schedule-free")], {"k": 3})
     for _ in range(3):
         found["train_step"].run()
     found["evaluate"].run()
@@ -300,20 +357,125 @@ def test_the_operations_are_those_of_training() -> None:
     assert not torch.equal(before[0], next(model.parameters()))
 
 
+OTHER_OPTIMIZER = """
+import torch
+from dataclasses import dataclass
+from baselines import Recipe, RecipePart, Step
+
+class Own(Recipe):
+    def step(self, batches, spent):
+        {step}
+    def operations(self, batch):
+        return {{"{name}": super().operations(batch)["train_step"]}}
+
+@dataclass(frozen=True)
+class OwnPart(RecipePart):
+    step_operations = {{"load_data": 1, "{name}": 1}}
+    def begin(self, model, workload, learning_rate):
+        return Own(model, torch.optim.{optimizer}(model.parameters(), lr=0.01), workload)
+
+part = OwnPart()
+"""
+RENAMED = 'return Step(("load_data", "own_step"), super().step(batches, spent).loss)'
+
+
+def test_a_step_of_another_optimizer_has_a_cost_of_its_own(tmp_path: Path) -> None:
+    """Its time is not that of the workload's, and would be taken for it without a word."""
+    text = OTHER_OPTIMIZER.format(
+        step="return super().step(batches, spent)", name="train_step", optimizer="Rprop"
+    )
+    said = r"mine trains with Rprop and names its step train_step, .* of \w+, the workload's: name"
+    method = find(write(tmp_path, text))
+    assert_said_in_one_line(lambda: operations(WORKLOAD, [method], {"k": 3}), MethodError, said)
+    with pytest.raises(MethodError, match=said):
+        train(WORKLOAD, [method], 0, Budget(1.0), COSTS, RATE, 5)
+    own = OTHER_OPTIMIZER.format(step=RENAMED, name="own_step", optimizer="Rprop")
+    method = find(write(tmp_path, own))
+    assert "own_step" in operations(WORKLOAD, [method], {"k": 3})
+    (run,) = train(WORKLOAD, [method], 0, Budget(1.0), {**COSTS, "own_step": 0.02}, RATE, 5).runs
+    assert run.counts["own_step"] == run.steps == 50
+    assert "train_step" not in run.counts
+
+
+COUNTS_WRONGLY = """
+from dataclasses import dataclass
+from baselines import Recipe, RecipePart, Step
+
+class Own(Recipe):
+    def step(self, batches, spent):
+        step = super().step(batches, spent)
+        {line}
+
+@dataclass(frozen=True)
+class OwnPart(RecipePart):
+    def begin(self, model, workload, learning_rate):
+        return Own(model, workload.make_optimizer(model, learning_rate), workload)
+
+part = OwnPart()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("next(batches); return step", r"drew 2 batches and names load_data 1 times"),
+        ("return step._replace(operations=('train_step',))", r"drew 1 .* names load_data 0 times"),
+        ("return step._replace(operations=())", r"names load_data 0 times, and in all nothing"),
+        (
+            "return step._replace(operations=(*step.operations, 'score'))",
+            r"a step of .*mine\.py ran 'score' 1 times, and its recipe declares 0",
+        ),
+        (
+            "return step._replace(operations=(*step.operations, 'train_step'))",
+            r"ran 'train_step' 2 times, and its recipe declares 1",
+        ),
+    ],
+)
+def test_a_step_names_all_that_it_ran(line: str, said: str, tmp_path: Path) -> None:
+    run = train_with(write(tmp_path, COUNTS_WRONGLY.format(line=line)))
+    assert re.search(said, str(run.failure))
+    assert "\n" not in str(run.failure)
+
+
+SKIPS = """
+        self.calls = getattr(self, 'calls', 0) + 1
+        if self.calls % 2:
+            loss = self.workload.loss(self.network, next(batches)).detach()
+            return Step(("load_data",), loss, updated=False)
+        return super().step(batches, spent)
+"""
+
+
+def test_a_step_without_an_update_is_charged_and_followed_by_no_average(tmp_path: Path) -> None:
+    text = COUNTS_WRONGLY.replace(
+        "        step = super().step(batches, spent)\n        {line}", SKIPS
+    )
+    costs = {**COSTS, "load_data": 0.005, "train_step": 0.01}
+    name = f"{write(tmp_path, text.replace('{line}', ''))}+ema"
+    (run,) = train(WORKLOAD, [find(name)], 0, Budget(1.0), costs, RATE, 5, policy="mlperf").runs
+    assert run.failure is None
+    assert run.counts["ema_update"] == run.counts["train_step"] == run.counts["load_data"] // 2 > 5
+    charged = sum(costs[name] * times for name, times in run.counts.items())
+    assert run.rst_seconds == pytest.approx(charged)
+
+
 def test_an_operation_that_nobody_measures_is_refused(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text().replace("def operations", "def other")
+    text = LOOKAHEAD.read_text().replace("def operations", "def other")
     name = write(tmp_path, text)
-    plan = Plan(digits.load(), (name,), (0,), Budget(1.0), SETTINGS)
+    plan = Plan(digits.load(), (find(name),), (0,), Budget(1.0), RATE)
     plan = dataclasses.replace(
         plan, workload=dataclasses.replace(plan.workload, source=("digits", None))
     )
-    with pytest.raises(MethodError, match=r"mine\.py: the operations\(\) .* say how lookahead can"):
+    with pytest.raises(
+        MethodError, match=r"mine\.py: the operations\(\) of its parts do not say how lookahead can"
+    ):
         measure_profile(plan, lambda *_: None)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "schedulefree", None)
-    monkeypatch.delitem(sys.modules, "baselines.methods.averagers.schedule_free", raising=False)
+    module = "baselines.methods.recipes.schedule_free_optimizer"
+    monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(MethodError, match=r"schedule-free .* pip install schedulefree") as raised:
         train_with("schedule-free")
     assert "\n" not in str(raised.value)
@@ -321,20 +483,81 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_the_table_needs_no_package_of_a_method() -> None:
-    script = "import sys, baselines.methods.method; sys.exit('schedulefree' in sys.modules)"
+    script = "import sys, baselines.methods.names; sys.exit('schedulefree' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_the_example_of_a_schedule_is_a_power_of_what_is_left() -> None:
+    examples = LOOKAHEAD.parent
+    method = find(f"{examples / 'own_schedule.py'}(power=3)+lawa")
+    assert [method.schedule.factor(spent) for spent in (0.0, 0.5, 1.0)] == [1.0, 0.125, 0.0]
+    assert method.title == "LAWA of power decay (power=3.0)"
+    with pytest.raises(MethodError, match=r"power\.power: power must be above 0: -1"):
+        method.with_settings({"power.power": -1})
+
+
 @pytest.mark.slow
-def test_the_command_compares_with_it(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
-    plan = Plan(WORKLOAD, (), (0,), Budget(1.0), Settings(0.1, 5, "auto"))
-    profile_of([OWN_COSTS] * 5, plan.signature).write(tmp_path / "reference.json")
-    options = "--workload digits --seeds 2 --budget 0.3s --reference reference.json"
-    done = command(tmp_path, "compare", *options.split(), "--methods", f"decayed,{EXAMPLE}")
+def test_the_command_compares_files_with_settings_of_their_own(tmp_path: Path) -> None:
+    """Set, searched and kept: a recipe, and an averager on top of the plain one."""
+    mean = LOOKAHEAD.with_name("own_averager.py")
+    plan = Plan(WORKLOAD, (), (0,), Budget(1.0), RATE)
+    costs = {**OWN_COSTS, "polynomial_update": 0.0004}
+    profile_of([costs] * 5, plan.signature).write(tmp_path / "reference.json")
+    common = "--workload digits --seeds 2 --budget 0.3s --reference reference.json --trials 2"
+    names = f"decayed,{LOOKAHEAD},{mean},{mean}(eta=9)+decayed"
+    given = ("--set", "lookahead.share=0.25", "--set", "polynomial.eta=1")
+    done = command(tmp_path, "compare", *common.split(), "--methods", names, *given)
     assert done.returncode == 0, done.stderr
-    assert "│ own_method " in done.stdout
-    assert f"{EXAMPLE}, seed 1: " in done.stdout
+    assert "│ Lookahead " in done.stdout
+    assert "│ polynomial mean (eta=9.0) of the decayed rate " in done.stdout
+    assert f"{LOOKAHEAD}, seed 1: " in done.stdout
+    (kept,) = tmp_path.glob("lawa-runs/*/0.3s")
+    trials = json.loads((kept.parent / "0.3s-trials.json").read_text())
+    rows = [dict(zip(trials["columns"], row, strict=True)) for row in trials["data"]]
+    tried = {
+        (row["method"], row["trial"]): {name: row[name] for name in row if "." in name}
+        for row in rows
+    }
+    first = tried[str(LOOKAHEAD), 0]
+    assert (first["lookahead.every"], first["lookahead.share"]) == (6, 0.25)
+    assert tried[str(LOOKAHEAD), 1]["lookahead.share"] == 0.25
+    assert tried[str(LOOKAHEAD), 1]["lookahead.every"] != 6
+    # What is in brackets stands; what is given for all holds for the other.
+    assert tried[str(mean), 0]["polynomial.eta"] == 1
+    assert tried[f"decayed+{mean}(eta=9.0)", 0]["polynomial.eta"] == 9
+    # Read back without the files.
+    comparison = read_comparison(kept)
+    assert comparison.plan.method(str(mean)).settings.keys() == {"polynomial.eta"}
+    assert comparison.plan.titles[str(LOOKAHEAD)] == "Lookahead"
+
+
+WRONG_SETTINGS = {
+    "lawa.k": "--set must be NAME=VALUE, such as lawa.k=10: 'lawa.k'",
+    "lawa.kk=3": "--set: 'lawa.kk' is no setting of the methods compared; they have lawa.k, ",
+    "ema.decay=0.9": "--set: 'ema.decay' is no setting of the methods compared",
+    "lawa.k=many": "--set: lawa.k cannot be 'many': Input should be a valid integer",
+    "lawa.k=0": "--set: lawa.k: k must be from 1 to 10000: 0",
+    "lawa.every=7": "--set: the methods give lawa.every themselves, in brackets",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_SETTINGS)
+def test_a_wrong_setting_of_the_command_is_one_line(text: str) -> None:
+    with pytest.raises(typer.BadParameter) as refused:
+        options.methods("constant,lawa(every=3)", [text])
+    assert str(refused.value).startswith(WRONG_SETTINGS[text])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(typer.BadParameter, match=r"--set gives lawa\.k twice: 3; 4"):
+        options.methods("lawa", ["lawa.k=3", "lawa.k=4"])
+
+
+def test_a_file_whose_operations_cannot_be_measured_is_refused_in_a_dry_run(
+    tmp_path: Path,
+) -> None:
+    text = LOOKAHEAD.read_text().replace("def operations", "def other")
+    plan = Plan(digits.load(), (find(write(tmp_path, text)),), (0,), Budget(1.0), RATE)
+    with pytest.raises(MethodError, match="do not say how lookahead can be measured"):
+        estimate(plan, timed_seconds=0.01)
 
 
 def test_the_command_refuses_a_file_at_fault(
@@ -350,42 +573,69 @@ def test_the_command_refuses_a_file_at_fault(
     with pytest.raises(SystemExit) as stop:
         commandline.run(app)
     assert stop.value.code == 2
-    assert "mine.py defines no function `method`" in capsys.readouterr().err
+    assert "mine.py defines no name `part`" in capsys.readouterr().err
 
 
 SUMS = [
-    (schedule, averager, share)
+    (schedule, average, share)
     for schedule in SCHEDULES
-    for averager in ("", *AVERAGERS)
+    for average in ("", *AVERAGERS)
     for share in (1.0, 0.3)
+    if not (average and PARTS[average].brings)
 ]
 
 
-@pytest.mark.parametrize(("schedule", "averager", "share"), SUMS)
-def test_any_schedule_goes_with_any_averager(schedule: str, averager: str, share: float) -> None:
-    words = [schedule if share == 1 else f"{schedule}@{share:.0%}", *filter(None, [averager])]
-    name = "+".join(words)
+@pytest.mark.parametrize(("schedule", "average", "share"), SUMS)
+def test_any_schedule_goes_with_any_averager(schedule: str, average: str, share: float) -> None:
+    words = [schedule if share == 1 else f"{schedule}@{share:.0%}", *filter(None, [average])]
     # In any order, and once for all, as the trainings that are shared are told by it.
-    method = find(name)
-    assert find("+".join(reversed(words))) is method
-    assert {canonical("+".join(order)) for order in itertools.permutations(words)} == {
-        canonical(name)
-    }
-    assert find(canonical(name)) is method
-    assert method.schedule is SCHEDULES[schedule].factor
+    method = find("+".join(words))
+    assert {find("+".join(order)) for order in itertools.permutations(words)} == {method}
+    assert find(method.name) == method
+    assert method.schedule == SCHEDULES[schedule]
     assert method.share == share
-    parts = AVERAGERS.get(averager)
-    assert method.space == (parts.space if parts else {})
-    assert method.title == title_of(name)
-    assert (parts.title if parts else "") in method.title
-
-
-def test_no_two_sums_have_one_title() -> None:
-    names = {
-        canonical("+".join(filter(None, (f"{schedule}@{share:.0%}", averager))))
-        for schedule, averager, share in SUMS
+    part = AVERAGERS.get(average)
+    assert method.space.items() >= {
+        (f"{average}.{name}", within) for name, within in (part.space if part else {}).items()
     }
-    assert len({title_of(name) for name in names}) == len(names) == len(SUMS)
+    assert (part.title if part else "") in method.title
+
+
+def test_no_two_sums_have_one_title_or_name() -> None:
+    found = [
+        find("+".join(filter(None, (f"{schedule}@{share:.0%}", average))))
+        for schedule, average, share in SUMS
+    ]
+    assert len({method.title for method in found}) == len(found) == len(SUMS)
+    assert len({method.name for method in found}) == len(found)
+
+
+def test_short_names_are_those_of_their_sums() -> None:
+    for short, parts in SHORT.items():
+        assert find(short) == find(parts)
+        assert find(parts).name == short
+
+
+def test_a_part_brings_another_along() -> None:
+    assert find("swa-cyclic").schedule.title == "cyclic rate"
+    free = find("schedule-free")
+    assert free.schedule == ScheduleFreePart.brings[0]
+    assert free.averager == ScheduleFreePart.brings[1]
+    assert not find("swa-cyclic").shares_training
+
+
+def test_a_file_is_a_part_of_a_sum(tmp_path: Path) -> None:
+    schedule = write(tmp_path, SCHEDULE.format("1 - spent / 2"))
+    other = tmp_path / "reads.py"
+    other.write_text(averager(""))
+    method = find(f"{schedule}@50%+{other}")
+    assert method.files == (schedule, str(other))
+    assert (method.schedule.name, method.averager.name, method.share) == ("mine", "reads", 0.5)
+    assert method.title == "reads of mine at 50% of the budget"
+    assert find(f"ema+{schedule}").title == "EMA of mine"
+    assert find(f"{LOOKAHEAD}+decayed+lawa").title == "Lookahead: LAWA of the decayed rate"
+    with pytest.raises(MethodError, match=r"has two schedules, \S*mine\.py and decayed: give one"):
+        find(f"{schedule}+decayed")
 
 
 def test_a_sum_follows_its_schedule_to_its_share_and_charges_its_averager() -> None:
@@ -395,7 +645,7 @@ def test_a_sum_follows_its_schedule_to_its_share_and_charges_its_averager() -> N
     # Of half a cosine over what the run may spend: at each of its evaluations.
     for point, rate in zip(run.points, rates, strict=True):
         spent = point.rst_seconds / 0.5
-        assert rate == pytest.approx(SETTINGS.learning_rate * cosine(spent), abs=0.005)
+        assert rate == pytest.approx(RATE * cosine(spent), abs=0.005)
     assert run.share == 0.5
 
 
@@ -404,26 +654,35 @@ def test_a_sum_follows_its_schedule_to_its_share_and_charges_its_averager() -> N
     {
         "decayed+cosine": "has two schedules, decayed and cosine: give one",
         "lawa+decayed+ema": "has two averagers, lawa and ema: give one",
-        "lawa+decay": "'decay' is neither a schedule (constant, decayed, cosine, wsd) nor an",
-        "swa-cyclic+decayed": "swa-cyclic has a schedule and weights of its own: give it alone",
-        "mine.py+lawa": "mine.py has a schedule and weights of its own: give it alone",
+        "lawa+decay": "'decay' is neither a schedule (constant, decayed, cosine, wsd), nor an",
+        "swa-cyclic+decayed": "swa-cyclic brings a schedule of its own: leave decayed out",
+        "schedule-free+decayed": "schedule-free brings a schedule of its own: leave decayed out",
+        "schedule-free+lawa": "schedule-free brings an averager of its own: leave lawa out",
+        "lawa-decayed+ema": "lawa-decayed is short for decayed+lawa: write that",
+        "nowhere.py+lawa": "nowhere.py: No such file or directory",
         "lawa@25%": "a share is of a schedule, such as decayed@25%, and not of lawa",
         "decayed@0%": "@0% is no share of the budget in whole percent, such as @25%",
         "decayed@25": "@25 is no share of the budget in whole percent",
         "decayed@101%+lawa": "@101% is no share",
+        "decayed@": "@ is followed by a share of the budget, such as @25%",
         "+": "'' is neither a schedule",
+        "lawa(k=1": "'lawa(k=1' is none of",
+        "live": "'live' is none of",
     }.items(),
 )
 def test_a_sum_that_makes_no_sense_is_refused_in_a_line(name: str, said: str) -> None:
-    for ask in (find, canonical):
-        with pytest.raises(MethodError) as refused:
-            ask(name)
-        assert said in str(refused.value)
-        assert "\n" not in str(refused.value)
-    # What is read from a folder may be named anything.
-    assert title_of(name) == name
+    assert_said_in_one_line(lambda: find(name), MethodError, re.escape(said))
 
 
 def test_sums_of_the_constant_rate_share_its_training() -> None:
-    plan = Plan(WORKLOAD, ("constant", "constant+lawa", "wsd+swa"), (0,), Budget(1.0), SETTINGS)
-    assert methods_by_training(plan) == [("constant", "constant+lawa"), ("wsd+swa",)]
+    methods = tuple(map(find, ("constant", "constant+lawa", "lawa(k=2)", "wsd+swa")))
+    plan = Plan(WORKLOAD, methods, (0,), Budget(1.0), RATE)
+    assert methods_by_training(plan) == [("constant", "lawa", "lawa(k=2)"), ("wsd+swa",)]
+    faster = dataclasses.replace(methods[1], learning_rate=2 * RATE)
+    plan = dataclasses.replace(plan, methods=(methods[0], faster))
+    assert methods_by_training(plan) == [("constant",), ("lawa",)]
+
+
+def test_no_two_methods_of_a_plan_have_one_name() -> None:
+    with pytest.raises(ValueError, match="the method lawa is named twice"):
+        Plan(WORKLOAD, (find("lawa"), find("constant+lawa")), (0,), Budget(1.0), RATE)

@@ -10,7 +10,7 @@ from scipy import stats
 from baselines.analysis import plots
 from baselines.analysis.intervals import estimate
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import METHODS
+from baselines.methods.names import find
 from baselines.training.results import TrainingResult
 from tests.support.comparisons import CURVES, comparison, run
 
@@ -22,7 +22,7 @@ def with_runs(made: Comparison, change) -> Comparison:
 
 def test_the_curve_is_the_mean_and_its_bars_the_interval() -> None:
     (axes,) = plots.metric_over_rst(comparison(CURVES)).axes
-    line = next(li for li in axes.get_lines() if li.get_label() == METHODS["lawa"].title)
+    line = next(li for li in axes.get_lines() if li.get_label() == find("lawa").title)
     _, _, (bars,) = axes.containers[list(CURVES).index("lawa")].lines
     values = np.array(CURVES["lawa"])
     assert list(line.get_xdata()) == [1, 2, 3, 4]
@@ -42,7 +42,7 @@ def test_no_two_methods_are_drawn_alike_in_colour_dash_and_marker() -> None:
     made = comparison(CURVES)
     (axes,) = plots.metric_over_rst(made).axes
     (finals,) = plots.final_metric(made).axes
-    titles = [METHODS[method].title for method in CURVES]
+    titles = [find(method).title for method in CURVES]
     colours = {line.get_color() for line in axes.get_lines() if line.get_label() in titles}
     assert len(colours) == len(CURVES)
     assert {line.get_color() for line in finals.get_lines()} == colours
@@ -72,7 +72,7 @@ def test_finals_are_each_seed_the_mean_and_the_interval_on_both_parts() -> None:
     (test, filled), (other, hollow) = drawn
     assert test != other
     assert filled != hollow == "white"
-    assert names(axes) == [METHODS[method].title for method in CURVES]
+    assert names(axes) == [find(method).title for method in CURVES]
 
 
 def test_without_the_test_part_the_validation_part_alone_is_drawn() -> None:
@@ -88,8 +88,8 @@ def test_without_the_test_part_the_validation_part_alone_is_drawn() -> None:
 def test_times_to_target_are_medians_and_name_the_misses() -> None:
     late = [[3.0, 2.9, 2.8, 2.7], [3.1, 2.9, 1.8, 1.6], [3.0, 2.1, 1.8, 1.7]]
     (axes,) = plots.time_to_target(comparison({**CURVES, "lawa": late})).axes
-    lawa = f"{METHODS['lawa'].title}\n1 of 3 never"
-    assert names(axes) == [METHODS["constant"].title, METHODS["decayed"].title, lawa]
+    lawa = f"{find('lawa').title}\n1 of 3 never"
+    assert names(axes) == [find("constant").title, find("decayed").title, lawa]
     seeds, arrow, median = at(axes, 2)
     assert list(seeds.get_xdata()) == [3.0, 2.0]
     # The later of the two that came, for the third never does.

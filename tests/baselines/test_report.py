@@ -15,11 +15,11 @@ from baselines.analysis.verdict import verdict
 from baselines.cli import console as screen
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison
-from baselines.methods.method import METHODS
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import CURVES, comparison, run
 from tests.support.profiles import profile_of
+from tests.support.user_files import SCHEDULE
 
 
 def test_rows_pair_by_seed_and_count_a_target_of_its_own_for_each() -> None:
@@ -166,7 +166,7 @@ def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
     for figure in plots.figures(made).values():
         figure.canvas.draw()
     for row in tables.totals(made)[1:]:
-        (method,) = (name for name in CURVES if METHODS[name].title == row[0])
+        (method,) = (name for name in CURVES if find(name).title == row[0])
         missing = sum(method == name for name, _ in gone)
         kept = [4.0 + seed for seed in range(3) if (method, seed) not in gone]
         mean = f"{statistics.fmean(kept):.3f}" if kept else "no run ended"
@@ -244,7 +244,7 @@ def test_the_markdown_names_seeds_budget_and_uncertainty() -> None:
     assert "95% t-intervals over them" in note
     assert "covers the true one 75% of the time" in note
     assert "known to 1 s" in note
-    assert "Peak rate 0.1 for all, untuned; k=5, every=auto." in note
+    assert "Peak rate 0.1 for all, untuned. lawa: lawa.k=5, lawa.every=auto." in note
 
 
 def test_a_tuned_comparison_says_what_was_chosen_and_what_it_cost() -> None:
@@ -260,22 +260,23 @@ def test_a_tuned_comparison_says_what_was_chosen_and_what_it_cost() -> None:
     ]
     plan = tuning.winners(dataclasses.replace(made.plan, trials=2), tried)
     note = report.markdown(dataclasses.replace(made, plan=plan))
-    chosen = trials[1].settings_of("lawa")
-    assert f"learning_rate={chosen.learning_rate:.4g}, every={chosen.every}" in note
+    chosen = trials[1].method("lawa")
+    every = chosen.settings["lawa.every"]
+    assert f"learning_rate={chosen.learning_rate:.4g}, lawa.every={every}" in note
     # Two trials of three methods; a run of two points was charged 2 s.
     assert "2 trial(s) a method" in note
     assert "12 s of RST that are charged to no run" in note
     assert "untuned" not in note
-    given = dataclasses.replace(made.plan, tuned={"lawa": Settings(0.4, 5, 7)})
+    own = dataclasses.replace(find("lawa").with_settings({"lawa.every": 7}), learning_rate=0.4)
+    given = dataclasses.replace(made.plan, methods=(*made.plan.methods[:2], own))
     said = report.conditions(dataclasses.replace(made, plan=given))
-    assert "Settings of their own: peak rate 0.1 for constant, 0.1 for decayed, 0.4" in said
+    assert "Peak rates of their own: 0.1 for constant, 0.1 for decayed, 0.4 for lawa. " in said
+    assert " lawa: lawa.k=5, lawa.every=7. " in said
 
 
 def test_a_method_of_the_users_own_is_held_against_every_baseline(tmp_path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from baselines.methods.method import METHODS\n\ndef method():\n    return METHODS['ema']\n"
-    )
+    file.write_text(SCHEDULE.format("1.0"))
     made = comparison({"constant": CURVES["constant"], str(file): CURVES["lawa"]})
     (sentence,) = verdict(made)
     assert "On the test part mine ends BETTER than constant rate" in sentence

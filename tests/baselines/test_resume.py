@@ -22,7 +22,7 @@ from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, read_comparison, root_of, write_profile
-from baselines.methods.method import METHODS
+from baselines.methods.names import NAMES, find
 from baselines.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -35,7 +35,7 @@ from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, plan_of, results
-from tests.support.trainings import COSTS, SETTINGS, WORKLOAD
+from tests.support.trainings import COSTS, RATE, WORKLOAD, method_of
 from tests.support.waiting import wait_for
 from timing import Budget
 
@@ -44,6 +44,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 ONE = plan_of(budget=0.3, seeds=1, methods=("constant", "lawa"))
 SMALL = plan_of(budget=0.5, seeds=2, methods=("constant", "lawa", "decayed"))
+CONSTANT, LAWA, DECAYED = SMALL.methods
 
 
 class CutOff(BaseException):
@@ -75,7 +76,7 @@ def with_dropout() -> Workload:
 def trained(workload: Workload, method: str, folder: Path | None) -> TrainingResult:
     costs = {**COSTS, "schedule_free_step": 0.011}
     return train(
-        *(workload, {method: METHODS[method]}, 3, Budget(0.6), costs, SETTINGS, 4),
+        *(workload, [method_of(method)], 3, Budget(0.6), costs, RATE, 4),
         checkpoints=Checkpoints(folder, seconds=0.0) if folder else None,
     )
 
@@ -84,7 +85,7 @@ def trained(workload: Workload, method: str, folder: Path | None) -> TrainingRes
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.sampled_from(sorted(METHODS)),
+    st.sampled_from(sorted(NAMES)),
     st.lists(st.integers(1, 30), min_size=1, max_size=3),
     st.booleans(),
 )
@@ -111,8 +112,8 @@ def test_draws_differ_from_step_to_step_and_from_seed_to_seed() -> None:
 
     for seed in (0, 1):
         train(
-            *(dataclasses.replace(WORKLOAD, loss=loss), {"constant": METHODS["constant"]}),
-            *(seed, Budget(0.2), COSTS, SETTINGS, 1),
+            *(dataclasses.replace(WORKLOAD, loss=loss), [find("constant")]),
+            *(seed, Budget(0.2), COSTS, RATE, 1),
         )
     assert len(set(drawn)) == len(drawn) > 20
 
@@ -226,12 +227,13 @@ def test_a_checkpoint_of_other_content_is_told_and_passed_over(
     state = read_checkpoint(newest)
     older = {key: value for key, value in state.items() if key != "of"}
     of_seed_1 = {**state, "of": {**state["of"], "seed": 1}}
+    holds = "the saved state of training has"
     others, said = {
         "a list": ([state], "it holds a list in place of a training's state"),
-        "nothing": ({}, "the saved state of training has nothing where of, step, model"),
-        "other": ({"w": torch.ones(3)}, "the saved state of training has w where of, step, model"),
+        "nothing": ({}, f"{holds} nothing where of, step, updates, drawn, ran, model"),
+        "other": ({"w": torch.ones(3)}, f"{holds} w where of, step, updates, drawn"),
         "code": ({**state, "step": Evil(tmp_path / "PWNED")}, "to read that can run code"),
-        "older": (older, "the saved state of training has step, model, "),
+        "older": (older, f"{holds} step, updates, drawn, ran, model, "),
         "of seed 1": (of_seed_1, "it is of another training"),
     }[content]
     write_checkpoint(newest, others)
@@ -251,7 +253,7 @@ def test_a_state_that_lacks_something_is_told_and_passed_over(
     state = read_checkpoint(newest)
     at = data.draw(
         st.sampled_from(
-            [state, state["of"], state["runs"], *state["runs"].values()]
+            [state, state["of"], state["ran"], state["runs"], *state["runs"].values()]
             + [run["account"] for run in state["runs"].values()]
             + [point for run in state["runs"].values() for point in run["points"]]
         )
@@ -316,9 +318,7 @@ def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: 
 
 
 def test_a_loss_that_is_no_number_stands(tmp_path: Path) -> None:
-    plan = dataclasses.replace(
-        SMALL, settings=dataclasses.replace(SMALL.settings, learning_rate=1e9)
-    )
+    plan = dataclasses.replace(SMALL, learning_rate=1e9)
     first = carried_out(plan, tmp_path)
     assert all("lower the rate" in str(run.failure) for run in first.runs)
     forbidden = dataclasses.replace(plan.workload, batches=lambda *_: pytest.fail("trained"))
@@ -339,13 +339,16 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
         {"seeds": (0,)},
         {"budget": Budget(0.6)},
         {"policy": "mlperf"},
-        {"settings": dataclasses.replace(SMALL.settings, k=4)},
+        {"learning_rate": 0.06},
+        {"methods": (CONSTANT, LAWA.with_settings({"lawa.k": 4}), DECAYED)},
+        {"methods": (CONSTANT, LAWA, dataclasses.replace(DECAYED, learning_rate=0.1))},
+        {"methods": (CONSTANT, DECAYED, LAWA)},
         {"workload": dataclasses.replace(WORKLOAD, data={"sha256": "0" * 64})},
     ],
 )
 def test_another_comparison_has_another_folder(tmp_path: Path, change) -> None:
     folder = root_of(tmp_path, [SMALL])
-    assert folder == root_of(tmp_path, [plan_of(0.5, 2, SMALL.methods)])
+    assert folder == root_of(tmp_path, [plan_of(0.5, 2, SMALL.names)])
     assert folder != root_of(tmp_path, [dataclasses.replace(SMALL, **change)])
     assert folder != root_of(tmp_path, [SMALL], "the digest of a profile")
 

@@ -113,11 +113,11 @@ def test_what_cannot_be_scored_together_is_refused() -> None:
 
 
 def test_the_plot_is_the_profile_and_equal_lines_are_set_apart() -> None:
-    same = score.Score("constant", (1.5, 1.0, 2.0))
+    same = score.Score("constant", "constant rate", (1.5, 1.0, 2.0))
     found = [
         same,
         dataclasses.replace(same, method="ema"),
-        score.Score("lawa", (math.inf, 9.0, 4.0)),
+        score.Score("lawa", "LAWA", (math.inf, 9.0, 4.0)),
     ]
     figure = performance_profile(found)
     (axes,) = figure.axes

@@ -454,8 +454,10 @@ def test_the_model_in_its_average_is_logged_for_the_first_seed(store, tmp_path: 
 
 def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own(store, tmp_path: Path) -> None:
     made = comparison(CURVES)
-    own = dataclasses.replace(made.plan.settings, learning_rate=0.2, k=7)
-    tuned = dataclasses.replace(made.plan, tuned={"lawa": own})
+    lawa = made.plan.method("lawa")
+    own = dataclasses.replace(lawa.with_settings({"lawa.k": 7}), learning_rate=0.2)
+    methods = tuple(own if method == lawa else method for method in made.plan.methods)
+    tuned = dataclasses.replace(made.plan, methods=methods)
     with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
         sending().kill()
         for method in ("lawa", "constant"):
@@ -464,7 +466,7 @@ def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own(store, tmp_p
         list(record.parameters.items()) for record in read(tmp_path, 0)[0]
     )
     head = [("method", "lawa"), ("seed", "0"), ("budget_seconds", "4.0"), ("learning_rate", "0.2")]
-    assert lawa[:6] == [*head, ("k", "7"), ("every", "auto")]
+    assert lawa[:6] == [*head, ("lawa.k", "7"), ("lawa.every", "auto")]
     assert dict(constant)["learning_rate"] == "0.1"
     assert [name for name, _ in parent][:4] == [
         "methods",
@@ -476,10 +478,9 @@ def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own(store, tmp_p
 
 def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(store, tmp_path: Path) -> None:
     made = comparison(CURVES)
-    own = dataclasses.replace(made.plan.settings, learning_rate=0.2)
-    trials = tuple(Trial(m, 0, own, 1.0, 4.0, 1.5) for m in made.plan.methods)
-    own_of = dict.fromkeys(made.plan.methods, own)
-    tuned = dataclasses.replace(made.plan, tuned=own_of, trials=1, tried=trials)
+    methods = tuple(dataclasses.replace(m, learning_rate=0.2) for m in made.plan.methods)
+    trials = tuple(Trial(m.name, 0, 0.2, m.settings, 1.0, 4.0, 1.5) for m in methods)
+    tuned = dataclasses.replace(made.plan, methods=methods, trials=1, tried=trials)
     with Tracker(tuned, made.profile, folder=tmp_path) as tracker:
         sending().kill()
         tracker.log_report(dataclasses.replace(made, plan=tuned))

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.methods.method import METHODS
+from baselines.methods.names import NAMES, find
 from baselines.training.results import Run
 from tests.support.trainings import COSTS, WORKLOAD, follow
 from timing import POLICIES
-from timing.rst.schedules import constant
 
 
 def test_points_say_which_weights_they_are_of() -> None:
@@ -36,7 +35,7 @@ def run(method: str, budget: float = 0.5, **other) -> Run:
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(sorted(METHODS)),
+    st.sampled_from(sorted(NAMES)),
     st.floats(0.2, 0.8),
     st.fixed_dictionaries({name: st.floats(1e-4, 0.03) for name in COSTS}),
 )
@@ -102,7 +101,7 @@ def test_an_extra_operation_costs_steps() -> None:
 
 @pytest.mark.slow
 def test_points_lie_on_one_grid() -> None:
-    for method in METHODS:
+    for method in NAMES:
         result = run(method, 1.0, evaluations=10)
         for index, point in enumerate(result.points[:-1], start=1):
             most = result.step_seconds + COSTS["average"] + COSTS["statistics"]
@@ -118,7 +117,7 @@ def test_the_rate_follows_the_fraction_of_the_budget_spent() -> None:
 
 @pytest.mark.slow
 def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
-    for method in METHODS:
+    for method in NAMES:
         first = run(method)
         torch.rand(7)  # what came before a run must not matter
         assert first == run(method)
@@ -127,7 +126,7 @@ def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
 
 @pytest.mark.slow
 def test_methods_that_share_a_training_end_as_if_each_had_trained_alone() -> None:
-    names = [name for name, method in METHODS.items() if method.schedule is constant]
+    names = [name for name in NAMES if find(name).shares_training]
     assert len(names) >= 4
     together = follow(*names, budget=1.0)
     assert together.runs == tuple(run(name, 1.0) for name in names)

@@ -28,8 +28,7 @@ from baselines.experiment.tuning import (
     winners,
     write,
 )
-from baselines.methods.method import find
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.loop import train
 from baselines.training.results import Run, TrainingResult
 from tests.support.profiles import profile_of
@@ -37,21 +36,31 @@ from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget, ProfileError
 from timing.cli import commandline
 
-METHODS = ("constant", "decayed", "ema", "swa", "lawa")
-PLAN = Plan(WORKLOAD, METHODS, (0, 1), Budget(0.12), Settings(0.05, 4, "auto"), 2)
+NAMES = ("constant", "decayed", "ema", "swa", "lawa(k=4)")
+METHODS = tuple(map(find, NAMES))
+LAWA = NAMES[-1]
+PLAN = Plan(WORKLOAD, METHODS, (0, 1), Budget(0.12), 0.05, 2)
 PROFILE = profile_of([COSTS], PLAN.signature)
 COUNT = 4
 
 OWN_METHOD = """
-from baselines.methods.averagers import NoAveraging
-from baselines.methods.method import Method
-from baselines.methods.settings import Range
-from timing.rst.schedules import constant
+from dataclasses import dataclass
+from baselines import AveragerPart, Range
 
-def method():
+@dataclass(frozen=True)
+class Own(AveragerPart):
     space = {"k": Range(2, 5, whole=True), "every": Range(1, 1000, log=True, whole=True)}
-    space["ema_decay"] = Range(0.1, 0.5)
-    return Method("own", constant, lambda m, optimizer, *_: NoAveraging(m, optimizer), space=space)
+    space["decay"] = Range(0.1, 0.5)
+
+    k: int = 3
+    every: int = 10
+    decay: float = 0.2
+
+    def __post_init__(self):
+        if not self.decay < 1:
+            raise ValueError(f"decay must be below 1: {self.decay}")
+
+part = Own()
 """
 
 
@@ -69,10 +78,16 @@ def own(tmp_path: Path) -> str:
 
 def place(plan: Plan, method: str, name: str, trial: Plan) -> float:
     """Where in its range a trial's setting lies, from 0 to 1."""
-    within = space_of(plan, method)[name]
-    value = getattr(trial.tuned[method], name)
+    within = space_of(plan, plan.method(method))[name]
+    value = values_of(trial, method)[name]
     low, high, value = map(math.log if within.log else float, (within.low, within.high, value))
     return (value - low) / (high - low)
+
+
+def values_of(plan: Plan, name: str) -> dict[str, object]:
+    """What tuning may have set of a method."""
+    method = plan.method(name)
+    return {"learning_rate": plan.rate_of(method), **method.settings}
 
 
 def naive_halton(index: int, base: int) -> Fraction:
@@ -87,33 +102,35 @@ def naive_halton(index: int, base: int) -> Fraction:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.floats(1e-6, 1e3))
 def test_the_points_are_those_of_the_halton_sequence(count, rate) -> None:
-    plan = dataclasses.replace(PLAN, settings=Settings(rate, 4, "auto"))
+    plan = dataclasses.replace(PLAN, learning_rate=rate)
     plans = trials(plan, count)
     assert len(plans) == count
     for number, trial in enumerate(plans):
         expected = rate / 10 * 100 ** float(naive_halton(number + 1, 2))
         for method in METHODS:
-            assert trial.tuned[method].learning_rate == pytest.approx(expected, rel=1e-12)
+            tried = trial.rate_of(trial.method(method.name))
+            # The first is the plan's own, which the logarithm may miss by a bit.
+            assert tried == pytest.approx(expected, rel=1e-12)
         if number:
-            decay = place(plan, "ema", "ema_decay", trial)
+            decay = place(plan, "ema", "ema.decay", trial)
             assert decay == pytest.approx(float(naive_halton(number + 1, 3)))
 
 
 def test_the_rates_are_the_same_for_all_methods_so_that_they_share_a_training() -> None:
     for trial in trials(PLAN, 8):
-        assert trial.tuned.keys() == set(METHODS)
-        assert len({trial.settings_of(method).learning_rate for method in METHODS}) == 1
-        assert methods_by_training(trial) == [("constant", "ema", "swa", "lawa"), ("decayed",)]
+        assert trial.names == NAMES
+        assert len(set(map(trial.rate_of, trial.methods))) == 1
+        assert methods_by_training(trial) == [("constant", "ema", "swa", LAWA), ("decayed",)]
 
 
 def test_each_sixteenth_of_the_rates_is_tried_once() -> None:
-    rates = [place(PLAN, "lawa", "learning_rate", trial) for trial in trials(PLAN, 15)]
+    rates = [place(PLAN, LAWA, "learning_rate", trial) for trial in trials(PLAN, 15)]
     assert sorted(rates) == pytest.approx([n / 16 for n in range(1, 16)])
 
 
 def test_rates_and_own_parameters_fill_the_space_better_than_chance() -> None:
     plans = trials(PLAN, 33)[1:]
-    names = space_of(PLAN, "ema")
+    names = space_of(PLAN, PLAN.method("ema"))
     assert len(names) >= 2
     points = [[place(PLAN, "ema", name, trial) for name in names] for trial in plans]
     generator = np.random.default_rng(0)
@@ -123,11 +140,11 @@ def test_rates_and_own_parameters_fill_the_space_better_than_chance() -> None:
 
 def test_the_first_trial_is_the_plans_own_and_more_begin_with_those_of_fewer() -> None:
     many = trials(PLAN, 8)
-    assert {many[0].settings_of(method) for method in METHODS} == {PLAN.settings}
+    assert many[0].methods == PLAN.methods
     assert trials(PLAN, 3) == many[:3]
     for earlier, later in itertools.combinations(many, 2):
-        for method in METHODS:
-            assert earlier.settings_of(method) != later.settings_of(method)
+        for method in NAMES:
+            assert values_of(earlier, method) != values_of(later, method)
 
 
 def test_trials_have_a_seed_of_their_own_and_the_whole_budget() -> None:
@@ -146,13 +163,13 @@ def test_what_a_method_does_not_tune_stays_as_it_is() -> None:
     for trial in trials(PLAN, 4):
         for method in METHODS:
             free = dict.fromkeys(space_of(PLAN, method))
-            mine, given = map(dataclasses.asdict, (trial.settings_of(method), PLAN.settings))
+            mine, given = (values_of(plan, method.name) for plan in (trial, PLAN))
             assert {**mine, **free} == {**given, **free}
 
 
 def test_ranges_of_whole_and_of_logarithmic_numbers(own: str) -> None:
-    plan = dataclasses.replace(PLAN, methods=("ema", own))
-    found = [trial.tuned[own] for trial in trials(plan, 161)[1:]]
+    plan = dataclasses.replace(PLAN, methods=(find("ema"), find(own)))
+    found = [trial.method(own).averager for trial in trials(plan, 161)[1:]]
     ks = [one.k for one in found]
     assert {k: round(ks.count(k) / 40) for k in sorted(ks)} == dict.fromkeys((2, 3, 4, 5), 1)
     # As many from 1 to 31 as from 32 to 1000.
@@ -162,7 +179,7 @@ def test_ranges_of_whole_and_of_logarithmic_numbers(own: str) -> None:
         *range(1, 3),
         *range(900, 1001),
     }
-    decays = [one.ema_decay for one in found]
+    decays = [one.decay for one in found]
     assert 0.1 < min(decays) < 0.11
     assert 0.49 < max(decays) < 0.5
     assert statistics.fmean(decays) == pytest.approx(0.3, abs=0.01)
@@ -170,25 +187,26 @@ def test_ranges_of_whole_and_of_logarithmic_numbers(own: str) -> None:
 
 def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> None:
     plans = trials(PLAN, COUNT)
-    for method in METHODS:
+    for method in NAMES:
         alone = [
             train(
-                *(WORKLOAD, {method: find(method)}, *trial.seeds, PLAN.budget, COSTS),
-                *(trial.tuned[method], PLAN.evaluations),
+                *(WORKLOAD, [trial.method(method)], *trial.seeds, PLAN.budget, COSTS),
+                *(trial.rate_of(trial.method(method)), PLAN.evaluations),
             )
             for trial in plans
         ]
         finals = [result.runs[0].final for result in alone]
         naive = min(range(COUNT), key=lambda number: finals[number])
-        assert tuned.settings_of(method) == plans[naive].tuned[method]
+        assert values_of(tuned, method) == values_of(plans[naive], method)
         mine = [trial for trial in tuned.tried if trial.method == method]
         assert [trial.value for trial in mine] == finals
         assert [trial.number for trial in mine] == list(range(COUNT))
-        assert [trial.settings for trial in mine] == [trial.tuned[method] for trial in plans]
+        tried = [{"learning_rate": trial.learning_rate, **trial.settings} for trial in mine]
+        assert tried == [values_of(trial, method) for trial in plans]
         charged = math.fsum(result.runs[0].rst_seconds for result in alone)
         assert tuned.tuning_rst_seconds[method] == pytest.approx(charged)
     # The first trial is not the best for all, or the search was for nothing.
-    assert {tuned.settings_of(method) for method in METHODS} != {PLAN.settings}
+    assert tuned.methods != PLAN.methods
 
 
 def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> None:
@@ -199,7 +217,8 @@ def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> N
 
 
 def test_the_plan_is_otherwise_the_one_that_was_tuned(tuned: Plan) -> None:
-    back = dataclasses.replace(tuned, tuned={}, tried=(), trials=0)
+    back = dataclasses.replace(tuned, methods=PLAN.methods, tried=(), trials=0)
+    assert tuned.names == PLAN.names
     assert back == PLAN
     assert tuned.trials == COUNT
     assert tuned.read_test
@@ -213,7 +232,9 @@ def test_the_test_part_is_never_read() -> None:
         return WORKLOAD.evaluate_test(model)
 
     workload = dataclasses.replace(WORKLOAD, evaluate_test=evaluate_test)
-    plan = dataclasses.replace(PLAN, workload=workload, methods=("constant", "lawa"), trials=2)
+    plan = dataclasses.replace(
+        PLAN, workload=workload, methods=(find("constant"), find("lawa(k=4)")), trials=2
+    )
     found = tune(plan, PROFILE)
     assert all(math.isfinite(trial.value) for trial in found.tried)
     assert read == []
@@ -229,12 +250,12 @@ def test_on_a_trial_that_was_cut_off_nothing_is_chosen() -> None:
         return WORKLOAD.make_optimizer(model, rate)
 
     def loss(model, batch):
-        if latest[0] < PLAN.settings.learning_rate:
+        if latest[0] < PLAN.learning_rate:
             raise RuntimeError("out of memory")
         return WORKLOAD.loss(model, batch)
 
     workload = dataclasses.replace(WORKLOAD, make_optimizer=make_optimizer, loss=loss)
-    plan = dataclasses.replace(PLAN, workload=workload, methods=("constant",), trials=3)
+    plan = dataclasses.replace(PLAN, workload=workload, methods=METHODS[:1], trials=3)
     tried = []
 
     def carry_out(*arguments) -> Comparison:
@@ -263,7 +284,7 @@ values = st.sampled_from([0.1, 0.2, 0.3, math.nan, math.inf])
 @settings(deadline=None)
 @given(st.lists(st.tuples(values, values, st.floats(0.1, 0.4)), min_size=1, max_size=9))
 def test_the_least_value_wins_the_first_of_equals_and_a_failure_never(results) -> None:
-    plan = dataclasses.replace(PLAN, methods=("constant", "ema"), trials=len(results))
+    plan = dataclasses.replace(PLAN, methods=(METHODS[0], METHODS[2]), trials=len(results))
     plans = trials(plan, len(results))
     comparisons = [
         Comparison(
@@ -274,14 +295,13 @@ def test_the_least_value_wins_the_first_of_equals_and_a_failure_never(results) -
         for trial, (a, b, s) in zip(plans, results, strict=True)
     ]
     found = winners(plan, comparisons)
-    assert found.settings == plan.settings
-    for place, method in enumerate(plan.methods):
+    for place, method in enumerate(plan.names):
         best = 0
         for number, result in enumerate(results):
             value, least = result[place], results[best][place]
             if math.isfinite(value) and (not math.isfinite(least) or value < least):
                 best = number
-        assert found.settings_of(method) == plans[best].tuned[method]
+        assert values_of(found, method) == values_of(plans[best], method)
     assert found.tuning_rst_seconds == pytest.approx(
         {"constant": sum(s for *_, s in results), "ema": sum(2 * s for *_, s in results)}
     )
@@ -291,12 +311,12 @@ def test_the_least_value_wins_the_first_of_equals_and_a_failure_never(results) -
 
 
 def test_where_all_trials_diverge_the_plans_own_settings_stay() -> None:
-    wild = dataclasses.replace(
-        PLAN, methods=("constant", "ema"), settings=Settings(1e30, 4, "auto"), trials=2
-    )
+    methods = (METHODS[0], METHODS[2])
+    wild = dataclasses.replace(PLAN, methods=methods, learning_rate=1e30, trials=2)
     found = tune(wild, PROFILE)
     assert [trial.value for trial in found.tried] == [math.inf] * 4
-    assert {found.settings_of(method) for method in wild.methods} == {wild.settings}
+    for method in wild.names:
+        assert values_of(found, method) == values_of(wild, method)
     assert [row[3] for row in rows(found)[1:]] == ["all failed"] * 2
     assert columns(found)["validation_metric"] == ["failed"] * 4
     kept = Manifest.model_validate_json(Manifest.of(found).model_dump_json())
@@ -328,13 +348,13 @@ def test_what_cannot_be_run_is_refused_before_any_training() -> None:
 
 
 def test_a_range_beyond_what_a_setting_can_be_is_refused(own: str) -> None:
-    plan = dataclasses.replace(PLAN, methods=("constant", own))
     for wrong, message in (
-        ('"ema_decay": Range(0.1, 1.5)', "ema_decay from 0.1 to 1.5: ema_decay must be between"),
-        ('"momentum": Range(0.1, 0.9)', "momentum from 0.1 to 0.9: .* unexpected keyword argument"),
+        ('"decay": Range(0.1, 1.5)', "own.decay from 0.1 to 1.5: own.decay: decay must be below"),
+        ('"momentum": Range(0.1, 0.9)', "own.momentum from 0.1 to 0.9: own.momentum is no setting"),
     ):
         text = OWN_METHOD.replace('"k": Range(2, 5, whole=True)', wrong)
-        Path(own).write_text(text.replace('    space["ema_decay"] = Range(0.1, 0.5)\n', ""))
+        Path(own).write_text(text.replace('    space["decay"] = Range(0.1, 0.5)\n', ""))
+        plan = dataclasses.replace(PLAN, methods=(METHODS[0], find(own)))
         with pytest.raises(ValueError, match=f"own.py cannot tune {message}"):
             trials(plan, 1)
 
@@ -346,7 +366,7 @@ def test_the_runner_handed_in_carries_out_every_trial() -> None:
         seen.append(plan)
         return compare(plan, profile, on_event)
 
-    plan = dataclasses.replace(PLAN, methods=("lawa",), trials=2)
+    plan = dataclasses.replace(PLAN, methods=METHODS[-1:], trials=2)
     assert tune(plan, PROFILE, run_trial=runner) == tune(plan, PROFILE)
     assert seen == trials(plan, 2)
 
@@ -358,9 +378,9 @@ def test_the_table_is_one_that_mlflow_reads(tuned: Plan, tmp_path: Path) -> None
     assert len(table) == COUNT * len(METHODS)
     chosen = table[table.chosen].set_index("method")
     best = table.loc[table.groupby("method").validation_metric.idxmin()].set_index("method")
-    for method in METHODS:
-        settings = tuned.settings_of(method)
-        assert chosen.learning_rate[method] == pytest.approx(settings.learning_rate)
+    for method in NAMES:
+        rate = tuned.rate_of(tuned.method(method))
+        assert chosen.learning_rate[method] == pytest.approx(rate)
         assert chosen.trial[method] == best.trial[method]
         mine = table[table.method == method]
         assert mine.rst_seconds.sum() == pytest.approx(tuned.tuning_rst_seconds[method])
@@ -370,14 +390,14 @@ def test_the_table_is_one_that_mlflow_reads(tuned: Plan, tmp_path: Path) -> None
 def test_the_printed_rows_tell_winner_and_cost(tuned: Plan) -> None:
     head, *body = rows(tuned)
     assert head == ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
-    for method, row in zip(METHODS, body, strict=True):
-        settings = tuned.settings_of(method)
+    for method, row in zip(NAMES, body, strict=True):
+        rate = tuned.rate_of(tuned.method(method))
         values = [t.value for t in tuned.tried if t.method == method]
         assert row[0] == find(method).title
-        assert row[1].startswith(f"learning_rate={settings.learning_rate:.4g}")
+        assert row[1].startswith(f"learning_rate={rate:.4g}")
         assert row[2:4] == [f"{COUNT} trials", f"{min(values):.4f}"]
         assert row[4] == f"{tuned.tuning_rst_seconds[method]:.2f} s"
-    assert f"ema_decay={tuned.settings_of('ema').ema_decay:.4g}" in body[2][1]
+    assert f"ema.decay={tuned.method('ema').settings['ema.decay']:.4g}" in body[2][1]
 
 
 def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, capsys) -> None:
@@ -393,7 +413,7 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     PROFILE.write(tmp_path / "reference.json")
 
     def run(options: str) -> tuple[int, str, str]:
-        common = ("compare", "--workload", "digits", "--methods", "constant,lawa", "--k", "4")
+        common = ("compare", "--workload", "digits", "--methods", "constant,lawa(k=4)")
         monkeypatch.setattr(sys, "argv", ["baselines", *common, *options.split()])
         with pytest.raises(SystemExit) as stop:
             commandline.run(app)
@@ -404,7 +424,8 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     code, out, err = run(options)
     assert code == 1
     assert "cut off before the comparison" in err
-    plan = dataclasses.replace(PLAN, methods=("constant", "lawa"), trials=3, evaluations=30)
+    methods = (METHODS[0], METHODS[-1])
+    plan = dataclasses.replace(PLAN, methods=methods, trials=3, evaluations=30)
     found = tune(plan, PROFILE)
     assert "Tuning on nats per image, 3 trials a method" in out
     for row in rows(found)[1:]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,32 @@ from baselines.experiment.store import (
     write_profile,
 )
 from baselines.experiment.worker import work
-from baselines.methods.method import find
-from baselines.methods.settings import Settings
+from baselines.methods.method import Method
+from baselines.methods.names import find
+from baselines.methods.schedules import Wsd
 from baselines.training.events import Failed, Started
 from baselines.workloads import load
 from tests.support.commands import command
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE, plan_of, results
+from tests.support.user_files import SCHEDULE, averager
 
 PLACES = ("method", "workload", "tuning")
+DECAYED = SCHEDULE.format("1 - spent")
+EMA = """
+from baselines.methods.averagers.ema import EmaPart
+
+class Own(EmaPart):
+    name = "mine"
+
+part = Own()
+"""
+
+
+class EvilPart(Wsd):
+    """The part of the file, without its being run."""
+
+    name = title = "evil"
 
 
 @pytest.fixture
@@ -41,30 +59,40 @@ def evil(tmp_path: Path) -> Path:
     path = tmp_path / "evil.py"
     path.write_text(
         f"import pathlib\npathlib.Path({str(tmp_path / 'PWNED')!r}).touch()\n"
-        "from baselines.methods.method import METHODS\n"
+        "from baselines.methods.schedules import Wsd\n"
         "from baselines.workloads.digits import load\n"
-        "def method():\n    return METHODS['decayed']\n"
+        "class Evil(Wsd):\n    name = title = 'evil'\n"
+        "part = Evil()\n"
     )
     return path
 
 
 def with_evil(place: str, evil: Path) -> Comparison:
-    """A comparison that names the file there."""
-    name = str(evil)
-    made = comparison({name if m == "decayed" else m: curve for m, curve in CURVES.items()})
+    """A comparison that names the file there, in the place of the decayed rate."""
+    name, made = str(evil), comparison(CURVES)
+    method = Method(name, "evil", schedule=EvilPart(), files=(name,))
     plan, digest = made.plan, hashlib.sha256(evil.read_bytes()).hexdigest()
+    plan = dataclasses.replace(
+        plan, methods=tuple(method if m.name == "decayed" else m for m in plan.methods)
+    )
+    (result,) = made.trainings
+    runs = tuple(
+        dataclasses.replace(r, method=name) if r.method == "decayed" else r for r in result.runs
+    )
+    made = dataclasses.replace(made, trainings=(dataclasses.replace(result, runs=runs),))
     if place == "workload":
         data = {**plan.workload.data, "file": evil.name, "file_sha256": digest}
         own = dataclasses.replace(plan.workload, source=(name, name), data=data)
         plan = dataclasses.replace(plan, workload=own)
     elif place == "tuning":
+        varied = [{"evil.cooldown": 0.2}, {"evil.cooldown": 0.3}]
         trials = [
-            Trial(method, number, Settings(0.1, 5, number + 1), 1.0 + number, 4.0, 4.0)
-            for number in range(2)
-            for method in plan.methods
+            Trial(m.name, number, 0.1, m.with_settings(own).settings, 1.0 + number, 4.0, 4.0)
+            for number, settings in enumerate(varied)
+            for m in plan.methods
+            for own in [settings if m is method else {}]
         ]
-        tuned = {trial.method: trial.settings for trial in trials if not trial.number}
-        plan = dataclasses.replace(plan, trials=2, tuned=tuned, tried=tuple(trials))
+        plan = dataclasses.replace(plan, trials=2, tried=tuple(trials))
     return dataclasses.replace(made, plan=plan)
 
 
@@ -84,11 +112,12 @@ def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) ->
     if place == "tuning":
         assert [row[:2] for row in tuning.rows(found.plan)][2] == [
             "evil",
-            "learning_rate=0.1, every=1",
+            "learning_rate=0.1, evil.cooldown=0.2",
         ]
     assert not (tmp_path / "PWNED").exists()
-    # It would have been seen.
-    find(str(evil))
+    # It would have been seen, and is the method that was read.
+    run, read = find(str(evil)), found.plan.method(str(evil))
+    assert (run.name, run.title, run.settings) == (read.name, read.title, read.settings)
     assert (tmp_path / "PWNED").exists()
 
 
@@ -115,16 +144,37 @@ def test_a_digest_that_the_folder_leaves_out_allows_nothing(evil: Path, tmp_path
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.parametrize("said", ["no file", "a file of the command line"])
+def test_a_file_that_the_folder_names_and_does_not_list_is_not_run(
+    said: str, evil: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(EMA)
+    listed = {} if said == "no file" else {str(mine): hashlib.sha256(EMA.encode()).hexdigest()}
+    root = kept(with_evil("method", evil), tmp_path / "root")
+    path = root / "4s" / "comparison.json"
+    description = Manifest.read(path.parent)
+    changed = {
+        "methods": tuple(m.model_copy(update={"files": (*listed,)}) for m in description.methods),
+        "method_files_sha256": listed,
+        "source": ("digits", None),
+    }
+    path.write_text(description.model_copy(update=changed).model_dump_json())
+    with suppress(FolderError):
+        read_comparison(root)
+    assert not (tmp_path / "PWNED").exists()
+    with pytest.raises(FolderError):
+        work(str(path.parent), 0, listed)
+    assert not (tmp_path / "PWNED").exists()
+
+
 @pytest.mark.slow
 def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
     evil: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text(
-        "from baselines.methods.method import METHODS\ndef method(): return METHODS['ema']\n"
-    )
+    mine.write_text(EMA)
     plan = plan_of(0.5, 1, (str(mine),))
-    find(str(mine))
     write_profile(tmp_path, PROFILE)
     said: dict[str, str | None] = {}
 
@@ -145,9 +195,8 @@ def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
 
 
 def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Path) -> None:
-    text = "from baselines.methods.method import METHODS\ndef method(): return METHODS['ema']\n"
     mine = tmp_path / "mine.py"
-    mine.write_text(text)
+    mine.write_text(EMA)
     plan = plan_of(0.5, 2, (str(mine),))
     undisturbed = results(compare(plan, PROFILE))
 
@@ -163,20 +212,14 @@ def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Pa
 def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Path) -> None:
     """This one does so itself, as it trains."""
     mine = tmp_path / "mine.py"
-    mine.write_text(
-        "import pathlib\n"
-        "from baselines.methods.averagers import NoAveraging\n"
-        "from baselines.methods.method import Method\n"
-        "from timing.rst.schedules import linear\n"
-        f"file = pathlib.Path({str(mine)!r})\n"
-        "class Own(NoAveraging):\n"
-        "    def after_step(self, spent):\n"
-        "        file.write_text(file.read_text() + '#')\n"
-        "def method():\n"
-        "    return Method('own', linear, lambda model, optimizer, *_: Own(model, optimizer))\n"
-    )
+    step = """
+    def after_step(self, spent):
+        file = Path(__file__)
+        file.write_text(file.read_text() + "#")
+"""
+    mine.write_text(averager(step))
     PROFILE.write(tmp_path / "reference.json")
-    options = "--workload digits --k 3 --seeds 1 --methods mine.py --budget 0.2s,0.3s"
+    options = "--workload digits --seeds 1 --methods mine.py --budget 0.2s,0.3s"
     done = command(tmp_path, "compare", *options.split(), "--reference", "reference.json")
     assert done.returncode == 1
     assert "digits, 0.2 s of RST each" in done.stdout
@@ -203,9 +246,7 @@ def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     method = tmp_path / "mine.py"
-    method.write_text(
-        "from baselines.methods.method import METHODS\ndef method(): return METHODS['decayed']\n"
-    )
+    method.write_text(DECAYED)
     workload = tmp_path / "images.py"
     workload.write_text("from baselines.workloads.digits import load\n")
     plan: Plan = plan_of(0.5, 1, ("constant", str(method)))

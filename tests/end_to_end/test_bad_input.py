@@ -29,19 +29,17 @@ from baselines.experiment.comparison import Plan
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.workloads import load
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE as OF_DIGITS
 from tests.support.profiles import ROWS, profile, profile_of
 from tests.support.trainings import COSTS
-from tests.support.user_files import CHANGED, EXAMPLE
+from tests.support.user_files import CHANGED, EXAMPLE, SCHEDULE, averager
 from timing import Budget
 from timing.cli import commandline
 
-ON_DIGITS = (
-    "--workload digits --k 3 --methods constant --seeds 1 --budget 1s --reference of-digits.json"
-)
+ON_DIGITS = "--workload digits --seeds 1 --budget 1s --reference of-digits.json"
 APPS = {"timing": timing.cli.app.app, "baselines": baselines.cli.app.app}
 LONG, HUGE = "1" * 5000, "9" * 400
 DEEP = "[" * 20_000
@@ -102,7 +100,8 @@ FILES = {
     "null.json": "null",
     "leaves.py": "import sys\nsys.exit(0)",
     "raises.py": "raise BaseException('on purpose')",
-    "recurses.py": "def f():\n    f()\nload = method = f",
+    "recurses.py": "def load():\n    load()",
+    "endless.py": SCHEDULE.format("self.factor(spent)"),
     "own.py": CHANGED.format(example=str(EXAMPLE), change=""),
     **{
         f"{name}.py": CHANGED.format(example=str(EXAMPLE), change=change)
@@ -116,11 +115,13 @@ FILES = {
             "rate": "learning_rate=1e308 * 10",
         }.items()
     },
-    "head.py": """from baselines.methods.method import Method
-from timing.rst.schedules import constant
-def method():
-    return Method("head", constant, lambda model, *_: model.transformer.head)
-""",
+    "head.py": averager("""
+    def __init__(self, model, optimizer):
+        super().__init__(model, optimizer)
+        self.head = model.transformer.head
+"""),
+    "nothing.py": "",
+    "old.py": "def method():\n    return None",
 }
 
 
@@ -221,10 +222,17 @@ CASES = {
     "baselines compare --budget 0.000000000000000000001s": "is no length of time from a femtosec",
     "baselines compare --budget ''": "--budget: '' is no length of time",
     "baselines compare --budget 1s,60s,1m": "--budget names a length of time twice",
-    f"baselines compare --every {LONG}": "--every must be a number of steps",
-    "baselines compare --every 9999999999": "--every must be at most",
-    f"baselines compare --k {LONG}": "Invalid value for '--k'",
-    "baselines compare --k 999999999999": "--k must be at most",
+    f"baselines compare --set lawa.every={LONG}": "--set: lawa.every cannot be '1111",
+    "baselines compare --set lawa.every=9999999999": "--set: lawa.every: every must be auto, or fr",
+    f"baselines compare --set lawa.k={LONG}": "--set: lawa.k cannot be '1111",
+    f"baselines compare --set lawa.k={HUGE}": "--set: lawa.k: k must be from 1 to 10000: 9999",
+    "baselines compare --set lawa.k=999999999999": "--set: lawa.k: k must be from 1 to 10000: 9",
+    "baselines compare --set lawa.k=": "--set: lawa.k cannot be ''",
+    "baselines compare --set ema.decay=nan": "--set: ema.decay: decay must be a finite number: nan",
+    "baselines compare --set ema.decay=1e999": "--set: ema.decay: decay must be a finite number",
+    "baselines compare --set ema.decay=1e308": "--set: ema.decay: decay must be between 0 and 1",
+    f"baselines compare --methods 'lawa(k={LONG})'": "--methods: lawa.k cannot be '1111",
+    f"baselines compare --methods 'decayed@{LONG}%'": "is no share of the budget in whole percent",
     "baselines compare --threads 999999999999": "--threads must be at most 1024: 999999999999",
     "baselines compare --threads 100000": "--threads must be at most 1024: 100000",
     "baselines compare --seeds 999999999999": "--seeds must be at most 10000: 999999999999",
@@ -238,14 +246,27 @@ CASES = {
     "baselines ablate --k 1,9999999": "--k must be at most",
     f"baselines ablate --every 5,{LONG}": "--every must be a number of steps",
     f"baselines ablate --every auto,{HUGE}": "--every must be a number of steps",
+    "baselines ablate --jobs 999999999999 --dry-run": "--jobs must be at most",
     # Names and paths.
     "baselines compare --workload '[/red]'": "'[/red]' is none of",
     "baselines compare --methods '[/red].py'": "[/red].py: No such file",
     "baselines compare --methods ''": "'' is none of",
+    "baselines compare --methods '[/red]'": "'[/red]' is none of",
+    f"baselines compare --methods {'x' * 300}.py": "File name too long",
+    "baselines compare --methods 'lawa([/red]=1)'": "lawa.[/red] is no setting: lawa has lawa.k, ",
+    "baselines compare --methods 'lawa(k=[/red])'": "lawa.k cannot be '[/red]'",
+    "baselines compare --methods lawa,constant+lawa": "--methods names a method twice",
+    "baselines compare --set '[/red]'": "--set must be NAME=VALUE, such as lawa.k=10: '[/red]'",
+    "baselines compare --set '[/red]=1'": "'[/red]' is no setting of the methods compared",
+    "baselines compare --methods constant --set lawa.k=3": "'lawa.k' is no setting of the methods",
+    "baselines compare --set lawa.k=3 --set lawa.k=4": "--set gives lawa.k twice: 3; 4",
+    "baselines ablate --k 1,2,1": "--k or --every names a value twice: 1,2,1",
+    "baselines ablate --policy none": "--policy: 'none' is none of",
     "baselines compare --workload folder.py": "No such file",
     "baselines compare --workload text --data folder.png": "folder.png",
     "baselines compare --workload text --data binary.json": "",
-    f"baselines compare {ON_DIGITS} --folder own.py": "own.py",
+    f"baselines compare {ON_DIGITS} --methods constant --folder own.py": "own.py",
+    f"baselines ablate {ON_DIGITS} --k 3 --every auto --folder own.py": "own.py",
     # Reference profiles.
     "baselines compare --reference truncated.json": "--reference: truncated.json is not JSON",
     "baselines compare --reference deep.json": "--reference: deep.json is no profile",
@@ -256,13 +277,17 @@ CASES = {
     "baselines compare --dry-run --cluster-option a": "--cluster-option must be NAME=VALUE: 'a'",
     "baselines compare --dry-run --cluster pigeons": "refuses cluster 'pigeons'",
     "baselines compare --dry-run --cluster local --cluster-option hours=1": "hours",
+    "baselines ablate --dry-run --cluster-option a=1": "--cluster-option is for --cluster",
+    "baselines ablate --dry-run --cluster pigeons": "refuses cluster 'pigeons'",
     # Files of a user's own.
     "baselines compare --workload leaves.py": "leaves.py, line 2: it ends the process (sys.exit)",
     "baselines compare --methods leaves.py": "leaves.py, line 2: it ends the process (sys.exit)",
     "baselines compare --workload raises.py": "raises.py, line 1: BaseException: on purpose",
     "baselines compare --methods raises.py": "raises.py, line 1: BaseException: on purpose",
     "baselines compare --workload recurses.py": "recurses.py, line 2: RecursionError",
-    "baselines compare --methods recurses.py": "recurses.py, line 2: RecursionError",
+    "baselines compare --methods endless.py": "endless.py, line 8: RecursionError",
+    "baselines compare --methods nothing.py": "nothing.py defines no name `part`, which must be a",
+    "baselines compare --methods lawa+old.py": "old.py defines no name `part`, which must be a",
     "baselines compare --workload metric.py": "metric.py, line 5: ValueError: workload",
     "baselines compare --workload rate.py": "rate.py, line 5: ValueError: learning_rate",
     "baselines compare --dry-run --workload model.py": "model.py, line 5: ZeroDivisionError",
@@ -270,7 +295,7 @@ CASES = {
     "baselines compare --dry-run --workload batches.py": "batches.py, line 5: ZeroDivisionError",
     "baselines compare --dry-run --workload loss.py": "loss.py, line 5: RuntimeError: mat1",
     "baselines compare --dry-run --workload evaluate.py": "evaluate.py, line 5: it ends the",
-    "baselines compare --dry-run --workload own.py --methods head.py": "head.py, line 4: Attribute",
+    "baselines compare --dry-run --workload own.py --methods head.py": "head.py, line 13: Attribut",
     # Results.
     "baselines score nowhere": "nowhere holds no comparison",
     "baselines score folder.png": "folder.png holds no comparison",
@@ -489,29 +514,28 @@ NUMBERS = st.one_of(
 TEXTS = NUMBERS | st.text(st.characters(exclude_characters="\0"), max_size=8).filter(
     lambda text: not text.startswith("-")
 )
-COMPARE_ALONE = ["--methods", "--policy", "--cluster", "--cluster-option", "--trials", "--jobs"]
-OPTIONS = [*COMPARE_ALONE, "--workload", "--data", "--budget", "--seeds", "--k", "--every", "--lr"]
-OPTIONS.append("--threads")
+BOTH = ["--workload", "--data", "--budget", "--seeds", "--lr", "--policy", "--threads", "--jobs"]
+BOTH += ["--cluster", "--cluster-option"]
+SETTINGS = [f"--set={name}" for name in ("lawa.k", "lawa.every", "ema.decay", "swa.start")]
+OPTIONS = {
+    "compare": [*BOTH, "--methods", "--trials", "--set", *SETTINGS],
+    "ablate": [*BOTH, "--k", "--every"],
+}
 
 
 @settings(ONE_AT_A_TIME, max_examples=200)
 @given(
-    st.sampled_from(["compare", "ablate"]),
-    st.dictionaries(st.sampled_from(OPTIONS), TEXTS, min_size=1, max_size=3),
+    st.sampled_from(sorted(OPTIONS)).flatmap(
+        lambda name: st.tuples(
+            st.just(name),
+            st.dictionaries(st.sampled_from(OPTIONS[name]), TEXTS, min_size=1, max_size=3),
+        )
+    )
 )
-def test_whatever_an_option_is_given_what_is_wrong_is_a_line(name: str, given: dict) -> None:
+def test_whatever_an_option_is_given_what_is_wrong_is_a_line(line: tuple[str, dict]) -> None:
     # At the latest, the profile is of another workload.
+    name, given = line
     given = {"--workload": "digits", "--budget": "1s", **given, "--reference": "good.json"}
-    if name == "ablate":
-        for option in (
-            "--methods",
-            "--policy",
-            "--cluster",
-            "--cluster-option",
-            "--trials",
-            "--jobs",
-        ):
-            given.pop(option, None)
     assert_one_line(*ended("baselines", name, *(f"{key}={text}" for key, text in given.items())))
 
 
@@ -529,7 +553,7 @@ def test_what_a_file_does_in_another_process_is_told_with_its_place(tmp_path: Pa
     text = CHANGED.format(example=str(EXAMPLE), change="loss=loss")
     (tmp_path / "mine.py").write_text(text + IN_TRAINING)
     workload = load(str(tmp_path / "mine.py"))
-    plan = Plan(workload, ("constant",), (0,), Budget(0.5), Settings(0.1, 3, "auto"))
+    plan = Plan(workload, (find("constant"),), (0,), Budget(0.5), 0.1)
     made = profile_of([COSTS], plan.signature)
     write_profile(tmp_path / "kept", made)
     with Processes() as engine:

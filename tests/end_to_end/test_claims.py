@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from baselines.experiment.comparison import Comparison, Plan
-from baselines.experiment.store import Task, read_comparison, read_result
-from baselines.methods.settings import Settings
+from baselines.experiment.comparison import Comparison, Plan, Task
+from baselines.experiment.store import read_comparison, read_result
+from baselines.methods.names import find
 from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import WORKLOAD, run
 from tests.support.profiles import profile_of
@@ -40,7 +40,7 @@ SCRIPTS = {
     "averaging-and-decay": averaging_and_decay,
     "auto-interval": auto_interval,
 }
-PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.2), Settings(0.1, 5, "auto"))
+PLAN = Plan(WORKLOAD, (), (0, 1), Budget(0.2), 0.1)
 METHODS = ("constant", "ema", "lawa", "decayed", "lawa-decayed", "ema-decayed")
 
 
@@ -74,9 +74,10 @@ class Kept:
         return read_comparison(self.root / budget)
 
     def windows(self) -> dict[str, list[Run]]:
-        names = ("constant", *(cell.name for cell in runs.CELLS))
-        folder = self.root / "0.2s-ablation"
-        trainings = [read_result(folder, Task(names, seed)) for seed in PLAN.seeds]
+        """The runs of each window and of the live weights, all of one training a seed."""
+        names = {"constant": "constant", **{str(cell): cell.name for cell in runs.CELLS}}
+        tasks = [Task(tuple(names.values()), seed) for seed in PLAN.seeds]
+        trainings = [read_result(self.root / "0.2s-ablation", task) for task in tasks]
         return {name: [t.runs[i] for t in trainings] for i, name in enumerate(names)}
 
 
@@ -211,9 +212,8 @@ def made(curves: dict[str, list[float]], budget: float = 20.0, spread: float = 0
         for seed in range(5):
             own = [value * math.exp(draws.gauss(0, spread)) for value in values]
             found.append(run(method, seed, own, test=own[-1]))
-    plan = Plan(
-        WORKLOAD, tuple(curves), tuple(range(5)), Budget(budget), PLAN.settings, int(budget)
-    )
+    methods = tuple(map(find, curves))
+    plan = Plan(WORKLOAD, methods, tuple(range(5)), Budget(budget), 0.1, int(budget))
     profile = profile_of([{"train_step": 0.1}], plan.signature)
     return Comparison(plan, profile, (TrainingResult(tuple(found), 4.0, 4.1, 0.0),))
 

@@ -70,8 +70,8 @@ def test_a_comparison_ends_with_the_very_table_and_all_is_sent(
     pytest.importorskip("mlflow")
     plan = plan_of(budget=0.6, seeds=1, methods=("constant", "lawa", "decayed"))
     PROFILE.write(tmp_path / "reference.json")
-    options = "--workload digits --methods constant,lawa,decayed --seeds 1 --budget 0.6s --k 3"
-    options += " --lr 0.05 --jobs 2 --reference reference.json"
+    options = "--workload digits --methods constant,lawa,decayed --seeds 1 --budget 0.6s"
+    options += " --set lawa.k=3 --lr 0.05 --jobs 2 --reference reference.json"
     done = command(tmp_path, stepping, "baselines", "compare", *options.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert "did not reach MLflow" not in done.stdout

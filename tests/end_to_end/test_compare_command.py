@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from baselines.cli.app import app
-from baselines.methods.method import DEFAULT, METHODS
+from baselines.methods.names import DEFAULT, find
 from tests.support.commands import command, measured_here
 from timing.cli import commandline
 
@@ -54,7 +54,7 @@ def test_what_is_printed(folder: Path, first: subprocess.CompletedProcess[str]) 
     assert (folder / kept_in(first) / "reference.json").exists()
     assert "NVML" in out or "NVIDIA" in out
     for method in DEFAULT:
-        assert METHODS[method].title in out
+        assert find(method).title in out
     assert "RST by policy, means over seeds" in out
     assert "5 processes give a run's seconds to ±" in " ".join(out.split())
     assert "RST to target" in out
@@ -153,8 +153,8 @@ def test_the_same_command_does_nothing_again(
 
 def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
     options = (
-        "--budget 1s,2s --seeds 1 --methods constant,lawa,annealed-50 --k 3 --every 5 --lr 0.003 "
-        "--policy mlperf"
+        "--budget 1s,2s --seeds 1 --methods constant,lawa,annealed-50 --set lawa.k=3 "
+        "--set lawa.every=5 --lr 0.003 --policy mlperf"
     )
     done = command(
         folder,
@@ -171,8 +171,8 @@ def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
     assert {run.data.params["budget_seconds"] for run in by_budget} == {"1.0", "2.0"}
     assert "by budget" in done.stdout
     lawa = by_budget[0]
-    assert lawa.data.params["every"] == "5"
-    assert lawa.data.params["k"] == "3"
+    assert lawa.data.params["lawa.every"] == "5"
+    assert lawa.data.params["lawa.k"] == "3"
     assert lawa.data.params["learning_rate"] == "0.003"
     account = json.loads(mlflow.artifacts.load_text(f"{lawa.info.artifact_uri}/account.json"))
     counts = {line["operation"]: line["times"] for line in account["lines"]}
@@ -200,9 +200,11 @@ WRONG = {
     "--seeds many": "valid integer",
     "--methods lawa,adam": "--methods: 'adam' is none of constant, decayed",
     "--methods lawa,lawa": "--methods names a method twice",
-    "--k 0": "--k must be at least 1: 0",
-    "--every 0": "--every must be a number of steps from 1, or auto: '0'",
-    "--every manual": "--every must be a number of steps from 1, or auto: 'manual'",
+    "--set lawa.k=0": "--set: lawa.k: k must be from 1 to 10000: 0",
+    "--set lawa.every=0": "--set: lawa.every: every must be auto, or from 1 to 1000000000 steps: 0",
+    "--set lawa.every=manual": "--set: lawa.every cannot be 'manual': ",
+    "--set lawa.k": "--set must be NAME=VALUE, such as lawa.k=10: 'lawa.k'",
+    "--methods ema --set lawa.k=3": "--set: 'lawa.k' is no setting of the methods compared; they",
     "--lr -1": "--lr must be a positive number: -1",
     "--lr nan": "--lr must be a positive number: nan",
     "--policy free": "--policy: 'free' is none of algoperf, ntng, mlperf",
@@ -247,7 +249,7 @@ def test_a_reference_of_another_workload_is_refused_before_training(
     reference = str(folder / kept_in(first) / "reference.json")
     monkeypatch.chdir(tmp_path)
     for options, message in (
-        ("--workload digits --k 7", "measured with k=5 and this run has k=7"),
+        ("--workload digits --set lawa.k=7", "measured with k=5 and this run has k=7"),
         ("--workload digits --budget 0.000001s", "does not pay for one step"),
     ):
         line = ["baselines", "compare", *options.split(), "--reference", reference]

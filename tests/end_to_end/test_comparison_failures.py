@@ -19,11 +19,14 @@ from baselines.experiment.comparison import Plan, compare
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.workloads import load
 from tests.support.commands import Command
 from tests.support.kept_comparison import PROFILE, results
+from tests.support.profiles import profile_of
 from tests.support.stores import empty_store
+from tests.support.trainings import COSTS
+from tests.support.user_files import SCHEDULE, averager
 from tests.support.waiting import wait_for
 from timing import Budget
 from timing.cli import commandline
@@ -36,8 +39,9 @@ METHODS = "constant,lawa,decayed"
 
 def plan_of(budget_seconds: float, methods: str = METHODS) -> Plan:
     """What the command of `start` asks for."""
-    settings = Settings(learning_rate=0.05, k=3, every="auto")
-    return Plan(load("digits"), tuple(methods.split(",")), (0, 1), Budget(budget_seconds), settings)
+    found = map(find, methods.split(","))
+    chosen = tuple(m.with_settings({"lawa.k": 3} if "lawa.k" in m.settings else {}) for m in found)
+    return Plan(load("digits"), chosen, (0, 1), Budget(budget_seconds), 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,11 @@ def _in_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def start(folder: Path, *options: str, methods: str = METHODS) -> Command:
-    PROFILE.write(folder / "reference.json")
-    common = f"--workload digits --k 3 --seeds 2 --methods {methods} --reference reference.json"
+    windows = "lawa" in methods
+    profile = PROFILE if windows else profile_of([COSTS], plan_of(1.0, "constant").signature)
+    profile.write(folder / "reference.json")
+    common = f"--workload digits --seeds 2 --methods {methods} --reference reference.json"
+    common += " --set lawa.k=3" if windows else ""
     # The later of two that are alike holds.
     words = (*common.split(), "--lr", "0.05", *options)
     environment = {**os.environ, "COLUMNS": "200"}
@@ -136,21 +143,13 @@ def test_a_killed_process_leaves_the_table_with_its_runs_marked(tmp_path: Path) 
         assert told["final/metric"] == run.final
 
 
-RAISES = """
-from pathlib import Path
-from baselines import Method, NoAveraging
-from timing.rst.schedules import linear
-
-class Own(NoAveraging):
+RAISES = averager("""
     steps = 0
     def after_step(self, spent):
         self.steps += 1
         if self.steps == 20 and not Path("mended").exists():
             raise RuntimeError("the disk of my data is away")
-
-def method():
-    return Method("own", linear, lambda model, optimizer, *_: Own(model, optimizer))
-"""
+""")
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -168,7 +167,7 @@ def test_a_training_that_raises_fails_the_command_with_and_without_jobs(
         "with what did not end"
     )
     assert re.search(r"mine\.py, seed 0: FAILED after .*: the disk of my data is away", out)
-    assert re.search(r"│ mine +│ no run ended +│ no run ended", out)
+    assert re.search(r"│ mine of the constant rate +│ no run ended +│ no run ended", out)
     (tmp_path / "mended").touch()
     status, out, err = end(start(tmp_path, *options, methods=methods))
     assert (status, err) == (0, "")
@@ -188,13 +187,7 @@ def test_where_every_run_diverged_the_command_and_its_parent_have_failed(tmp_pat
     assert "no run ended" in found["parent"].data.tags["mlflow.note.content"]
 
 
-DIVERGES = """
-import dataclasses
-from baselines.methods.method import METHODS
-
-def method():
-    return dataclasses.replace(METHODS["decayed"], schedule=lambda spent: 1e9)
-"""
+DIVERGES = SCHEDULE.format("1e9")
 
 
 def test_a_run_that_diverges_by_itself_is_a_result(tmp_path: Path) -> None:
@@ -207,18 +200,10 @@ def test_a_run_that_diverges_by_itself_is_a_result(tmp_path: Path) -> None:
     assert found["mine.py/1"].info.status == "FAILED"
 
 
-REMOVES = """
-import shutil
-from baselines import Method, NoAveraging
-from timing.rst.schedules import linear
-
-class Own(NoAveraging):
+REMOVES = averager("""
     def after_step(self, spent):
         shutil.rmtree("lawa-runs", ignore_errors=True)
-
-def method():
-    return Method("own", linear, lambda model, optimizer, *_: Own(model, optimizer))
-"""
+""")
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

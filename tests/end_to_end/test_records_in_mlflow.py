@@ -23,7 +23,7 @@ from tests.support.kept_comparison import plan_of
 from tests.support.profiles import profile_of
 from tests.support.tracking_server import free_port, server, wait_until_it_answers
 from tests.support.trainings import COSTS
-from tests.support.user_files import WAITS
+from tests.support.user_files import WAITS, averager
 from tests.support.waiting import wait_for
 
 # Of a user's own: one that averages nothing, one that reads a copy of the live weights, and one
@@ -47,19 +47,6 @@ FILES = {
         return self.reading_halved(), {}
 """,
 }
-FILE = """
-import copy
-from contextlib import contextmanager, nullcontext
-from baselines import Method, NoAveraging
-from timing.rst.schedules import linear
-
-class Mine(NoAveraging):
-    pass
-{body}
-
-def method():
-    return Method("Mine", linear, lambda model, optimizer, *_: Mine(model, optimizer))
-"""
 METHODS = ("constant", "lawa", "swa", *FILES)
 COMPARE = (
     *("compare", "--workload", "digits", "--seeds", "1", "--budget", "1.5s", "--lr", "0.05"),
@@ -73,7 +60,7 @@ def prepare(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     profile_of([COSTS], {**plan_of().signature, "k": 5}).write(folder / "reference.json")
     for name, body in FILES.items():
-        (folder / name).write_text(FILE.format(body=body))
+        (folder / name).write_text(averager(body))
     return folder
 
 
@@ -363,19 +350,11 @@ def test_nor_is_it_where_the_name_looks_like_a_quoted_one(
     assert len(list(folder.glob("mlruns/**/report.md"))) == 1
 
 
-LEAKS = """
-import os
-from baselines import Method, NoAveraging
-from timing.rst.schedules import constant
-
-class Leaks(NoAveraging):
+LEAKS = averager("""
     def after_step(self, spent):
         secrets = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_TRACKING_TOKEN"]
         raise RuntimeError(f"API request to {secrets[0]}/api failed, with {secrets[1]}")
-
-def method():
-    return Method("Leaks", constant, lambda model, optimizer, *_: Leaks(model, optimizer))
-"""
+""")
 
 
 def test_no_password_is_written_shown_or_on_a_command_line(unsent: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from baselines.experiment.store import read_comparison
-from tests.support.kept_comparison import PROFILE, results
+from tests.support.kept_comparison import plan_of, results
 from tests.support.one_node_slurm import missing, one_node
+from tests.support.profiles import profile_of
 from tests.support.stores import empty_store
+from tests.support.trainings import COSTS
 from tests.support.user_files import WAITS
 
 pytest.importorskip("mlflow")
@@ -21,7 +23,7 @@ if missing():
     pytest.skip(missing(), allow_module_level=True)
 
 COMPARE = (
-    "compare --workload digits --k 3 --lr 0.05 --seeds 1 --methods waits.py,decayed --budget 8s "
+    "compare --workload digits --lr 0.05 --seeds 1 --methods waits.py,decayed --budget 8s "
     "--jobs 2 --cluster slurm --reference ../reference.json"
 )
 
@@ -59,7 +61,8 @@ def table(out: str) -> str:
 def test_a_cancelled_job_is_marked_and_gone_on_with(
     tmp_path: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    PROFILE.write(tmp_path / "reference.json")
+    signature = plan_of(methods=("decayed",)).signature
+    profile_of([COSTS], signature).write(tmp_path / "reference.json")
     slurm = {**slurm, "MLFLOW_TRACKING_URI": empty_store(tmp_path)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()

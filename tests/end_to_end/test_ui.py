@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from baselines.methods.method import METHODS
+from baselines.methods.names import find
 from tests.support.commands import command, measured_here
 from tests.support.tracking_server import free_port, server
 
@@ -85,7 +85,7 @@ def test_the_comparison_has_its_table_verdict_and_plots(printed, page) -> None:
     page.get_by_text("Show more").first.click()
     table = page.locator("table", has_text="RST to target").first
     for method in NAMES:
-        cell = table.get_by_text(METHODS[method].title, exact=True)
+        cell = table.get_by_text(find(method).title, exact=True)
         cell.first.wait_for()
     claim = re.compile("LAWA of the constant rate .*constant rate.* over 2 paired seeds")
     page.get_by_text(claim).first.wait_for()
@@ -100,7 +100,7 @@ def test_a_run_has_its_model_and_what_matters_first(printed, page) -> None:
     page.get_by_text(re.compile("^lawa, seed 0")).first.click()
     page.get_by_text("averaged lawa 0").first.wait_for()
     shown = page.get_by_text(
-        re.compile("^(method|seed|budget_seconds|learning_rate|k|every|workload|policy)$")
+        re.compile("^(method|seed|budget_seconds|learning_rate|lawa.k|lawa.every|workload|policy)$")
     )
     names = [shown.nth(i).inner_text() for i in range(shown.count())]
     assert names[:4] == ["method", "seed", "budget_seconds", "learning_rate"]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, Plan, tasks
-from baselines.methods.method import METHODS
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.events import Evaluated, EventLog, Started, ending_of
 from baselines.training.results import Point, Run, TrainingResult
 from baselines.workloads import digits
@@ -29,7 +28,7 @@ def run(
     line = {"operation": "train_step", "times": 40, "seconds_each": 0.1, "seconds": 4.0}
     account = ({**line, "charged": True},)
     test = values[-1] + 0.25 if test is None else test
-    share = METHODS[method].share if method in METHODS else 1.0
+    share = find(method).share
     test = math.inf if failure else test
     return Run(method, seed, points, account, totals, 0.1, failure, test, share=share)
 
@@ -37,7 +36,7 @@ def run(
 def comparison(curves: dict[str, list[list[float]]]) -> Comparison:
     """Runs from what they measured: for each method, for each seed, the metric at 1, 2, ... s."""
     seeds = tuple(range(len(next(iter(curves.values())))))
-    plan = Plan(WORKLOAD, tuple(curves), seeds, Budget(4.0), Settings(0.1, 5, "auto"), 4)
+    plan = Plan(WORKLOAD, tuple(map(find, curves)), seeds, Budget(4.0), 0.1, 4)
     profile = profile_of([{"train_step": 0.1}], plan.signature)
     runs = tuple(
         run(method, seed, values)

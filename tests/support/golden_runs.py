@@ -47,28 +47,34 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def ablation() -> list[dict[str, Any]]:
-    """Return what an ablation finds, a training a seed."""
-    if IS_BEFORE_THE_MOVES:
-        from baselines.ablation import Cell as WindowConfig
-        from baselines.ablation import ablate
-        from baselines.comparison import Plan
-
-        from baselines.methods import Settings
-    else:
-        from baselines.experiment.ablation import (  # type: ignore[assignment]
-            WindowConfig,
-            ablate,
-        )
-        from baselines.experiment.comparison import Plan  # type: ignore[assignment]
-        from baselines.methods.settings import Settings
+    """Return what an ablation finds, a training a seed; windows have the names of 1792e2a."""
     from baselines.workloads import load
     from timing import Budget, Profile
 
-    plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
-    cells = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
-    found = ablate(plan, Profile.read(PROFILE), cells)
-    trainings = found.trajectories if IS_BEFORE_THE_MOVES else found.trainings
-    return [json.loads(json.dumps(asdict(result))) for result in trainings]
+    profile = Profile.read(PROFILE)
+    cells = [(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
+    if IS_BEFORE_THE_MOVES:
+        from baselines.ablation import Cell, ablate
+        from baselines.comparison import Plan
+
+        from baselines.methods import Settings
+
+        plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
+        trainings = ablate(plan, profile, [Cell(k, every) for k, every in cells]).trajectories
+        return [json.loads(json.dumps(asdict(result))) for result in trainings]
+
+    from baselines.experiment.ablation import WindowConfig, methods_of
+    from baselines.experiment.comparison import Plan, compare
+
+    windows = [WindowConfig(k, every) for k, every in cells]
+    methods = methods_of(windows)
+    plan = Plan(load("digits"), methods, (0, 1), Budget(1.0), 0.1, 40, read_test=False)
+    found = json.loads(json.dumps([asdict(result) for result in compare(plan, profile).trainings]))
+    names = {window.name: str(window) for window in windows}
+    for result in found:
+        for run in result["runs"]:
+            run["method"] = names.get(run["method"], run["method"])
+    return found
 
 
 def exact(tree: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from baselines.experiment.comparison import Comparison, Plan
 from baselines.experiment.lock import Lock
 from baselines.experiment.resume import resume
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training.events import Event, Started
 from baselines.workloads import load
 from tests.support.profiles import profile_of
@@ -26,8 +26,9 @@ METHODS = ("constant", "ema", "swa", "lawa", "decayed", "lawa-decayed")
 
 
 def plan_of(budget: float = 2.5, seeds: int = 2, methods: tuple[str, ...] = METHODS) -> Plan:
-    settings = Settings(learning_rate=0.05, k=3, every="auto")
-    return Plan(load("digits"), methods, tuple(range(seeds)), Budget(budget), settings, 5)
+    found = (find(name) for name in methods)
+    chosen = tuple(m.with_settings({"lawa.k": 3} if "lawa.k" in m.settings else {}) for m in found)
+    return Plan(load("digits"), chosen, tuple(range(seeds)), Budget(budget), 0.05, 5)
 
 
 PROFILE = profile_of([COSTS], plan_of().signature)

@@ -14,16 +14,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from baselines.methods.method import METHODS
-from baselines.methods.settings import Settings
+from baselines.methods.names import find
 from baselines.training import distributed
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.loop import train
 from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget
 
-FOLLOWING = ("constant", "ema", "swa", "lawa")
-SETTINGS = Settings(learning_rate=0.02, k=3, every=2)
+FOLLOWING = [find(name) for name in ("constant", "ema", "swa", "lawa(k=3,every=2)")]
+RATE = 0.02
 # Without BatchNorm, whose statistics are of each rank's own batch.
 WITHOUT_BATCHNORM = dataclasses.replace(
     WORKLOAD,
@@ -33,8 +32,7 @@ WITHOUT_BATCHNORM = dataclasses.replace(
 
 
 def follow(workload, budget_seconds, costs=COSTS, **options):
-    methods = {name: METHODS[name] for name in FOLLOWING}
-    return train(workload, methods, 3, Budget(budget_seconds), costs, SETTINGS, 4, **options)
+    return train(workload, FOLLOWING, 3, Budget(budget_seconds), costs, RATE, 4, **options)
 
 
 if __name__ == "__main__":

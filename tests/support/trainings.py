@@ -1,7 +1,7 @@
 """Small trainings of digits under costs that are made up."""
 
-from baselines.methods.method import METHODS
-from baselines.methods.settings import Settings
+from baselines.methods.method import Method
+from baselines.methods.names import find
 from baselines.training.loop import train
 from baselines.training.results import TrainingResult
 from baselines.workloads import digits
@@ -22,7 +22,15 @@ COSTS = {
     "evaluate": 0.5,
 }
 
-SETTINGS = Settings(learning_rate=0.05, k=3, every=4)
+RATE = 0.05
+WINDOW = {"lawa.k": 3, "lawa.every": 4}
+
+
+def method_of(name: str, **settings: object) -> Method:
+    """The method with LAWA's window of these trainings, where it has one."""
+    found = find(name)
+    window = {key: value for key, value in WINDOW.items() if key in found.settings}
+    return found.with_settings({**window, **settings})
 
 
 def follow(
@@ -36,11 +44,11 @@ def follow(
 ) -> TrainingResult:
     return train(
         workload,
-        {method: METHODS[method] for method in methods},
+        [method_of(method) for method in methods],
         seed=seed,
         budget=Budget(budget),
         costs=costs,
-        settings=SETTINGS,
+        learning_rate=RATE,
         evaluations=evaluations,
         policy=policy,
     )

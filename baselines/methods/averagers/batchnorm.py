@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,3 @@ def update_bn(model: nn.Module, batches: Sequence[Tensor]) -> None:
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         swa_utils.update_bn(batches, model, device)
-
-
-def has_batchnorm(model: nn.Module) -> bool:
-    """Say whether the model has running statistics to recompute."""
-    # update_bn looks for this very class.
-    base: Any = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, base) for module in model.modules())

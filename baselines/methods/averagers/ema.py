@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from baselines.methods.averagers.base import NoAveraging, check_keys
+from baselines.methods.averagers.base import Averager, AveragerPart, check_keys
 from baselines.methods.averagers.tensors import load_tensors, tensors_of
+from baselines.methods.part import Range, check_share
+from baselines.workloads.base import Workload
 from timing import Operation
 
 
@@ -31,7 +34,7 @@ def growing_half_life(share: float, step: int) -> float:
     return math.pow(0.5, 1 / max(1.0, share * step))
 
 
-class Ema(NoAveraging):
+class Ema(Averager):
     """Averages every step exponentially, with a decay for each.
 
     Args:
@@ -39,8 +42,6 @@ class Ema(NoAveraging):
         optimizer: that trains it.
         decay_at: the decay by the number of updates before, from 1.
     """
-
-    step_operations: Mapping[str, int] = {"ema_update": 1}
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, decay_at: Callable[[int], float]
@@ -84,3 +85,59 @@ def _ema_update(
         torch._foreach_lerp_(averaged, current, 1 - decay_at(int(updates)))
     else:
         torch._foreach_copy_(averaged, current)
+
+
+@dataclass(frozen=True)
+class _EmaPart(AveragerPart):
+    step_operations = {"ema_update": 1}
+
+    @property
+    def copies(self) -> int:
+        """Return one: the average."""
+        return 1
+
+
+@dataclass(frozen=True)
+class EmaPart(_EmaPart):
+    """Average every step exponentially.
+
+    Attributes:
+        decay: the default reaches back about a tenth of a run of two thousand steps, as far as the
+            window of LAWA.
+    """
+
+    name = "ema"
+    title = "EMA"
+    space = {"decay": Range(0.98, 0.9998)}
+
+    decay: float = 0.995
+
+    def __post_init__(self) -> None:
+        check_share(decay=self.decay)
+
+    def begin(self, model: nn.Module, optimizer: Optimizer, workload: Workload) -> Ema:  # noqa: ARG002
+        """Return what follows a training."""
+        return Ema(model, optimizer, partial(fixed_decay, self.decay))
+
+
+@dataclass(frozen=True)
+class EmaGrowingPart(_EmaPart):
+    """Average every step exponentially, with a half-life that grows with the training.
+
+    Attributes:
+        half_life: a share of the steps so far; the default reaches back about as far as LAWA with
+            every="auto".
+    """
+
+    name = "ema-growing"
+    title = "EMA of growing half-life"
+    space = {"half_life": Range(0.005, 0.2, log=True)}
+
+    half_life: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_share(half_life=self.half_life)
+
+    def begin(self, model: nn.Module, optimizer: Optimizer, workload: Workload) -> Ema:  # noqa: ARG002
+        """Return what follows a training."""
+        return Ema(model, optimizer, partial(growing_half_life, self.half_life))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from baselines.methods.averagers.base import CALIBRATE_READING_EVERY, NoAveraging, check_keys
-from baselines.methods.averagers.batchnorm import has_batchnorm, update_bn
+from baselines.methods.averagers.base import (
+    CALIBRATE_READING_EVERY,
+    Averager,
+    AveragerPart,
+    check_keys,
+)
+from baselines.methods.averagers.batchnorm import update_bn
 from baselines.methods.averagers.tensors import load_tensors, tensors_of
+from baselines.methods.part import Range, check_share
+from baselines.methods.schedules import SchedulePart
+from baselines.workloads.base import Workload
 from timing import Operation
 
 SWA_EVERY = 10
@@ -22,7 +31,7 @@ SWA_EVERY = 10
 CYCLES_START, CYCLE, CYCLES, MIN_FACTOR = 0.75, 0.04, 6, 0.01
 
 
-class Swa(NoAveraging):
+class Swa(Averager):
     """Averages snapshots of the last part; an evaluation recomputes BatchNorm's statistics.
 
     Izmailov et al. (arXiv 1803.05407) at a constant rate. Before that part there is no average,
@@ -35,8 +44,6 @@ class Swa(NoAveraging):
         start: the fraction of the budget from which every tenth step is taken in.
     """
 
-    step_operations: Mapping[str, int] = {"swa_update": 1}
-
     def __init__(
         self,
         model: nn.Module,
@@ -47,8 +54,7 @@ class Swa(NoAveraging):
         super().__init__(model, optimizer)
         self.start = start
         self.average = AveragedModel(model)
-        self.bn_batches = bn_batches if has_batchnorm(model) else ()
-        self.evaluation_operations = {"statistics": 1} if self.bn_batches else {}
+        self.bn_batches = bn_batches
         # Steps since the start, or, if cyclic, cycles that have ended.
         self._passed = 0
 
@@ -69,7 +75,7 @@ class Swa(NoAveraging):
         """Return the averaged model, its statistics up to date."""
         if int(self.average.n_averaged) == 0:
             return nullcontext(self.model), {}
-        return self._with_statistics(), self.evaluation_operations
+        return self._with_statistics(), {"statistics": 1} if self.bn_batches else {}
 
     @contextmanager
     def _with_statistics(self) -> Iterator[nn.Module]:
@@ -129,3 +135,66 @@ def cyclic_linear(fraction: float) -> float:
     passed = cycles_passed(fraction)
     into = 1.0 if passed >= CYCLES else passed % 1
     return 1 - (1 - MIN_FACTOR) * into
+
+
+@dataclass(frozen=True)
+class CyclicLinear(SchedulePart):
+    """Keep the peak rate, then fall from it several times, for cyclic SWA."""
+
+    name = "cyclic"
+    title = "cyclic rate"
+    averaged = "a cyclic rate"
+
+    def factor(self, spent: float) -> float:
+        """Return the factor in the cycle."""
+        return cyclic_linear(spent)
+
+
+@dataclass(frozen=True)
+class _SwaPart(AveragerPart):
+    step_operations = {"swa_update": 1}
+
+    @property
+    def copies(self) -> int:
+        """Return one: the average."""
+        return 1
+
+    def max_evaluation_operations(self, workload: Workload) -> Mapping[str, int]:
+        """Return the statistics, where a workload has batches for them."""
+        return {"statistics": 1} if workload.bn_batches else {}
+
+
+@dataclass(frozen=True)
+class SwaPart(_SwaPart):
+    """Average snapshots of the last part of a training.
+
+    Attributes:
+        start: the fraction of the budget from which it averages; the default is the last quarter,
+            as in the experiments of Izmailov et al. (arXiv 1803.05407).
+    """
+
+    name = "swa"
+    title = "SWA"
+    space = {"start": Range(0.3, 0.95)}
+
+    start: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_share(start=self.start)
+
+    def begin(self, model: nn.Module, optimizer: Optimizer, workload: Workload) -> Swa:
+        """Return what follows a training."""
+        return Swa(model, optimizer, workload.bn_batches, self.start)
+
+
+@dataclass(frozen=True)
+class CyclicSwaPart(_SwaPart):
+    """Average the ends of the cycles of a cyclic rate, which comes with it."""
+
+    name = "swa-cyclic"
+    title = "SWA"
+    brings = (CyclicLinear(),)
+
+    def begin(self, model: nn.Module, optimizer: Optimizer, workload: Workload) -> CyclicSwa:
+        """Return what follows a training."""
+        return CyclicSwa(model, optimizer, workload.bn_batches)
