@@ -170,7 +170,7 @@ def found_in(folder, done):
 
     (root,) = (folder / "lawa-runs").iterdir()
     runs = {f"{run.method}, seed {run.seed}": asdict(run) for run in read_comparison(root).runs}
-    table = done.stdout[done.stdout.index("of RST each") :].split("To review")[0]
+    table = done.stdout[done.stdout.index("of RST each") :].split("Published to")[0]
     return {"runs": runs, "told": recorded(folder), "table": {"": table}}
 
 

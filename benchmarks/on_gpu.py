@@ -64,11 +64,10 @@ def unpacked(wheels, folder):
 
 def environment(work, wheels, smoke):
     """Of every process of the run."""
-    # The comparison is to be as on a machine without MLflow, wherever it runs: it only writes down
-    # what is sent later.
+    # The comparison is to be as on a machine without MLflow, wherever it runs.
     without = work / "without_mlflow"
     without.mkdir()
-    reason = "MLflow is kept out of this run: what is recorded is sent later, from elsewhere"
+    reason = "MLflow is kept out of this run: what is kept is published later, from elsewhere"
     (without / "mlflow.py").write_text(f"raise ImportError({reason!r})\n")
     path = [without, ROOT, HERE]
     if wheels is not None:

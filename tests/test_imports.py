@@ -21,7 +21,6 @@ FORBIDDEN = {
 }
 ONE_FILE = {
     "pynvml": "timing/gpu/nvml.py",
-    "mlflow": "baselines/tracking/sender.py",
     "schedulefree": "baselines/methods/recipes/schedule_free_optimizer.py",
 }
 
@@ -122,6 +121,17 @@ def test_one_file_imports_a_vendor(vendor: str) -> None:
         if vendor in imported(path)
     }
     assert found == {ONE_FILE[vendor]}
+
+
+def test_one_folder_imports_mlflow_and_what_starts_it_does_not() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "mlflow" in imported(path)
+    }
+    assert {path.rpartition("/")[0] for path in found} == {"baselines/tracking"}
+    assert "baselines/tracking/follow.py" not in found
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "baselines.workloads"])

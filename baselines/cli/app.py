@@ -14,7 +14,7 @@ from matplotlib import rcParams
 from baselines.analysis import score
 from baselines.analysis.performance_profile import performance_profile
 from baselines.cli import options, session
-from baselines.cli.console import console, say, show_ranking, table_of
+from baselines.cli.console import console, say, table_of
 from baselines.cli.dry_run import estimate, estimate_table
 from baselines.cli.options import (
     ClusterOption,
@@ -24,12 +24,14 @@ from baselines.cli.options import (
     FolderOption,
     JobsOption,
     PolicyOption,
+    PublishOption,
     RateOption,
     ReferenceOption,
     SeedsOption,
     ThreadsOption,
     WorkloadOption,
 )
+from baselines.cli.publishing import publish_command
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
@@ -102,10 +104,11 @@ def compare_command(
     cluster: ClusterOption = None,
     cluster_option: ClusterOptions = None,
     dry_run: DryRunOption = False,
+    publish: PublishOption = True,
 ) -> None:
     """Train every method with every seed under one budget of reference system time.
 
-    Prints the table and what it supports; everything is recorded in MLflow. A run that diverges is
+    Prints the table and what it supports; everything is kept in a folder. A run that diverges is
     a result, shown in its method's row. The exit status is 1 where a run did not end, since it
     raised an error or its process was killed (the same command goes on with it); where every run
     failed; and where the comparison's folder cannot be used. It is 2 for a wrong option, 130 or 143
@@ -118,7 +121,7 @@ def compare_command(
         replace(plan, trials=trials)
         for plan in options.plans(workload, data, budget, seeds, chosen, lr, policy)
     ]
-    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run)
+    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run, publish=publish)
 
 
 @app.command("ablate")
@@ -145,11 +148,12 @@ def ablate_command(
     cluster: ClusterOption = None,
     cluster_option: ClusterOptions = None,
     dry_run: DryRunOption = False,
+    publish: PublishOption = True,
 ) -> None:
     """Try every k with every interval, all on one training of the constant rate a seed.
 
     Prints the metric of each at half of the budget and at its end, beside the live weights;
-    everything is recorded in MLflow, kept and gone on with as by compare.
+    everything is kept, gone on with and published as by compare.
     """
     options.set_threads(threads)
     ks = [options.count("--k", text, MOST_SNAPSHOTS) for text in k.split(",")]
@@ -161,7 +165,7 @@ def ablate_command(
         replace(plan, read_test=False)
         for plan in options.plans(workload, data, budget, seeds, methods_of(windows), lr, policy)
     ]
-    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run)
+    _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run, publish=publish)
 
 
 def _run(
@@ -173,6 +177,7 @@ def _run(
     cluster_options: list[str] | None,
     *,
     dry_run: bool,
+    publish: bool,
 ) -> None:
     """Run plans that differ in their budget alone, or say what they will take."""
     options.within("--jobs", jobs, 1, options.MOST_JOBS)
@@ -195,16 +200,17 @@ def _run(
         ):
             # Only one of the processes that train together has something to say.
             console.quiet = distributed.rank() > 0
-            comparisons = session.run_comparison(root, plans, given, engine, jobs)
+            comparisons = session.run_comparison(root, plans, given, engine, jobs, publish=publish)
     except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
         raise commandline.CommandError(str(error)) from error
-    if len(comparisons) > 1:
-        show_ranking(comparisons)
     failures = [comparison.failure for comparison in comparisons if comparison.failure]
     if failures:
         if any(comparison.cut_off for comparison in comparisons):
             failures.append("the same command goes on with what did not end")
         raise commandline.CommandError("; ".join(failures))
+
+
+app.command("publish")(publish_command)
 
 
 @app.command("score")

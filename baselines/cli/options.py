@@ -89,6 +89,12 @@ ThreadsOption = Annotated[
     ),
 ]
 
+PublishOption = Annotated[
+    bool,
+    typer.Option(
+        help="Whether it is sent to MLflow while it runs; `publish` does so later, too.",
+    ),
+]
 
 # Nobody waits for the end of more, and what is made for each would not fit into memory.
 MOST_SEEDS = 10_000

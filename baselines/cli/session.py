@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from baselines.cli.console import Screen, TuningBar, console, progress_bar, say, show, table_of
+from baselines.cli.console import (
+    Screen,
+    TuningBar,
+    console,
+    progress_bar,
+    say,
+    show,
+    show_ranking,
+    table_of,
+)
 from baselines.experiment import tuning
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.cluster import Cluster
@@ -31,9 +40,9 @@ from baselines.experiment.store import (
 )
 from baselines.methods.names import file_digests
 from baselines.methods.part import MethodError
-from baselines.tracking.tracker import Tracker
+from baselines.tracking.follow import Follower, publish_command
 from baselines.training import distributed
-from baselines.training.events import Event, OnEvent
+from baselines.training.events import OnEvent
 from timing import CalibrationError, Profile, profile_warnings
 from timing.cli import commandline
 
@@ -71,7 +80,13 @@ def refuse(plans: list[Plan], profile: Profile) -> None:
 
 
 def run_comparison(
-    root: Path, plans: list[Plan], given: Profile | None, engine: Engine | None, jobs: int
+    root: Path,
+    plans: list[Plan],
+    given: Profile | None,
+    engine: Engine | None,
+    jobs: int,
+    *,
+    publish: bool,
 ) -> list[Comparison]:
     """Compare under each budget, going on with what is in the folder, and print the results.
 
@@ -94,30 +109,39 @@ def run_comparison(
 
     say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
     comparisons = []
-    for plan in plans:
-        path = budget_folder(root, plan)
-        if plan.trials:
-            plan = tuned(plan, profile, path, try_out)
-        refuse_changed(texts)
-        if distributed.rank() > 0:
-            comparisons.append(resume(plan, profile, path))
-            continue
-        key = write_or_verify(path, plan).id
-        with Tracker(plan, profile, key=key, folder=path / "records") as tracker:
+    with publishing(root, publish=publish):
+        for plan in plans:
+            path = budget_folder(root, plan)
+            if plan.trials:
+                plan = tuned(plan, profile, path, try_out)
+            refuse_changed(texts)
+            if distributed.rank() > 0:
+                comparisons.append(resume(plan, profile, path))
+                continue
+            key = write_or_verify(path, plan).id
             with progress_bar() as progress:
                 screen = Screen(plan, progress)
-
-                def tell(event: Event, screen: Screen = screen, tracker: Tracker = tracker) -> None:
-                    screen(event)
-                    tracker(event)
-
-                comparisons.append(train(plan, profile, path, tell, export_models=True))
-            tracker.log_report(comparisons[-1])
-        show(comparisons[-1])
-        for line in tracker.review_instructions():
-            say(line)
-        check_kept(path, key, comparisons[-1])
+                comparisons.append(train(plan, profile, path, screen, export_models=True))
+            show(comparisons[-1])
+            check_kept(path, key, comparisons[-1])
+        if len(comparisons) > 1:
+            show_ranking(comparisons)
     return comparisons
+
+
+@contextmanager
+def publishing(root: Path, *, publish: bool) -> Iterator[None]:
+    """Send to MLflow what a block leaves in a folder, while it runs, and print what came of it."""
+    if distributed.rank() > 0:
+        yield
+    elif publish:
+        with Follower(root) as follower:
+            yield
+        for line in follower.said:
+            say(line)
+    else:
+        yield
+        say(f"Nothing was sent to MLflow: {publish_command(root)} does it.")
 
 
 def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:

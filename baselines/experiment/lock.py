@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Self
 
 SECONDS_BETWEEN_TRIES = 0.2
+# For whoever only looks whether it is locked.
+SECONDS_OF_A_LOOK = 0.5
 
 
 class LockedError(RuntimeError):
@@ -29,7 +31,7 @@ class Lock:
             the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, wait_seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, wait_seconds: float = SECONDS_OF_A_LOOK) -> None:
         self._folder = folder
         self._wait_seconds = wait_seconds
 
@@ -66,3 +68,18 @@ class Lock:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._file)
+
+
+def is_locked(folder: Path) -> bool:
+    """Say whether a process has the folder."""
+    try:
+        file = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from baselines.methods.part import MethodError
 from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software
+from timing.secrets import hide
 
 MANIFEST, REFERENCE = "comparison.json", "reference.json"
 
@@ -96,7 +99,7 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
 class Manifest(BaseModel):
-    """A plan as it is kept in a file; `id` alone says nothing of what is compared.
+    """A plan as it is kept in a file; `id` and `command` alone say nothing of what is compared.
 
     Attributes are those of `Plan` and `Workload`. Results depend on the versions of the software
     and on the number of threads, so these belong to it.
@@ -106,6 +109,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     id: str
+    # What was typed, for whoever looks at it in MLflow.
+    command: str = ""
     workload: str
     source: tuple[str, str | None] | None
     metric: str
@@ -131,6 +136,7 @@ class Manifest(BaseModel):
         software = this_software()
         return cls(
             id=uuid.uuid4().hex,
+            command=hide(shlex.join(sys.orig_argv))[:5000],
             workload=plan.workload.name,
             source=plan.workload.source,
             metric=plan.workload.metric,
@@ -207,4 +213,4 @@ class Manifest(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Return all that tells one comparison from another, as JSON."""
-        return self.model_dump_json(exclude={"id"})
+        return self.model_dump_json(exclude={"id", "command"})

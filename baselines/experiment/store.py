@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,7 +31,7 @@ from baselines.experiment.comparison import Comparison, Plan, Task, tasks
 from baselines.experiment.manifest import MANIFEST, REFERENCE, FolderError, Manifest
 from baselines.external import digest_of
 from baselines.training.checkpoint import StorageError, write_atomically
-from baselines.training.events import EVENTS, fold, read_events
+from baselines.training.events import EVENTS, Event, fold, read_events
 from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from timing import Profile, ProfileError
@@ -127,13 +128,18 @@ def read_outcome(folder: Path, task: Task) -> TrainingResult | None:
     Raises:
         FolderError: its events are damaged.
     """
-    path = task_folder(folder, task)
-    try:
+    with _damage_told(task_folder(folder, task)) as path:
         result = fold(read_events(path))
         found = [(run.method, run.seed) for run in result.runs] if result else []
         if result and found != [(method, task.seed) for method in task.methods]:
             raise ValueError(f"they are of {found}")
         return result
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[Path]:
+    try:
+        yield path
     except ValueError as error:
         raise FolderError(
             f"{path / EVENTS} is damaged ({error}): remove {path} to train it again"
@@ -173,6 +179,64 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A comparison as its folder has it, without its workload's model and data.
+
+    Attributes:
+        folder: of a budget.
+        manifest: as it is there.
+        plan: that it is of; its workload can be asked for names alone.
+        profile: of the reference machine.
+    """
+
+    folder: Path
+    manifest: Manifest
+    plan: Plan
+    profile: Profile
+
+    @classmethod
+    def read(cls, folder: Path) -> Kept:
+        """Return what a budget's folder has; nothing that it names is run.
+
+        Raises:
+            FolderError: it holds no comparison, or it or its profile is damaged.
+        """
+        manifest = Manifest.read(folder)
+        profile = read_profile(folder.parent)
+        if profile is None:
+            raise FolderError(f"{folder.parent} has no {REFERENCE}")
+        return cls(folder, manifest, manifest.plan(_without_data(manifest)), profile)
+
+    def logs(self) -> list[list[Event]]:
+        """Return what each training has told so far, whole where it has ended; seed by seed.
+
+        Raises:
+            FolderError: a log is damaged.
+        """
+        logs = []
+        for path in self.folder.glob(f"*/{EVENTS}"):
+            with _damage_told(path.parent):
+                logs.append(read_events(path.parent))
+                fold(logs[-1])
+        places = {seed: place for place, seed in enumerate(self.plan.seeds)}
+        return sorted(filter(None, logs), key=lambda log: places.get(log[0].seed, len(places)))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """Return the folders of the budgets of a command, or the folder itself if it is of one.
+
+    Raises:
+        FolderError: it is neither.
+    """
+    if (folder / REFERENCE).exists():
+        found = [path.parent for path in folder.glob(f"*s/{MANIFEST}")]
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+    if not (folder / MANIFEST).exists():
+        raise FolderError(f"{folder} holds no comparison: there is no {MANIFEST} in it")
+    return [folder]
+
+
 def read_comparison(folder: Path) -> Comparison:
     """Return a comparison that has ended, without its workload's model and data.
 
@@ -182,26 +246,21 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         FolderError: there is none, it or its profile is damaged, or it has not ended.
     """
-    if (folder / REFERENCE).exists():
-        inside = sorted(path.parent for path in folder.glob(f"*s/{MANIFEST}"))
-        if len(inside) != 1:
-            names = ", ".join(str(path) for path in inside) or "none"
-            raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
-        (folder,) = inside
-    manifest = Manifest.read(folder)
-    profile = read_profile(folder.parent)
-    if profile is None:
-        raise FolderError(f"{folder.parent} has no {REFERENCE}")
-    plan = manifest.plan(_without_data(manifest))
+    inside = folders_of(folder)
+    if len(inside) != 1:
+        names = ", ".join(str(path) for path in inside) or "none"
+        raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
+    kept = Kept.read(inside[0])
     trainings = []
-    for task in tasks(plan):
-        result = read_result(folder, task)
+    for task in tasks(kept.plan):
+        result = read_result(kept.folder, task)
         if result is None:
             raise FolderError(
-                f"{folder} has not ended: seed {task.seed} of {', '.join(task.methods)} is missing"
+                f"{kept.folder} has not ended: seed {task.seed} of {', '.join(task.methods)} is "
+                "missing"
             )
         trainings.append(result)
-    return Comparison(plan, profile, tuple(trainings))
+    return Comparison(kept.plan, kept.profile, tuple(trainings))
 
 
 def _without_data(manifest: Manifest) -> Workload:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -142,7 +142,26 @@ def ending_of(result: TrainingResult, seed: int) -> Ended | Failed:
     )
 
 
-def fold(events: Iterable[Event]) -> TrainingResult | None:
+def end_in(events: Sequence[Event]) -> Ended | Failed | None:
+    """Return how a training has ended; None if it has not, or has begun again since it failed."""
+    end: Failed | None = None
+    for event in events:
+        match event:
+            case Ended():
+                return event
+            case Failed():
+                end = event
+            case Started():
+                end = None
+    return end
+
+
+def methods_in(events: Sequence[Event]) -> list[str]:
+    """Return the names of the methods that follow a training, once it has begun."""
+    return list(next((event.shares for event in events if isinstance(event, Started)), {}))
+
+
+def fold(events: Sequence[Event]) -> TrainingResult | None:
     """Return what came of a training: its result, or with `error` why it failed; None before that.
 
     One that went on has told of its points again, and of each the first stands.
@@ -152,33 +171,37 @@ def fold(events: Iterable[Event]) -> TrainingResult | None:
     """
     points: dict[str, dict[int, Point]] = {}
     shares: dict[str, float] = {}
-    failed: Failed | None = None
     for event in events:
         match event:
             case Started():
-                shares, failed = event.shares, None
+                shares |= event.shares
             case Evaluated():
                 points.setdefault(event.method, {}).setdefault(event.point.step, event.point)
-            case Failed():
-                failed = event
-            case Ended():
-                return _ended(event, points)
-    if failed is None:
-        return None
+    match end_in(events):
+        case Ended() as ended:
+            return _ended(ended, points)
+        case Failed() as failed:
+            return _failed(failed, points, shares)
+    return None
+
+
+def _failed(
+    event: Failed, points: Mapping[str, Mapping[int, Point]], shares: Mapping[str, float]
+) -> TrainingResult:
     runs = (
         Run(
             method=name,
-            seed=failed.seed,
+            seed=event.seed,
             points=tuple(points.get(name, {}).values()),
             account=(),
             totals={},
             step_seconds=0.0,
-            failure=failed.reason,
+            failure=event.reason,
             share=shares.get(name, 1.0),
         )
-        for name in failed.methods
+        for name in event.methods
     )
-    return TrainingResult(tuple(runs), 0.0, 0.0, 0.0, failed.reason)
+    return TrainingResult(tuple(runs), 0.0, 0.0, 0.0, event.reason)
 
 
 def _ended(event: Ended, points: Mapping[str, Mapping[int, Point]]) -> TrainingResult:

@@ -1,7 +1,7 @@
 """A comparison of the default methods, as large as the time that is left allows.
 
-On the workload and under the profile of the parts before. MLflow is not needed: what it is to have
-is written down, and comes home in `comparison.tar.gz`.
+On the workload and under the profile of the parts before. MLflow is not needed: the folder comes
+home in `comparison.tar.gz`, and is published from there.
 """
 
 from dataclasses import replace
@@ -13,9 +13,8 @@ from baselines.analysis import report
 from baselines.cli.console import Screen, progress_bar, show
 from baselines.experiment.comparison import Plan, methods_by_training
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, write_or_verify, write_profile
+from baselines.experiment.store import budget_folder, write_profile
 from baselines.methods.names import DEFAULT, find
-from baselines.tracking.tracker import Tracker
 from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target
@@ -68,24 +67,20 @@ def main():
     root.mkdir(parents=True)
     write_profile(root, profile)
     folder = budget_folder(root, plan)
-    part.add(records=str((folder / "records").relative_to(part.work)), root=root.name)
+    part.add(root=root.name)
     size = f"{len(plan.seeds)} seeds of {len(plan.methods)} methods on {workload.name}"
     part.note(f"{size}, {plan.budget.seconds:g} s of RST each.")
-    key = write_or_verify(folder, plan).id
-    with Tracker(plan, profile, key=key, folder=folder / "records") as tracker:
-        with progress_bar() as progress:
-            screen = Screen(plan, progress)
-
-            def tell(event):
-                screen(event)
-                tracker(event)
-
-            # Without the models, which are too large to be brought home.
-            comparison = resume(
-                plan, profile, folder, tell, checkpoint_seconds=NEVER_SECONDS, warn=part.note
-            )
-        part.add(report=report.markdown(comparison))
-        tracker.log_report(comparison)
+    with progress_bar() as progress:
+        # Without the models, which are too large to be brought home.
+        comparison = resume(
+            plan,
+            profile,
+            folder,
+            Screen(plan, progress),
+            checkpoint_seconds=NEVER_SECONDS,
+            warn=part.note,
+        )
+    part.add(report=report.markdown(comparison))
     show(comparison)
     for result in comparison.trainings:
         names = ", ".join(run.method for run in result.runs)

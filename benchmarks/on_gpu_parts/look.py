@@ -8,7 +8,7 @@ import traceback
 NEEDED = (
     "torch",
     "timing",
-    "baselines.tracking.tracker",
+    "baselines.cli.console",
     "baselines.workloads",
     "pytest",
     "hypothesis",

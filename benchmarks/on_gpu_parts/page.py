@@ -57,10 +57,10 @@ def section(name, found):
     data = found.get("data", {})
     if "report" in data:
         parts.append(re.sub("^## ", "#### ", data["report"], flags=re.MULTILINE))
-    if "records" in data:
+    if "root" in data:
         parts.append(
             "To have it in MLflow, unpack `comparison.tar.gz` on a machine that has MLflow and "
-            f"this project, and there `python -m baselines.tracking {data['records']}`; "
+            f"this project, and there `python -m baselines publish {data['root']}`; "
             f"`python -m baselines score {data['root']}` reads it too."
         )
     return "\n\n".join(part for part in parts if part)

@@ -506,7 +506,7 @@ def test_the_command_compares_files_with_settings_of_their_own(tmp_path: Path) -
     common = "--workload digits --seeds 2 --budget 0.3s --reference reference.json --trials 2"
     names = f"decayed,{LOOKAHEAD},{mean},{mean}(eta=9)+decayed"
     given = ("--set", "lookahead.share=0.25", "--set", "polynomial.eta=1")
-    done = command(tmp_path, "compare", *common.split(), "--methods", names, *given)
+    done = command(tmp_path, "compare", "--no-publish", *common.split(), "--methods", names, *given)
     assert done.returncode == 0, done.stderr
     assert "│ Lookahead " in done.stdout
     assert "│ polynomial mean (eta=9.0) of the decayed rate " in done.stdout

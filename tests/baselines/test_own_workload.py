@@ -239,9 +239,8 @@ def test_weights_drawn_elsewhere_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_compares_on_it(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
     reference = measured_here(tmp_path, str(EXAMPLE), None, k=5)
-    options = "--seeds 2 --budget 0.2s --methods constant,lawa --reference"
+    options = "--seeds 2 --budget 0.2s --methods constant,lawa --no-publish --reference"
     done = command(tmp_path, "compare", "--workload", str(EXAMPLE), *options.split(), reference)
     assert done.returncode == 0, done.stderr
     assert "diabetes, 0.2 s of RST each" in done.stdout

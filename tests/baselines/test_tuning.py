@@ -407,13 +407,14 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     def cut_off(*_, **__) -> None:
         raise commandline.CommandError("cut off before the comparison")
 
-    monkeypatch.setattr(session, "Tracker", cut_off)
+    monkeypatch.setattr(session, "Screen", cut_off)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     PROFILE.write(tmp_path / "reference.json")
 
     def run(options: str) -> tuple[int, str, str]:
-        common = ("compare", "--workload", "digits", "--methods", "constant,lawa(k=4)")
+        common = ("compare", "--no-publish", "--workload", "digits")
+        options = f"--methods constant,lawa(k=4) {options}"
         monkeypatch.setattr(sys, "argv", ["baselines", *common, *options.split()])
         with pytest.raises(SystemExit) as stop:
             commandline.run(app)

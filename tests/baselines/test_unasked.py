@@ -121,6 +121,15 @@ def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) ->
     assert (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.slow
+def test_publishing_runs_nothing(evil: Path, tmp_path: Path) -> None:
+    root = kept(with_evil("tuning", evil), tmp_path / "sent-by-somebody")
+    done = command(tmp_path, "publish", str(root))
+    assert done.returncode == 0, done.stderr
+    assert f": {3 * 3} runs with {3 * 3 * 4} points." in done.stdout
+    assert not (tmp_path / "PWNED").exists()
+
+
 @pytest.mark.parametrize("place", ["method", "workload"])
 @pytest.mark.parametrize("named", ["not", "with another text"])
 def test_a_training_runs_no_file_that_its_command_line_does_not_name(
@@ -219,7 +228,7 @@ def test_a_file_that_changes_between_two_budgets_stops_the_command(tmp_path: Pat
 """
     mine.write_text(averager(step))
     PROFILE.write(tmp_path / "reference.json")
-    options = "--workload digits --seeds 1 --methods mine.py --budget 0.2s,0.3s"
+    options = "--workload digits --seeds 1 --methods mine.py --budget 0.2s,0.3s --no-publish"
     done = command(tmp_path, "compare", *options.split(), "--reference", "reference.json")
     assert done.returncode == 1
     assert "digits, 0.2 s of RST each" in done.stdout

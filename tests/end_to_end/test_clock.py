@@ -74,7 +74,7 @@ def test_a_comparison_ends_with_the_very_table_and_all_is_sent(
     options += " --set lawa.k=3 --lr 0.05 --jobs 2 --reference reference.json"
     done = command(tmp_path, stepping, "baselines", "compare", *options.split())
     assert (done.returncode, done.stderr) == (0, "")
-    assert "did not reach MLflow" not in done.stdout
+    assert "\nPublished to the experiment" in done.stdout
     (kept,) = (tmp_path / "lawa-runs").iterdir()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -158,7 +158,7 @@ def test_a_training_that_raises_fails_the_command_with_and_without_jobs(
 ) -> None:
     (tmp_path / "mine.py").write_text(RAISES)
     methods = "constant,mine.py"
-    options = ("--budget", "0.5s", "--seeds", "1", "--jobs", jobs)
+    options = ("--budget", "0.5s", "--seeds", "1", "--jobs", jobs, "--no-publish")
     status, out, err = end(start(tmp_path, *options, methods=methods))
     assert status == 1
     # Before it, the traceback of the user's own code.
@@ -209,7 +209,7 @@ REMOVES = averager("""
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_folder_that_is_removed_meanwhile_is_told(jobs: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REMOVES)
-    options = ("--budget", "0.5s", "--jobs", jobs)
+    options = ("--budget", "0.5s", "--jobs", jobs, "--no-publish")
     status, _, err = end(start(tmp_path, *options, methods="mine.py,constant"))
     assert status == 1
     assert "removed" in err
@@ -236,7 +236,7 @@ def test_what_was_removed_after_it_was_written_is_told(tmp_path: Path) -> None:
 def test_a_damaged_profile_of_a_comparison_is_one_line_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = start(tmp_path, "--budget", "0.2s")
+    command = start(tmp_path, "--budget", "0.2s", "--no-publish")
     wait_for(lambda: list(tmp_path.glob("lawa-runs/*/reference.json")))
     command.kill()
     end(command)

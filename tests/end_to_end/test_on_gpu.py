@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from baselines.tracking.records import COMPARISON_TAG
+from baselines.tracking.publish import COMPARISON_TAG
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 SCRIPT = FOLDER / "on_gpu.py"
@@ -150,14 +150,13 @@ def test_the_comparison_is_sent_to_mlflow_from_where_there_is_one(
 ) -> None:
     with tarfile.open(smoke / "comparison.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    assert not list((tmp_path / "comparison").rglob("sent.json"))
     assert not list((tmp_path / "comparison").rglob("*.pt"))
     page = (smoke / "gpu.md").read_text()
-    [folder] = re.findall(r"`python -m baselines.tracking (\S+)`", page)
+    [folder] = re.findall(r"`python -m baselines publish (\S+)`", page)
     [scored] = re.findall(r"`python -m (baselines score \S+)`", page)
-    sent = run("-m", "baselines.tracking", folder, cwd=tmp_path)
+    sent = run("-m", "baselines", "publish", folder, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
-    assert re.match(r"all is sent: \d+ record", sent.stdout), sent.stdout
+    assert re.match(r"Published to the experiment 'lawa-opt' of sqlite", sent.stdout), sent.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("lawa-opt")
     assert experiment is not None

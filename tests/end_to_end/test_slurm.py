@@ -13,7 +13,6 @@ from baselines.experiment.store import read_comparison
 from tests.support.kept_comparison import plan_of, results
 from tests.support.one_node_slurm import missing, one_node
 from tests.support.profiles import profile_of
-from tests.support.stores import empty_store
 from tests.support.trainings import COSTS
 from tests.support.user_files import WAITS
 
@@ -24,7 +23,7 @@ if missing():
 
 COMPARE = (
     "compare --workload digits --lr 0.05 --seeds 1 --methods waits.py,decayed --budget 8s "
-    "--jobs 2 --cluster slurm --reference ../reference.json"
+    "--jobs 2 --cluster slurm --reference ../reference.json --no-publish"
 )
 
 # In mid training it waits until it is let go on, so that it is cancelled while it runs, however
@@ -63,7 +62,6 @@ def test_a_cancelled_job_is_marked_and_gone_on_with(
 ) -> None:
     signature = plan_of(methods=("decayed",)).signature
     profile_of([COSTS], signature).write(tmp_path / "reference.json")
-    slurm = {**slurm, "MLFLOW_TRACKING_URI": empty_store(tmp_path)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     (whole / "go").touch()

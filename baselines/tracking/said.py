@@ -1,0 +1,204 @@
+"""Say of a comparison what MLflow is to have: names, parameters, metrics and the report."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from baselines.analysis import ablation, plots, report, tables
+from baselines.analysis.heat_map import heat_map
+from baselines.experiment import tuning
+from baselines.experiment.ablation import configs_of
+from baselines.experiment.comparison import Comparison, Plan
+from baselines.methods.method import Method
+from baselines.tracking.saved_view import X_AXIS
+from baselines.training.results import Point, Run, TrainingResult
+from timing import Profile
+from timing.secrets import hide
+
+# Of a tag in MLflow, where the note is kept, and some to spare for the addresses of the images.
+NOTE_CHARACTERS = 7000
+
+
+def name_of(plan: Plan) -> str:
+    """Return the name of a comparison."""
+    what = "ablation " if configs_of(plan) else ""
+    return f"{what}{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
+
+
+def parameters_of(plan: Plan) -> dict[str, str]:
+    """Return the parameters of a comparison, in the order in which the UI shows them."""
+    return _strings(
+        {
+            "methods": ",".join(plan.names),
+            "seeds": len(plan.seeds),
+            **_settings(plan, None),
+            **_tuning(plan),
+            **{f"data/{key}": value for key, value in plan.workload.data.items()},
+            **{f"workload/{key}": value for key, value in plan.workload.signature.items()},
+        }
+    )
+
+
+def parameters_of_run(plan: Plan, method: str, seed: int) -> dict[str, str]:
+    """Return the parameters of a run: what matters first."""
+    return _strings({"method": method, "seed": seed, **_settings(plan, plan.method(method))})
+
+
+def _settings(plan: Plan, method: Method | None) -> dict[str, Any]:
+    return {
+        "budget_seconds": plan.budget.seconds,
+        "learning_rate": plan.rate_of(method) if method else plan.learning_rate,
+        **(method.settings if method else {}),
+        "workload": plan.workload.name,
+        "policy": plan.policy,
+    }
+
+
+def _tuning(plan: Plan) -> dict[str, Any]:
+    """Return what was tried for each method, and what was best; nothing without tuning."""
+    if not plan.tried:
+        return {}
+    told: dict[str, Any] = {"tuning/trials": plan.trials}
+    for method in plan.methods:
+        tried = [
+            {tuning.RATE: trial.learning_rate, **trial.settings}
+            for trial in plan.tried
+            if trial.method == method.name
+        ]
+        # Those that the trials varied, and not the method's space: its file, if any, is not run.
+        values = {name: [each[name] for each in tried] for name in (tried[0] if tried else ())}
+        varied = {n: v for n, v in values.items() if n == tuning.RATE or len({*v}) > 1}
+        own = {tuning.RATE: plan.rate_of(method), **method.settings}
+        # Names of parameters have no brackets, and do not begin as a path does.
+        clean = re.sub(r"[^\w.-]+", "-", method.name).strip("-")
+        prefix = f"tuning/{clean}"
+        told[f"{prefix}/rst_seconds"] = plan.tuning_rst_seconds[method.name]
+        told[f"{prefix}/tried"] = ", ".join(_range(*pair) for pair in varied.items())
+        told[f"{prefix}/best"] = ", ".join(f"{name} {own.get(name)}" for name in varied)
+    return told
+
+
+def _range(name: str, values: Sequence[Any]) -> str:
+    if any(isinstance(value, str) for value in values):
+        return f"{name} {' '.join(dict.fromkeys(map(str, values)))}"
+    return f"{name} {min(values):g} to {max(values):g}"
+
+
+def reference_metrics(profile: Profile) -> dict[str, float]:
+    """Return what each operation costs on the reference machine."""
+    costs = {f"reference/{name}_seconds": seconds for name, seconds in profile.seconds.items()}
+    return {**costs, "reference/additivity_error": profile.additivity_error}
+
+
+def point_metrics(point: Point) -> dict[str, float]:
+    """Return the metrics of an evaluation; RST is one too, so that it can be the x axis."""
+    of_weights = {f"validation/{point.weights}": point.value} if point.weights else {}
+    return {
+        "validation/metric": point.value,
+        **of_weights,
+        "train/loss": point.train_loss,
+        "train/learning_rate": point.learning_rate,
+        X_AXIS: point.rst_seconds,
+    }
+
+
+def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
+    """Return what a run has come to, and its account."""
+    metrics = {f"work/{line['operation']}_seconds": float(line["seconds"]) for line in run.account}
+    metrics |= {
+        **{f"work/rst_by_{name}_seconds": seconds for name, seconds in run.totals.items()},
+        "work/rst_seconds": run.rst_seconds,
+        "work/steps": run.steps,
+        # Of the whole training, which several runs may share.
+        "work/training_rst_seconds": result.rst_seconds,
+        "work/training_measured_seconds": result.measured_seconds,
+        "work/training_other_cores": result.other_cores,
+    }
+    if run.failure is None:
+        metrics["final/metric"] = run.final
+    if math.isfinite(run.test):
+        metrics["final/test"] = run.test
+    return metrics
+
+
+@dataclass(frozen=True)
+class Report:
+    """Table, verdict and plots of a comparison that is over.
+
+    Attributes:
+        text: in markdown.
+        tables: by name; of each the columns.
+    """
+
+    comparison: Comparison
+    text: str
+    tables: Mapping[str, Mapping[str, Sequence[Any]]]
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> Report:
+        """Return the report of a comparison."""
+        shown: dict[str, Mapping[str, Sequence[Any]]]
+        if configs_of(comparison.plan):
+            shown = {"results": ablation.columns(comparison)}
+            return cls(comparison, hide(ablation.markdown(comparison)), shown)
+        shown = {"results": tables.columns(comparison)}
+        if comparison.plan.tried:
+            shown["tuning"] = tuning.columns(comparison.plan)
+        return cls(comparison, hide(report.markdown(comparison)), shown)
+
+    @property
+    def digest(self) -> str:
+        """Return what tells it from any other, without drawing anything."""
+        return hashlib.sha256(f"{self.text}{json.dumps(self.tables)}".encode()).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """Return all of it as files, by name; the plots are drawn now, which takes seconds."""
+        pictures = {f"{name}.png": _png(figure) for name, figure in self._figures().items()}
+        return {
+            "report.md": f"{self.text}\n\n{_links(pictures)}\n".encode(),
+            **{f"{name}.json": _table(columns) for name, columns in self.tables.items()},
+            **pictures,
+        }
+
+    def _figures(self) -> dict[str, Figure]:
+        if configs_of(self.comparison.plan):
+            return {"k-against-interval": heat_map(self.comparison)}
+        return plots.figures(self.comparison)
+
+    def note(self, pictures: Sequence[str]) -> str:
+        """Return it as a note with pictures below it, within MLflow's limit of a tag."""
+        end = f"\n\n{_links(pictures)}"
+        if len(self.text) + len(end) <= NOTE_CHARACTERS:
+            return self.text + end
+        more = "\n\n_The rest is in the artifact report.md._"
+        kept = self.text[: NOTE_CHARACTERS - len(end) - len(more)].rpartition("\n")[0]
+        return kept + more + end
+
+
+def _links(pictures: Sequence[str] | Mapping[str, bytes]) -> str:
+    return "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in pictures)
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Return a table as MLflow keeps it."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return json.dumps({"columns": list(columns), "data": rows}).encode()
+
+
+def _strings(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()
