@@ -22,6 +22,7 @@ from baselines.cli.console import (
     table_of,
 )
 from baselines.experiment import tuning
+from baselines.experiment.ablation import configs_of
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Comparison, Plan, check
@@ -121,7 +122,9 @@ def run_comparison(
             key = write_or_verify(path, plan).id
             with progress_bar() as progress:
                 screen = Screen(plan, progress)
-                comparisons.append(train(plan, profile, path, screen, export_models=True))
+                # Of the windows that an ablation tries none is taken out.
+                export = not configs_of(plan)
+                comparisons.append(train(plan, profile, path, screen, export_models=export))
             show(comparisons[-1])
             check_kept(path, key, comparisons[-1])
         if len(comparisons) > 1:

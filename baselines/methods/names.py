@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ def _words(name: str) -> list[_Word]:
     """Return the parts that a name names; a path may have any of its signs in it."""
     if name in SHORT:
         name = SHORT[name]
-    if name.endswith(".py") and Path(name).exists():
+    # Not exists(), which raises for a name that is too long.
+    if name.endswith(".py") and os.path.exists(name):  # noqa: PTH110
         return [_Word(name, {}, "")]
     found = []
     for text in re.split(rf"\+{_OUTSIDE_OF_BRACKETS}", name):

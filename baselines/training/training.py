@@ -89,8 +89,9 @@ class Training:
             for method, averager in zip(methods, averagers, strict=True)
         ]
         self.budget = budget
-        factor = methods[0].schedule.factor
-        self.schedule = LambdaLR(self.recipe.optimizer, lambda _: factor(self.spent))
+        factor, account = methods[0].schedule.factor, self.runs[0].account
+        # Not of this object: in a circle, the model and DDP's threads would outlive the training.
+        self.schedule = LambdaLR(self.recipe.optimizer, lambda _: factor(budget.spent(account)))
         self.recipe.network = distributed.ddp(self.model)
         # Each step of it runs the same, whatever it draws.
         self.is_plain = type(self.recipe) is Recipe

@@ -118,7 +118,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 def measured_here(folder: Path, workload: str, data: str | None, k: int) -> str:
     """A profile of one process, this one: it is quick, and good enough to train under."""
-    measured = calibration_target(workload, data, k)
+    measured = calibration_target(workload, data, k=k)
     every = {name: operation.every for name, operation in measured.operations.items()}
     calibration = calibrate(measured.operations, 0.1, float("inf"))
     path = folder / "measured-here.json"

@@ -27,7 +27,10 @@ METHODS = ("constant", "ema", "swa", "lawa", "decayed", "lawa-decayed")
 
 def plan_of(budget: float = 2.5, seeds: int = 2, methods: tuple[str, ...] = METHODS) -> Plan:
     found = (find(name) for name in methods)
-    chosen = tuple(m.with_settings({"lawa.k": 3} if "lawa.k" in m.settings else {}) for m in found)
+    chosen = tuple(
+        m.with_settings({"lawa.k": 3} if "lawa.k" in m.settings.keys() - m.changed else {})
+        for m in found
+    )
     return Plan(load("digits"), chosen, tuple(range(seeds)), Budget(budget), 0.05, 5)
 
 
