@@ -9,7 +9,8 @@ if not hasattr(timing, "Account"):
         "or put lawa-opt before it on the path"
     )
 
-from baselines.experiment.comparison import Plan, compare
+from baselines.experiment.comparison import compare
+from baselines.experiment.plan import Plan
 from baselines.methods.averagers import Averager, AveragerPart
 from baselines.methods.method import Method
 from baselines.methods.part import Range

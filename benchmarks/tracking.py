@@ -23,7 +23,8 @@ from rows import Limit, Row, finish, parser
 
 from baselines.experiment import comparison
 from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Plan, compare
+from baselines.experiment.comparison import compare
+from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_profile
 from baselines.methods.names import find

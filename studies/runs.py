@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Comparison, Plan, check
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
+from baselines.experiment.plan import Plan, check
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
     budget_folder,

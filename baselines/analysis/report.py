@@ -7,7 +7,8 @@ import math
 from baselines.analysis.tables import TARGET_METHOD, results, savings, totals
 from baselines.analysis.verdict import verdict
 from baselines.experiment import tuning
-from baselines.experiment.comparison import Comparison, Plan
+from baselines.experiment.comparison import Comparison
+from baselines.experiment.plan import Plan
 from timing import rst_interval
 from timing.statistics import CONFIDENCE, median_coverage
 

@@ -33,9 +33,9 @@ from baselines.cli.options import (
 )
 from baselines.cli.publishing import publish_command
 from baselines.experiment.ablation import WindowConfig, methods_of
-from baselines.experiment.comparison import Plan
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
+from baselines.experiment.plan import Plan
 from baselines.experiment.store import read_comparison, root_of
 from baselines.methods.averagers.lawa import MOST_SNAPSHOTS
 from baselines.methods.names import AVERAGERS, DEFAULT, RECIPES, SCHEDULES, SHORT

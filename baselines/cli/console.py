@@ -10,7 +10,8 @@ from rich.table import Table
 from baselines.analysis import ablation, report, tables
 from baselines.analysis.verdict import verdict
 from baselines.experiment.ablation import configs_of
-from baselines.experiment.comparison import Comparison, Plan
+from baselines.experiment.comparison import Comparison
+from baselines.experiment.plan import Plan
 from baselines.training.events import Ended, Evaluated, Event, Failed, Started
 from baselines.training.results import Point
 from timing.cli import commandline

@@ -26,7 +26,7 @@ from baselines.cli.memory import (
     with_no_more_than,
 )
 from baselines.experiment.calibration import operations
-from baselines.experiment.comparison import Plan, costs_depend_on, methods_by_training
+from baselines.experiment.plan import Plan, costs_depend_on, methods_by_training
 from baselines.methods.method import Method
 from baselines.methods.recipes import RecipePart
 from baselines.workloads.base import WorkloadError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.experiment.comparison import Plan
+from baselines.experiment.plan import Plan
 from baselines.methods.method import Method
 from baselines.training.training import begin_averagers
 from timing import limits

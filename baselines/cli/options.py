@@ -10,7 +10,7 @@ import torch
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
 
-from baselines.experiment.comparison import Plan
+from baselines.experiment.plan import Plan
 from baselines.methods.averagers.lawa import MOST_STEPS
 from baselines.methods.method import Method
 from baselines.methods.names import find, split_names

@@ -25,10 +25,11 @@ from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.calibration import measure_profile
 from baselines.experiment.cluster import Cluster
-from baselines.experiment.comparison import Comparison, Plan, check
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.engine import Engine
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.manifest import REFERENCE, FolderError
+from baselines.experiment.plan import Plan, check
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.experiment.comparison import Plan
+from baselines.experiment.plan import Plan
 from baselines.methods.averagers.lawa import LawaPart
 from baselines.methods.method import Method
 from baselines.methods.names import find

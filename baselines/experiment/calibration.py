@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from baselines.experiment.comparison import Plan, costs_depend_on, methods_by_training
+from baselines.experiment.plan import Plan, costs_depend_on, methods_by_training
 from baselines.methods.method import Method
 from baselines.methods.names import DEFAULT, find, split_names
 from baselines.methods.part import MethodError

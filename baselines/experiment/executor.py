@@ -14,8 +14,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from baselines.experiment.comparison import Comparison, Plan, Task, check, tasks
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.engine import Engine, Job, last_line
+from baselines.experiment.plan import Plan, Task, check, tasks
 from baselines.experiment.resume import replay
 from baselines.experiment.store import read_outcome, read_result, task_folder, write_or_verify
 from baselines.experiment.worker import work

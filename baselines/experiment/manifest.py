@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baselines.experiment.comparison import Plan, Trial
+from baselines.experiment.plan import Plan, Trial
 from baselines.methods.averagers import AveragerPart
 from baselines.methods.method import Method
 from baselines.methods.names import file_digests, files_in, find

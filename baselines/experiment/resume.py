@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from baselines.experiment.comparison import (
-    Comparison,
-    Plan,
-    Task,
-    check,
-    run_training,
-    tasks,
-)
+from baselines.experiment.comparison import Comparison, run_training
+from baselines.experiment.plan import Plan, Task, check, tasks
 from baselines.experiment.store import read_result, task_folder, write_or_verify
 from baselines.training import distributed
 from baselines.training.checkpoint import SECONDS_BETWEEN, Checkpoints

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from baselines.experiment.comparison import Comparison, Plan, Task, tasks
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import MANIFEST, REFERENCE, FolderError, Manifest
+from baselines.experiment.plan import Plan, Task, tasks
 from baselines.external import digest_of
 from baselines.training.checkpoint import StorageError, write_atomically
 from baselines.training.events import EVENTS, Event, fold, read_events

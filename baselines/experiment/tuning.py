@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baselines.experiment.comparison import Comparison, Plan, Trial, compare
-from baselines.experiment.comparison import check as check_plan
+from baselines.experiment.comparison import Comparison, compare
+from baselines.experiment.plan import Plan, Trial
+from baselines.experiment.plan import check as check_plan
 from baselines.methods.method import Method
 from baselines.methods.part import Range
 from baselines.training.checkpoint import write_atomically

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from baselines.experiment.comparison import run_training, tasks
+from baselines.experiment.comparison import run_training
 from baselines.experiment.lock import Lock
 from baselines.experiment.manifest import FolderError, Manifest
+from baselines.experiment.plan import tasks
 from baselines.experiment.store import (
     read_profile,
     read_result,

@@ -230,7 +230,7 @@ class Publisher:
         assert self._client is not None
         found = self._client.search_runs(
             [self._experiment_id],
-            f"tags.`{COMPARISON_TAG}` = '{key}' AND tags.`{RUN_TAG}` = '{run}'",
+            f"tags.`{COMPARISON_TAG}` = '{key}' AND tags.`{RUN_TAG}` = {_quoted(run)}",
             run_view_type=ViewType.ALL,
             order_by=["attributes.start_time ASC"],
         )
@@ -257,6 +257,15 @@ class Publisher:
             self._experiment_id, start_time=began, run_name=name, tags=tags
         )
         return RunInMlflow(self._client, made)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as MLflow's filters take it, where nothing can be escaped."""
+    if "'" in text and '"' in text:
+        raise NeedsUserError(
+            f"MLflow cannot look for a run called {text}: give the file a name without quotes"
+        )
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def _end(parent: RunInMlflow, comparison: Comparison, time_milliseconds: int) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.experiment.comparison import Task
+from baselines.experiment.plan import Task
 from baselines.experiment.store import Kept, task_folder
 from baselines.tracking import said
 from baselines.tracking.mlflow_run import Measured, RunInMlflow

@@ -11,7 +11,7 @@ from rows import Row
 
 from baselines.analysis import report
 from baselines.cli.console import Screen, progress_bar, show
-from baselines.experiment.comparison import Plan, methods_by_training
+from baselines.experiment.plan import Plan, methods_by_training
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_profile
 from baselines.methods.names import DEFAULT, find

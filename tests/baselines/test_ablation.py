@@ -8,7 +8,8 @@ import pytest
 
 from baselines.analysis.ablation import table
 from baselines.experiment.ablation import WindowConfig, configs_of, methods_of
-from baselines.experiment.comparison import Comparison, Plan, check, compare
+from baselines.experiment.comparison import Comparison, compare
+from baselines.experiment.plan import Plan, check
 from baselines.methods.names import find
 from baselines.training.loop import train
 from tests.support.profiles import profile_of

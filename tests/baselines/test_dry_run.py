@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from baselines.cli import dry_run
 from baselines.cli.dry_run import Estimate, estimate_table
 from baselines.cli.memory import window_bytes
-from baselines.experiment.comparison import Plan
+from baselines.experiment.plan import Plan
 from baselines.methods.names import NAMES, find
 from baselines.methods.part import MethodError
 from baselines.workloads import Workload, WorkloadError, digits, load

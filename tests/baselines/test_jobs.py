@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from baselines.experiment.cluster import Cluster
-from baselines.experiment.comparison import compare, tasks
+from baselines.experiment.comparison import compare
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.lock import Lock
+from baselines.experiment.plan import tasks
 from baselines.experiment.processes import Processes
 from baselines.experiment.store import task_folder, write_profile
 from baselines.training.checkpoint import StorageError

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from baselines.analysis import report
-from baselines.experiment.comparison import Comparison, Trial, tasks
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import FolderError, Manifest
+from baselines.experiment.plan import Trial, tasks
 from baselines.experiment.store import budget_folder, task_folder
 from baselines.tracking import said
 from baselines.tracking.publish import Published, Publisher
@@ -36,6 +37,7 @@ from baselines.training.results import Point, TrainingResult
 from lawa_opt import LAWA
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.in_mlflow import everything, history, runs_of
+from tests.support.user_files import averager
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,24 @@ def a_log(root: Path, seed: int = 0) -> Path:
 
 def one_method() -> Comparison:
     return comparison({"lawa": CURVES["lawa"][:1]})
+
+
+def test_a_file_with_a_quote_in_its_name_is_found_again_and_with_two_kinds_refused(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    """MLflow's filters have no way to escape them."""
+    for name, refused in (("it's.py", False), ('6"_long.py', False), ("it's_6\".py", True)):
+        file = tmp_path / name
+        file.write_text(averager(""))
+        made = comparison({str(file): CURVES["lawa"][:1]})
+        root = kept(made, tmp_path / f"root of {name}")
+        first, again = publish(root), publish(root)
+        found = runs_of(client, key=key_of(root))
+        assert found.keys() == {"comparison", *(() if refused else (f"{file}/0/4s",))}
+        assert first == again
+        assert [": give the file a name without" in each for each in first.refusals] == [
+            True for _ in range(refused)
+        ]
 
 
 def test_a_training_that_goes_on_does_so_in_the_same_run(

@@ -17,9 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baselines.experiment.comparison import Comparison, Plan, compare
+from baselines.experiment.comparison import Comparison, compare
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
+from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, read_comparison, root_of, write_profile
 from baselines.methods.names import NAMES, find

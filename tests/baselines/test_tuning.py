@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from baselines.cli import dry_run
-from baselines.experiment.comparison import Comparison, Plan, compare, methods_by_training
+from baselines.experiment.comparison import Comparison, compare
 from baselines.experiment.manifest import Manifest
+from baselines.experiment.plan import Plan, methods_by_training
 from baselines.experiment.tuning import (
     CutOffError,
     columns,

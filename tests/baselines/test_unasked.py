@@ -13,9 +13,10 @@ from baselines.analysis import plots, report, tables
 from baselines.cli import console as screen
 from baselines.cli.app import app
 from baselines.experiment import tuning
-from baselines.experiment.comparison import Comparison, Plan, Trial, compare
+from baselines.experiment.comparison import Comparison, compare
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.manifest import FolderError, Manifest
+from baselines.experiment.plan import Plan, Trial
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 import baselines.cli.app
 import timing.cli.app
 from baselines.analysis import plots
-from baselines.experiment.comparison import Plan
 from baselines.experiment.executor import run_parallel
+from baselines.experiment.plan import Plan
 from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
 from baselines.methods.names import find

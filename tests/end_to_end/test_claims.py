@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from baselines.experiment.comparison import Comparison, Plan, Task
+from baselines.experiment.comparison import Comparison
+from baselines.experiment.plan import Plan, Task
 from baselines.experiment.store import read_comparison, read_result
 from baselines.methods.names import find
 from baselines.training.results import Run, TrainingResult

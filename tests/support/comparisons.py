@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from baselines.experiment import store
-from baselines.experiment.comparison import Comparison, Plan, tasks
+from baselines.experiment.comparison import Comparison
+from baselines.experiment.plan import Plan, tasks
 from baselines.methods.names import find
 from baselines.training.events import Evaluated, EventLog, Started, ending_of
 from baselines.training.results import Point, Run, TrainingResult

@@ -64,7 +64,8 @@ def ablation() -> list[dict[str, Any]]:
         return [json.loads(json.dumps(asdict(result))) for result in trainings]
 
     from baselines.experiment.ablation import WindowConfig, methods_of
-    from baselines.experiment.comparison import Plan, compare
+    from baselines.experiment.comparison import compare
+    from baselines.experiment.plan import Plan
 
     windows = [WindowConfig(k, every) for k, every in cells]
     methods = methods_of(windows)

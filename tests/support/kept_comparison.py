@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from baselines.experiment.comparison import Comparison, Plan
+from baselines.experiment.comparison import Comparison
 from baselines.experiment.lock import Lock
+from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
 from baselines.methods.names import find
 from baselines.training.events import Event, Started

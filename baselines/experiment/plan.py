@@ -1,0 +1,205 @@
+"""Say what is to be compared: methods, seeds and a budget, and the trainings that it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from baselines.methods.averagers import AveragerPart
+from baselines.methods.method import Method
+from baselines.methods.names import DEFAULT, find
+from baselines.training.method_run import check_budget
+from baselines.workloads.base import Workload
+from timing import Account, Budget, Policy, Profile
+
+EVALUATIONS = 30
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one trial of a method.
+
+    Attributes:
+        method: its name.
+        number: of the trial, from 0; the same number has the same peak rate for every method.
+        learning_rate: the peak rate that was tried.
+        settings: of the method's parts, that were tried.
+        value: the metric on the validation part at the end of the budget; infinite if it failed.
+        rst_seconds: charged to the method, as if it had trained alone.
+        trained_rst_seconds: of the training that was really done, evaluations not counted, in
+            equal parts for the methods that followed it; the sum over all trials is what tuning
+            took.
+    """
+
+    method: str
+    number: int
+    learning_rate: float
+    settings: dict[str, Any]
+    value: float
+    rst_seconds: float
+    trained_rst_seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes:
+        workload: model and data.
+        methods: what is compared, each with its own settings; no two of one name.
+        seeds: of initial weights and batches, the same for every method.
+        budget: reference seconds of each run.
+        learning_rate: the peak rate of the methods that have none of their own.
+        evaluations: over each budget.
+        policy: which operations the budget is charged for.
+        read_test: whether the test part is read at the end of each run.
+        trials: settings to be tried for each method before; 0 for no tuning.
+        tried: what came of them.
+
+    Raises:
+        ValueError: two methods have one name.
+    """
+
+    workload: Workload
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    learning_rate: float
+    evaluations: int = EVALUATIONS
+    policy: Policy = "algoperf"
+    read_test: bool = True
+    trials: int = 0
+    tried: tuple[Trial, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the method {twice} is named twice: give each once")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the methods."""
+        return tuple(method.name for method in self.methods)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Return the title of each method, by its name."""
+        return {method.name: method.title for method in self.methods}
+
+    def method(self, name: str) -> Method:
+        """Return the method of this name."""
+        return next(method for method in self.methods if method.name == name)
+
+    @property
+    def resolution_seconds(self) -> float:
+        """Return the reference seconds between two evaluations: times to target are known to it."""
+        return self.budget.seconds / self.evaluations
+
+    def rate_of(self, method: Method) -> float:
+        """Return the peak rate of a method: its own, or that of all."""
+        return self.learning_rate if method.learning_rate is None else method.learning_rate
+
+    @property
+    def tuning_rst_seconds(self) -> dict[str, float]:
+        """Return the reference seconds of each method's trials, as if it had trained alone."""
+        return {
+            name: math.fsum(trial.rst_seconds for trial in self.tried if trial.method == name)
+            for name in self.names
+        }
+
+    def budget_of(self, method: Method) -> Budget:
+        """Return what a run of the method may spend: the budget, or its share of it."""
+        return self.budget if method.share == 1 else Budget(self.budget.seconds * method.share)
+
+    def evaluations_of(self, method: Method) -> int:
+        """Return the evaluations over a run of the method, as dense as those of the others."""
+        return max(1, round(self.evaluations * method.share))
+
+    @cached_property
+    def signature(self) -> dict[str, str | int | float]:
+        """Return what the costs of this plan's operations depend on, for the profile."""
+        return {
+            "workload": self.workload.name,
+            **self.workload.signature,
+            **costs_depend_on(self.methods),
+        }
+
+
+def costs_depend_on(methods: Iterable[Method]) -> dict[str, int]:
+    """Return the settings that costs depend on: the largest of each among the methods.
+
+    Those that none of them has are of the default methods, which every profile serves too.
+    """
+    asked = _largest([method.averager for method in methods])
+    return {**_largest([find(name).averager for name in DEFAULT]), **asked}
+
+
+def _largest(parts: Iterable[AveragerPart]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in parts:
+        for name in part.costs_depend_on:
+            found[name] = max(found.get(name, 0), getattr(part, name))
+    return found
+
+
+def check(plan: Plan, profile: Profile) -> None:
+    """Refuse a plan that this profile cannot charge, or whose budget is below one step.
+
+    No model is made for it: parts say before there is one what they can charge.
+
+    Raises:
+        ProfileError: the profile is of another workload, or lacks an operation.
+        ValueError: the budget does not pay for a step of some method.
+    """
+    account = Account(profile.seconds, plan.policy)
+    used = _largest([method.averager for method in plan.methods])
+    # What none of its methods has may be as it is in the profile.
+    unused = {name: profile.workload.get(name, k) for name, k in costs_depend_on(()).items()}
+    signature = {**plan.signature, **unused, **used}
+    for method in plan.methods:
+        reading = method.max_evaluation_operations(plan.workload)
+        profile.require(signature, {*method.max_step_operations, *reading})
+        check_budget(method, plan.workload, account, plan.budget_of(method))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a plan: what may be run apart from all others.
+
+    Attributes:
+        methods: the names of those that follow it.
+        seed: of initial weights and batches.
+    """
+
+    methods: tuple[str, ...]
+    seed: int
+
+
+def tasks(plan: Plan) -> list[Task]:
+    """Return all trainings of a plan, seed by seed."""
+    return [Task(methods, seed) for seed in plan.seeds for methods in methods_by_training(plan)]
+
+
+def methods_by_training(plan: Plan) -> list[tuple[str, ...]]:
+    """Group the names of methods that can share one training: of one recipe, schedule and rate."""
+    together: list[list[Method]] = []
+    alone: list[Method] = []
+    for method in plan.methods:
+        if not method.shares_training:
+            alone.append(method)
+            continue
+        group = next((group for group in together if _train_alike(plan, group[0], method)), None)
+        if group is None:
+            together.append([method])
+        else:
+            group.append(method)
+    groups = [*together, *([method] for method in alone)]
+    return [tuple(method.name for method in group) for group in groups]
+
+
+def _train_alike(plan: Plan, one: Method, other: Method) -> bool:
+    parts = (one.recipe, one.schedule) == (other.recipe, other.schedule)
+    return parts and plan.rate_of(one) == plan.rate_of(other)
