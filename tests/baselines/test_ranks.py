@@ -108,6 +108,22 @@ def test_each_rank_is_charged(together: list[TrainingResult]) -> None:
         assert 1.0 - run.rst_seconds < run.step_seconds
 
 
+def test_what_one_rank_alone_has_run_is_charged_on_all(tmp_path: Path) -> None:
+    """Else the ranks' accounts would part, and one end before the other."""
+    done = torchrun(WORKER, str(tmp_path), "uneven")
+    assert done.returncode == 0, done.stderr
+    results = [RESULT.validate_json(path.read_bytes()) for path in tmp_path.glob("rank-*.json")]
+    assert len(results) == RANKS
+    assert results[0].runs == results[1].runs
+    (run,) = results[0].runs
+    assert run.failure is None
+    assert run.counts["score"] == run.steps // 3 > 5
+    assert run.counts["train_step"] == RANKS * run.steps
+    assert run.rst_seconds == pytest.approx(
+        RANKS * run.steps * COSTS["train_step"] + run.counts["score"] * 0.003
+    )
+
+
 def test_killed_and_started_again_they_end_as_undisturbed(
     tmp_path: Path, together: list[TrainingResult]
 ) -> None:
