@@ -103,7 +103,7 @@ def _time_claim(mine: Row, theirs: Row, resolution_seconds: float) -> str:
     known = [saving for saving in saved if saving is not None]
     if len(known) < len(saved):
         return (
-            f"Both reached the target with {len(known)} of {len(saved)} seeds, so no saving is "
+            f"With {len(known)} of {len(saved)} seeds both reached the target, so no saving is "
             "claimed."
         )
     saving = estimate(known)

@@ -185,6 +185,7 @@ def _run(
     given = options.read_profile(reference) if reference else None
     if given:
         session.refuse(plans, given)
+    options.try_out(plans[0])
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
             session.engine(Path(nowhere), jobs, cluster, for_cluster)

@@ -15,6 +15,7 @@ from baselines.methods.averagers.lawa import MOST_STEPS
 from baselines.methods.method import Method
 from baselines.methods.names import find, split_names
 from baselines.methods.part import MethodError
+from baselines.training import training
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
 from lawa_opt.schedule import Every
@@ -174,6 +175,16 @@ def methods(names: str, settings: Sequence[str]) -> list[Method]:
         ]
     except MethodError as error:
         raise typer.BadParameter(f"--set: {error}") from error
+
+
+def try_out(plan: Plan) -> None:
+    """Run a step of each method of a file before anything long begins, or a usage error."""
+    try:
+        for method in plan.methods:
+            if method.files:
+                training.try_out(method, plan.workload, plan.rate_of(method))
+    except MethodError as error:
+        raise typer.BadParameter(f"--methods: {error}") from error
 
 
 def plans(

@@ -88,7 +88,7 @@ class MethodRun:
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
             if added not in self.method.averager.step_operations:
-                self._check({added: self.world}, {}, "averager")
+                self._check({added: self.world}, self.method.averager.step_operations, "averager")
             self.account.charge(added, self.world)
 
     def _check(self, ran: Mapping[str, int], declared: Mapping[str, int], part: str) -> None:
@@ -98,7 +98,8 @@ class MethodRun:
             if times > most:
                 raise ValueError(
                     f"a step of {self.name} ran {operation!r} {times} times, and its {part} "
-                    f"declares {most} in step_operations: name the most that a step can run"
+                    f"declares {most} in step_operations ({', '.join(declared) or 'it is empty'}): "
+                    "name the most that a step can run"
                 )
 
     @property

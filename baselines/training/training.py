@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from baselines.external import one_line_errors
 from baselines.methods.averagers import Averager
 from baselines.methods.method import EVALUATION, Method
+from baselines.methods.part import MethodError
 from baselines.methods.recipes import Recipe, Step
 from baselines.training import distributed
 from baselines.training.method_run import MethodRun, refuse_other_state
@@ -34,6 +37,27 @@ def begin_averagers(
         made[place] = methods[place].begin_averager(model, optimizer, workload)
         optimizer = made[place].optimizer
     return [made[place] for place in range(len(methods))], optimizer
+
+
+def try_out(method: Method, workload: Workload, learning_rate: float) -> None:
+    """Run one step and one reading of a method, so that what it does wrongly is told at once.
+
+    Raises:
+        MethodError: it runs what it does not declare, or a file of it raises.
+    """
+    reading = method.max_evaluation_operations(workload)
+    costs = dict.fromkeys({*method.max_step_operations, *reading}, 1e-6)
+    with one_line_errors(Path(method.files[-1]), MethodError):
+        training = Training(workload, [method], 0, Budget(1.0), costs, learning_rate, "algoperf")
+        training.next_step()
+        context, operations = training.runs[0].averager.evaluation_model()
+        with context:
+            pass
+    if more := {name for name, times in operations.items() if times > reading.get(name, 0)}:
+        raise MethodError(
+            f"an evaluation of {method.name} runs {', '.join(sorted(more))} more often than its "
+            "evaluation_operations say: name the most that one can run"
+        )
 
 
 class Batches:
@@ -128,8 +152,10 @@ class Training:
         if said != drawn or not step.operations:
             raise ValueError(
                 f"a step of {self.runs[0].name} drew {drawn} batches and names load_data {said} "
-                f"times, and in all {', '.join(step.operations) or 'nothing'}: name all that it ran"
+                f"times; it names {', '.join(step.operations) or 'nothing'}: name all that it ran"
             )
+        # A graph that a file's step has kept would be kept for all steps.
+        step = step._replace(loss=step.loss.detach())
         if distributed.world_size() > 1:
             # At every step, so that what rank 0 keeps of it in a checkpoint is of all ranks.
             step = step._replace(

@@ -420,7 +420,7 @@ part = OwnPart()
     [
         ("next(batches); return step", r"drew 2 batches and names load_data 1 times"),
         ("return step._replace(operations=('train_step',))", r"drew 1 .* names load_data 0 times"),
-        ("return step._replace(operations=())", r"names load_data 0 times, and in all nothing"),
+        ("return step._replace(operations=())", r"names load_data 0 times; it names nothing"),
         (
             "return step._replace(operations=(*step.operations, 'score'))",
             r"a step of .*mine\.py ran 'score' 1 times, and its recipe declares 0",
@@ -435,6 +435,33 @@ def test_a_step_names_all_that_it_ran(line: str, said: str, tmp_path: Path) -> N
     run = train_with(write(tmp_path, COUNTS_WRONGLY.format(line=line)))
     assert re.search(said, str(run.failure))
     assert "\n" not in str(run.failure)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (COUNTS_WRONGLY.format(line="next(batches); return step"), "drew 2 batches and names load"),
+        (averager("    def after_step(self, spent): return 'unknown'"), "ran 'unknown' 1 times"),
+        (
+            averager("    def after_step(self, spent): return spent.x"),
+            "line 10: AttributeError: 'f",
+        ),
+        (
+            averager("    def evaluation_model(self): return nullcontext(self.model), {'swap': 1}"),
+            "an evaluation of .*mine.py runs swap more often than its evaluation_operations say",
+        ),
+    ],
+)
+def test_a_step_of_a_file_is_tried_before_anything_long_begins(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    method = find(write(tmp_path, text))
+    plan = Plan(WORKLOAD, (find("lawa"), method), (0,), Budget(1.0), RATE)
+    with pytest.raises(typer.BadParameter, match=said) as refused:
+        options.try_out(plan)
+    assert str(refused.value).startswith("--methods: ")
+    assert "\n" not in str(refused.value)
+    options.try_out(dataclasses.replace(plan, methods=(find(str(LOOKAHEAD)),)))
 
 
 SKIPS = """

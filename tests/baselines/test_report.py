@@ -117,7 +117,7 @@ def test_a_miss_is_never_and_no_saving_is_claimed_of_it() -> None:
     assert tables.target_cell(row) == "2.00 s [2.00 s, never] (1 of 3 missed)"
     assert tables.saving_cell(row, "constant") == "reached 2/3"
     sentence = verdict(made)[0]
-    assert "Both reached the target with 2 of 3 seeds, so no saving is claimed" in sentence
+    assert "With 2 of 3 seeds both reached the target, so no saving is claimed" in sentence
     table = tables.columns(made)
     at = table["method"].index("lawa")
     assert table["rst_to_target_seconds"][at : at + 3] == ["never", 2.0, 2.0]

@@ -133,6 +133,9 @@ def test_nor_is_it_where_the_name_looks_like_a_quoted_one(
 LEAKS = averager("""
     def after_step(self, spent):
         secrets = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_TRACKING_TOKEN"]
+        if spent < 0.1:
+            # It leaks in training, and not when a step of it is tried before.
+            return
         raise RuntimeError(f"API request to {secrets[0]}/api failed, with {secrets[1]}")
 """)
 
