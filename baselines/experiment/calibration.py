@@ -146,14 +146,10 @@ def operations(
         loaded[0] = next(batches)
 
     found = {"load_data": Operation(load_data)}
-    recipes: list[tuple[RecipePart, list[Method]]] = []
+    by_recipe: dict[RecipePart, list[Method]] = {}
     for method in (*map(find, DEFAULT), *methods):
-        group = next((group for recipe, group in recipes if recipe == method.recipe), None)
-        if group is None:
-            recipes.append((method.recipe, [method]))
-        else:
-            group.append(method)
-    for _, group in recipes:
+        by_recipe.setdefault(method.recipe, []).append(method)
+    for group in by_recipe.values():
         measured = _operations_of(group, workload, depends_on, lambda: loaded[0], found)
         found |= {name: how for name, how in measured.items() if name not in found}
     for method in methods:

@@ -11,11 +11,15 @@ from typing import Any
 from baselines.methods.averagers import AveragerPart
 from baselines.methods.method import Method
 from baselines.methods.names import DEFAULT, find
+from baselines.methods.recipes import RecipePart
+from baselines.methods.schedules import SchedulePart
 from baselines.training.method_run import check_budget
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 
 EVALUATIONS = 30
+# What the peak rate is called beside the settings of parts.
+RATE = "learning_rate"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Trial:
     value: float
     rst_seconds: float
     trained_rst_seconds: float
+
+    @property
+    def tried(self) -> dict[str, Any]:
+        """Return all that was chosen for it: the peak rate, and the settings."""
+        return {RATE: self.learning_rate, **self.settings}
 
 
 @dataclass(frozen=True)
@@ -185,21 +194,12 @@ def tasks(plan: Plan) -> list[Task]:
 
 def methods_by_training(plan: Plan) -> list[tuple[str, ...]]:
     """Group the names of methods that can share one training: of one recipe, schedule and rate."""
-    together: list[list[Method]] = []
-    alone: list[Method] = []
+    together: dict[tuple[RecipePart, SchedulePart, float], list[str]] = {}
+    alone: list[tuple[str, ...]] = []
     for method in plan.methods:
-        if not method.shares_training:
-            alone.append(method)
-            continue
-        group = next((group for group in together if _train_alike(plan, group[0], method)), None)
-        if group is None:
-            together.append([method])
+        if method.shares_training:
+            key = method.recipe, method.schedule, plan.rate_of(method)
+            together.setdefault(key, []).append(method.name)
         else:
-            group.append(method)
-    groups = [*together, *([method] for method in alone)]
-    return [tuple(method.name for method in group) for group in groups]
-
-
-def _train_alike(plan: Plan, one: Method, other: Method) -> bool:
-    parts = (one.recipe, one.schedule) == (other.recipe, other.schedule)
-    return parts and plan.rate_of(one) == plan.rate_of(other)
+            alone.append((method.name,))
+    return [*map(tuple, together.values()), *alone]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.experiment.comparison import Comparison, compare
-from baselines.experiment.plan import Plan, Trial
+from baselines.experiment.plan import RATE, Plan, Trial
 from baselines.experiment.plan import check as check_plan
 from baselines.methods.method import Method
 from baselines.methods.part import Range
@@ -23,7 +23,6 @@ from baselines.training.checkpoint import write_atomically
 from baselines.training.events import OnEvent, ignore
 from timing import Profile
 
-RATE = "learning_rate"
 # The peak rate is tried up to so many times above and below what the user set.
 RATE_FACTOR = 10.0
 # Far from the seeds of comparisons, which count from 0.
@@ -197,14 +196,13 @@ def columns(plan: Plan) -> dict[str, list[Any]]:
     """Return all that was tried by column, a line a method and trial; failures are "failed"."""
     table: dict[str, list[Any]] = {}
     # A method has no value of another's setting.
-    settings = dict.fromkeys(name for trial in plan.tried for name in trial.settings)
+    settings = dict.fromkeys(name for trial in plan.tried for name in trial.tried)
     for trial in plan.tried:
         line = {
             "method": trial.method,
             "trial": trial.number,
-            RATE: trial.learning_rate,
             **settings,
-            **trial.settings,
+            **trial.tried,
             "validation_metric": trial.value if math.isfinite(trial.value) else "failed",
             "rst_seconds": trial.rst_seconds,
             "trained_rst_seconds": trial.trained_rst_seconds,
@@ -233,6 +231,16 @@ def write(plan: Plan, path: Path) -> None:
     write_atomically(path, f"{document}\n".encode())
 
 
+def varied(trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """Return what trials of one method tried of each setting that they varied.
+
+    Not what is in the method's space: this only reads results, and its file, if any, is not run.
+    """
+    names = trials[0].tried if trials else {}
+    values = {name: [trial.tried[name] for trial in trials] for name in names}
+    return {name: each for name, each in values.items() if name == RATE or len({*each}) > 1}
+
+
 def rows(plan: Plan) -> list[list[str]]:
     """Return what tuning chose for each method and what it cost; the first row heads."""
     head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
@@ -240,10 +248,7 @@ def rows(plan: Plan) -> list[list[str]]:
     for method in plan.methods:
         mine = [trial for trial in plan.tried if trial.method == method.name]
         chosen = next(trial for trial in mine if _is_chosen(plan, trial))
-        # Those that the trials varied, and not the method's space: this only reads results.
-        tried = [{RATE: trial.learning_rate, **trial.settings} for trial in mine]
-        varied = [name for name in tried[0] if name == RATE or len({t[name] for t in tried}) > 1]
-        values = {name: tried[mine.index(chosen)][name] for name in varied}
+        values = {name: chosen.tried[name] for name in varied(mine)}
         settings = ", ".join(
             f"{name}={value}" if isinstance(value, str) else f"{name}={value:.4g}"
             for name, value in values.items()

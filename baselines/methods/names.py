@@ -96,8 +96,7 @@ def find(name: str) -> Method:
                 )
             given[other] = brought
     title = _title(given, words, share)
-    settings = {words[kind]: part.changed for kind, part in given.items() if kind in words}
-    called = _canonical(words, settings, share)
+    called = _canonical(given, words, share)
     return Method(called, title, **given, share=share, files=files_in(name))  # type: ignore[arg-type]
 
 
@@ -115,17 +114,14 @@ def _title(given: dict[str, Part], words: dict[str, str], share: float) -> str:
 
     def titled(kind: str) -> str:
         part = given[kind]
-        changed = part.changed
-        settings = ", ".join(f"{name}={value}" for name, value in changed.items())
-        return (part.title or part.name) + (f" ({settings})" if settings else "")
+        return (part.title or part.name) + _in_brackets(part, " (", ", ")
 
     schedule = given.get("schedule", Constant())
     assert isinstance(schedule, SchedulePart)
     at = "" if share == 1 else f" at {share:.0%} of the budget"
     if "averager" in words:
         of = schedule.averaged or schedule.title or schedule.name
-        changed = ", ".join(f"{name}={value}" for name, value in schedule.changed.items())
-        said = f"{titled('averager')} of {of}{changed and f' ({changed})'}{at}"
+        said = f"{titled('averager')} of {of}{_in_brackets(schedule, ' (', ', ')}{at}"
     elif "recipe" in words and "schedule" not in words:
         return titled("recipe")
     else:
@@ -134,14 +130,18 @@ def _title(given: dict[str, Part], words: dict[str, str], share: float) -> str:
     return f"{titled('recipe')}: {said}" if "recipe" in words else said
 
 
-def _canonical(words: dict[str, str], settings: dict[str, dict[str, object]], share: float) -> str:
+def _in_brackets(part: Part, opening: str = "(", separator: str = ",") -> str:
+    """Return the settings that are not the part's defaults; nothing where all are."""
+    changed = separator.join(f"{name}={value}" for name, value in part.changed.items())
+    return f"{opening}{changed})" if changed else ""
+
+
+def _canonical(given: dict[str, Part], words: dict[str, str], share: float) -> str:
     """Return the one name of a method: the short one, or recipe, schedule and averager."""
 
     def spelled(kind: str) -> str:
-        own = settings[words[kind]]
-        changed = ",".join(f"{name}={value}" for name, value in own.items())
         at = f"@{share:.0%}" if kind == "schedule" and share != 1 else ""
-        return f"{words[kind]}{changed and f'({changed})'}{at}"
+        return f"{words[kind]}{_in_brackets(given[kind])}{at}"
 
     named = [spelled(kind) for kind in _KINDS if kind in words]
     if len(named) > 1 and named[0] == "constant":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,9 +90,9 @@ class RunEvents:
             run.log_tags({"model": f"not logged: {exported[-1].reason}"})
             return
         latest = [e.point for e in self.log if isinstance(e, Evaluated) and e.method == self.method]
-        # As MLflow names it, which takes no dots and colons.
-        clean = re.sub(r"[^A-Za-z0-9=-]+", "-", self.method)
-        parts = (latest[-1].weights if latest else None), clean, str(self.seed)
+        # MLflow takes no dots and colons in it, and neither has the folder.
+        method = folder.removeprefix("model-")
+        parts = (latest[-1].weights if latest else None), method, str(self.seed)
         name = " ".join(filter(None, parts))
         first, *_ = methods_in(self.log)
         own = task_folder(self.kept.folder, Task((first,), self.seed))

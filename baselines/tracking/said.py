@@ -18,7 +18,7 @@ from baselines.analysis.heat_map import heat_map
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.plan import Plan
+from baselines.experiment.plan import RATE, Plan
 from baselines.methods.method import Method
 from baselines.tracking.saved_view import X_AXIS
 from baselines.training.results import Point, Run, TrainingResult
@@ -70,15 +70,8 @@ def _tuning(plan: Plan) -> dict[str, Any]:
         return {}
     told: dict[str, Any] = {"tuning/trials": plan.trials}
     for method in plan.methods:
-        tried = [
-            {tuning.RATE: trial.learning_rate, **trial.settings}
-            for trial in plan.tried
-            if trial.method == method.name
-        ]
-        # Those that the trials varied, and not the method's space: its file, if any, is not run.
-        values = {name: [each[name] for each in tried] for name in (tried[0] if tried else ())}
-        varied = {n: v for n, v in values.items() if n == tuning.RATE or len({*v}) > 1}
-        own = {tuning.RATE: plan.rate_of(method), **method.settings}
+        varied = tuning.varied([trial for trial in plan.tried if trial.method == method.name])
+        own = {RATE: plan.rate_of(method), **method.settings}
         # Names of parameters have no brackets, and do not begin as a path does.
         clean = re.sub(r"[^\w.-]+", "-", method.name).strip("-")
         prefix = f"tuning/{clean}"

@@ -91,12 +91,8 @@ def train(
         StorageError: a checkpoint cannot be written.
         CheckpointError: there are checkpoints, and none is a whole one of this training.
     """
-    first, *others = methods
-    if any(
-        not (first.shares_training and other.shares_training)
-        or (first.recipe, first.schedule) != (other.recipe, other.schedule)
-        for other in others
-    ):
+    alike = len({(method.recipe, method.schedule) for method in methods}) == 1
+    if len(methods) > 1 and not (alike and all(method.shares_training for method in methods)):
         raise ValueError(
             f"{', '.join(method.name for method in methods)} cannot follow one training: their "
             "recipes or schedules differ, or depend on what each has spent"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from baselines.methods.averagers import Averager
-from baselines.methods.method import EVALUATION, Method
+from baselines.methods.method import Method
 from baselines.methods.recipes import Step
 from baselines.training import distributed
 from baselines.training.results import Point, Run, read_points
@@ -58,7 +58,7 @@ class MethodRun:
         # In the account's own units, whole femtoseconds, since these are compared at every step.
         self.step_cost = account.cost_femtoseconds(most) * self.world
         self.reading = dict(method.averager.max_evaluation_operations(workload))
-        self.evaluation_cost = account.cost_femtoseconds({**EVALUATION, **self.reading})
+        self.evaluation_cost = account.cost_femtoseconds(method.max_evaluation_operations(workload))
         self.points: list[Point] = []
         self.test = math.inf
         self.ended = False
