@@ -444,7 +444,7 @@ def test_a_fault_of_our_own_is_told_in_one_line_that_says_where_its_traceback_is
     def broken(*args, **options):
         raise KeyError("a\nname")
 
-    monkeypatch.setattr("lawa_opt.__main__.average_checkpoints", broken)
+    monkeypatch.setattr("lawa_opt.cli.average.average_checkpoints", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["average", "x.pt", "--out", "o.pt"]) == 70
     said = capsys.readouterr()

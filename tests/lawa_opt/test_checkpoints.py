@@ -543,7 +543,7 @@ def test_an_interrupted_command_leaves_nothing(
 
         average_checkpoints(*args, progress=interrupt, **options)
 
-    monkeypatch.setattr("lawa_opt.__main__.average_checkpoints", interrupted)
+    monkeypatch.setattr("lawa_opt.cli.average.average_checkpoints", interrupted)
     handler = signal.getsignal(signal.SIGTERM)
     # A shell that starts the tests in the background has them ignore it.
     interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)

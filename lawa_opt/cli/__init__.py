@@ -1,0 +1,1 @@
+"""The command `python -m lawa_opt`, one file a command."""
