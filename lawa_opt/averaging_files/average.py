@@ -14,14 +14,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from lawa_opt.averaging_files.choose import Selection, choose_checkpoints, named_paths
 from lawa_opt.averaging_files.find import TORCH_SUFFIXES, CheckpointError
 from lawa_opt.averaging_files.merge_weights import ArgumentError, checked_weights
-from lawa_opt.averaging_files.order import distinct_paths, identity_of, oldest_first
-from lawa_opt.averaging_files.read import Checkpoint, Piece, check_same_structure
+from lawa_opt.averaging_files.read import Checkpoint, Piece
 from lawa_opt.averaging_files.write import (
     atomic_write,
+    refuse_input,
     refuse_names,
-    refuse_target,
+    refuse_place,
     write_safetensors,
 )
 from lawa_opt.reduction import weighted_mean
@@ -146,35 +147,25 @@ def average_checkpoints(
         ValueError: an argument that would be wrong for any files.
         OSError: `out` cannot be written.
     """
-    if isinstance(paths, (str, os.PathLike)):
-        raise ArgumentError(f"paths must be several checkpoints, not one: {os.fspath(paths)!r}")
-    if last is not None and last < 1:
-        raise ArgumentError(f"last must be a number of checkpoints from 1: {last}")
-    if order not in ("number", "given"):
-        raise ArgumentError(f'order must be "number" or "given": {order!r}')
-    named = [os.fspath(path) for path in paths]
-    if not all(named):
-        raise ArgumentError("a path is empty, which would be the working folder: give it as .")
-    given = [Path(path) for path in named]
+    selection = Selection(order=order, key=key, last=last)
+    inputs = named_paths(paths)
     target = None if out is None else Path(out)
     if target and target.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ArgumentError(f"{target} must end in .safetensors or {', '.join(TORCH_SUFFIXES)}")
-    _refuse_few(given, last)
-    checked_weights(weights, decay, last or len(given))
-
-    identities = [identity_of(path) for path in given]
-    distinct, notes = distinct_paths(given, identities)
+    # As far as it can be told before any file is read.
+    checked_weights(weights, decay, 1 if isinstance(weights, str) else last or len(inputs))
     if target:
-        refuse_target(target, dict(zip(given, identities, strict=True)))
-    _refuse_few(distinct, last, *notes)
-    factors = checked_weights(weights, decay, last or len(distinct))
-    ordered, how = oldest_first(distinct, order, last, weights)
-    chosen = ordered[-last:] if last else ordered
+        refuse_place(target)
 
-    checkpoints = [Checkpoint(path, key) for path in chosen]
+    profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
+    chosen = choose_checkpoints(inputs, selection, ordered=profiled)
+    checkpoints, notes, how = chosen.checkpoints, [*chosen.notes], chosen.order
     newest = checkpoints[-1]
-    for checkpoint in checkpoints:
-        check_same_structure(checkpoint, newest)
+    if not isinstance(weights, str):
+        _refuse_other_order(inputs, checkpoints)
+    factors = checked_weights(weights, decay, len(checkpoints))
+    if target:
+        refuse_input(target, dict(chosen.inputs))
     if any("lora_A" in str(name) for name in newest.tensors):
         notes.append("lora_A and lora_B are averaged apart: this is not the mean of their products")
     if target is None:
@@ -189,10 +180,15 @@ def average_checkpoints(
     return state if target is None else done
 
 
-def _refuse_few(paths: Sequence[Path], last: int | None, *notes: str) -> None:
-    if len(paths) < (last or 1):
-        said = "; ".join((f"but {len(paths)} given", *notes))
-        raise CheckpointError(f"{last or 1} checkpoints are needed, {said}")
+def _refuse_other_order(inputs: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse weights that are given one by one, for checkpoints in another order."""
+    taken = [checkpoint.path for checkpoint in checkpoints]
+    given = [path for path in inputs if path in taken]
+    if len(given) == len(taken) and given != taken:
+        raise CheckpointError(
+            "weights are given one by one, and the checkpoints not in the order of their numbers, "
+            f'which begins with {taken[0]}: sort them, or say order="given"'
+        )
 
 
 def _write_mean(

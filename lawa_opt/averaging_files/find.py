@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +24,10 @@ WEIGHTS_FILES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-DISTRIBUTED = (
-    "is of torch.distributed.checkpoint: make its folder one file by dcp_to_torch_save of "
-    "torch.distributed.checkpoint.format_utils"
-)
+DCP_INDEX = ".metadata"  # of torch.distributed.checkpoint
+# What training loops write beside weights, by the beginning of the name.
+COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
+SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 class CheckpointError(ValueError):
@@ -41,8 +42,12 @@ def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     with reading(path):
         if path.is_dir():
             path = _weights_in(path)
-        if path.suffix == ".distcp" or path.name == ".metadata":
-            raise CheckpointError(f"{path} {DISTRIBUTED}")
+        if path.suffix == ".distcp":
+            raise CheckpointError(
+                f"{path} is a part of a checkpoint: give its folder, {path.parent}"
+            )
+        if path.name == DCP_INDEX:
+            return path, {part: [] for part in sorted(path.parent.glob("*.distcp"))}
         if path.suffix != ".json":
             return None, {path: []}
     with reading(path):
@@ -62,13 +67,58 @@ def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
         return path, files
 
 
+def expanded(paths: Sequence[Path]) -> tuple[list[Path], list[str], bool]:
+    """Return paths with the checkpoints of a folder in its place, notes, and if there was one."""
+    found: list[Path] = []
+    notes: list[str] = []
+    for path in paths:
+        with reading(path):
+            within = _checkpoints_in(path) if path.is_dir() else []
+            itself = path.is_dir() and is_checkpoint(path)
+        if within and itself:
+            raise CheckpointError(
+                f"{path} is a checkpoint and holds others, as {within[0].name}: give them, or the "
+                f"file {_weights_in(path).name} in it"
+            )
+        if within:
+            notes.append(f"{path}: {len(within)} checkpoints in it")
+        found += within or [path]
+    return found, notes, bool(notes)
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Return what lies in a folder and is a checkpoint of its own, by name."""
+    if is_checkpoint(folder):
+        # Its files are its own, but a Trainer writes the last weights beside earlier checkpoints.
+        return sorted(path for path in folder.iterdir() if path.is_dir() and is_checkpoint(path))
+    held = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if is_checkpoint(path):
+                held.append(path)
+        elif path.suffix in (".safetensors", *TORCH_SUFFIXES):
+            if path.name.startswith((*COMPANIONS, ".")):
+                continue
+            if SHARD.search(path.name):
+                raise CheckpointError(f"{path} is a shard, and no index lies beside it")
+            held.append(path)
+    return held
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is one checkpoint, by the names in it."""
+    return any((folder / name).exists() for name in (*WEIGHTS_FILES, DCP_INDEX))
+
+
 def _weights_in(folder: Path) -> Path:
     held = [folder / name for name in WEIGHTS_FILES if (folder / name).exists()]
-    if not held and (folder / ".metadata").exists():
-        raise CheckpointError(f"{folder} {DISTRIBUTED}")
+    if (folder / DCP_INDEX).exists():
+        held.append(folder / DCP_INDEX)
     if not held:
         names = [name for name in WEIGHTS_FILES if not name.endswith(".json")]
-        raise CheckpointError(f"{folder} holds neither {', '.join(names)} nor an index of such")
+        raise CheckpointError(
+            f"{folder} holds neither {', '.join(names)} nor an index of such, nor checkpoints"
+        )
     if len(held) > 1 and held[0].name not in WEIGHTS_FILES[:2]:
         raise CheckpointError(f"{folder} holds {held[0].name} and {held[1].name}: give one of them")
     return held[0]

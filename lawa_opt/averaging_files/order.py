@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from lawa_opt.averaging_files.find import CheckpointError, find_files, fingerprint
+from lawa_opt.averaging_files.steps import EPOCHS, STEPS, numbers_in
 
 LOGGER = logging.getLogger("lawa_opt")
-
-Label = tuple[str, ...]  # the word before a number and the unit after it
-
-
-NUMBER = re.compile(r"([^\W\d_]*)[\W_]*(\d+(?:\.\d+)*)(?=([^\W\d_]*))")
-TIMES = {"step", "steps", "epoch", "epochs", "iter", "iters", "iteration", "iterations"}
 
 
 def by_number(paths: Sequence[Path]) -> list[Path]:
@@ -29,7 +22,7 @@ def by_number(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: the numbers give no order, and why.
     """
-    numbers = [_numbers(path) for path in paths]
+    numbers = [numbers_in(path) for path in paths]
     shared = {label: [each.get(label, "") for each in numbers] for label in numbers[0]}
     differing = {
         label: texts for label, texts in shared.items() if all(texts) and len({*texts}) > 1
@@ -37,25 +30,17 @@ def by_number(paths: Sequence[Path]) -> list[Path]:
     if not differing:
         fewest = min(zip(numbers, paths, strict=True), key=lambda pair: len(pair[0]))[1]
         raise ValueError(f"no number tells {fewest} from the others")
-    times = [texts for (word, *rest), texts in differing.items() if word in TIMES and not any(rest)]
+    times = [
+        texts
+        for (word, *rest), texts in differing.items()
+        if word in STEPS | EPOCHS and not any(rest)
+    ]
     try:
         return _sorted(paths, [*differing.values()])
     except ValueError:
         if not times:
             raise
     return _sorted(paths, times)
-
-
-def _numbers(path: Path) -> dict[Label, str]:
-    """Return the numbers of a path by what stands around them; a label said again grows longer."""
-    found: dict[Label, str] = {}
-    for part in reversed(Path(os.path.abspath(path)).parts):  # noqa: PTH100 (links stay links)
-        for word, number, unit in reversed(NUMBER.findall(part)):
-            label: Label = (word.lower(), unit.lower())
-            while label in found:
-                label += ("",)
-            found[label] = number
-    return found
 
 
 def _sorted(paths: Sequence[Path], columns: Sequence[Sequence[str]]) -> list[Path]:
@@ -105,27 +90,3 @@ def distinct_paths(
     for note in notes:
         LOGGER.warning("%s", note)
     return [paths[i] for i in sorted(kept)], notes
-
-
-def oldest_first(
-    paths: list[Path], order: str, last: int | None, weights: str | Sequence[float]
-) -> tuple[list[Path], str]:
-    """Return the paths, oldest first, and in words how that is known."""
-    if order == "given" or len(paths) == 1:
-        return paths, "as given"
-    try:
-        ordered = by_number(paths)
-    except ValueError as error:
-        profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
-        if profiled or (last or len(paths)) < len(paths):
-            raise CheckpointError(
-                f'the order of the checkpoints counts and is not known: {error}; order="given" '
-                "(--order given) takes them as given, oldest first"
-            ) from error
-        return paths, f"as given ({error}), so the newest is {paths[-1]}"
-    if not isinstance(weights, str) and ordered != paths:
-        raise CheckpointError(
-            "weights are given one by one, and the checkpoints not in the order of their numbers, "
-            f'which begins with {ordered[0]}: sort them, or say order="given"'
-        )
-    return ordered, "in the order of their numbers"

@@ -8,60 +8,110 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lawa_opt.averaging_files.find import CheckpointError, find_files, fingerprint, reading
 from lawa_opt.averaging_files.plain_data import PLAIN
+from lawa_opt.averaging_files.steps import steps_in
 
 Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
 
 # Tensors may share what a file holds (tied, expanded), but not claim so many bytes beyond it.
 MOST_EXPANDED_BYTES = 1 << 30
+# Under this name an average says what it was made of: in safetensors' metadata, beside a nested
+# state dict, or as an attribute of a flat one, which may have no entry that is no tensor.
+PROVENANCE = "lawa_opt"
+
+
+class _Loaded(NamedTuple):
+    """A file's mapped state dict, and what the file says beside it."""
+
+    state: dict[Any, Any]
+    metadata: dict[str, str]
+    steps: dict[str, int]
+    provenance: str | None
 
 
 class Checkpoint:
     """The tensors of a safetensors or torch file, or of the shards that an index names.
 
     Attributes:
+        path: what the user named: a file, an index or a folder.
         source: the file, or the index.
         tensors: names to meta tensors, which carry shape and dtype.
         ties: each name that stands for an earlier name's tensor, to that name.
         metadata: the text entries of safetensors headers.
         fingerprints: of its files, which tell that one was changed.
+        steps_inside: what its files call the step that they were written after, by name.
+        step: the step that it counts for, once it was chosen among others; None if not known.
+        stripped: the prefixes that some of its names have lost.
+        provenance: what a file that lawa_opt wrote says of its sources, as JSON.
     """
 
-    def __init__(self, path: Path, key: str = "") -> None:
+    def __init__(self, path: Path, key: str = "", strip_prefix: Sequence[str] = ()) -> None:
         self.path = path
         self.key = key
         self.tensors: dict[Any, Tensor] = {}
         self.ties: dict[Any, Any] = {}
         self.metadata: dict[str, str] = {}
+        self.steps_inside: dict[str, int] = {}
+        self.step: int | None = None
+        self.provenance: str | None = None
         self._file_of: dict[Any, Path] = {}
         index, files = find_files(path)
         self.source = index or next(iter(files))
-        if key and (index or any(file.suffix == ".safetensors" for file in files)):
-            raise CheckpointError(
-                f"{path}: safetensors files and shards do not nest, so there is no key {key!r}"
-            )
         self.fingerprints = {
             file: fingerprint(file) for file in (*([index] if index else []), *files)
         }
-        for file, names in files.items():
-            with reading(file):
-                self._scan(file, names)
+        self._scan_all(files)
         if not self.tensors:
             raise CheckpointError(f"{path} holds no tensors")
         self._refuse_expanded()
+        self._stored = {name: name for name in self.tensors}
+        self.stripped: set[str] = set()
+        for prefix in strip_prefix:
+            self._strip(prefix)
+
+    @property
+    def largest_file(self) -> int:
+        """The size in bytes of the largest of its files."""
+        return max(size for _, _, size, _ in self.fingerprints.values())
+
+    def _scan_all(self, files: dict[Path, list[str]]) -> None:
+        if self.key and (self.source not in files or self.source.suffix == ".safetensors"):
+            raise CheckpointError(
+                f"{self.path}: safetensors files and shards do not nest, so there is no key "
+                f"{self.key!r}"
+            )
+        for file, names in files.items():
+            with reading(file):
+                self._scan(file, names)
+
+    def _strip(self, prefix: str) -> None:
+        """Take a prefix from all names that have it."""
+        new = {n: n.removeprefix(prefix) if isinstance(n, str) else n for n in self.tensors}
+        if new.keys() != {*new.values()}:
+            self.stripped.add(prefix)
+        taken: dict[Any, Any] = {}
+        for old, name in new.items():
+            if taken.setdefault(name, old) != old:
+                said = f"{taken[name]!r} and {old!r} are both {name!r} without {prefix!r}"
+                raise CheckpointError(f"{self.path}: {said}")
+        self.tensors = {new[old]: like for old, like in self.tensors.items()}
+        self.ties = {new[old]: new[first] for old, first in self.ties.items()}
+        self._stored = {new[old]: stored for old, stored in self._stored.items()}
 
     def _scan(self, file: Path, names: Sequence[str]) -> None:
         """Take note of tensors, of which nothing is in memory yet."""
         sizes = None if file.suffix == ".safetensors" else _record_sizes(file)
-        state, metadata = _load(file, self.key)
+        state, metadata, steps, provenance = _load(file, self.key)
         self.metadata |= metadata
+        self.steps_inside |= steps
+        self.provenance = self.provenance or provenance
         first: dict[Any, Any] = {}
         storages: dict[int, int] = {}
         for name in names or state:
@@ -72,9 +122,7 @@ class Checkpoint:
                 raise CheckpointError(_no_tensor(file, self.key, state, name))
             if value.is_meta:
                 raise CheckpointError(f"{file}: {name!r} is on meta: it has no values")
-            # Floats of a byte or less are quantised: their scales lie in other tensors.
-            quantised = value.is_quantized or (value.is_floating_point() and value.itemsize < 2)
-            if quantised or value.is_nested or value.layout != torch.strided:
+            if is_quantised(value) or value.is_nested or value.layout != torch.strided:
                 kind = f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
                 raise CheckpointError(f"{file}: {name!r} is quantised or sparse: {kind}")
             storage = value.untyped_storage()
@@ -110,16 +158,23 @@ class Checkpoint:
         self.refuse_changed()
         names: dict[Path, list[Any]] = {}
         for name, _ in groupby(pieces, lambda piece: piece[0]):
-            names.setdefault(self._file_of[name], []).append(name)
+            names.setdefault(self._file_of[self._stored[name]], []).append(self._stored[name])
         states: dict[Path, dict[Any, Any]] = {}
         for name, group in groupby(pieces, lambda piece: piece[0]):
-            file = self._file_of[name]
+            stored = self._stored[name]
+            file = self._file_of[stored]
             with reading(file):
                 if file not in states:
-                    states[file] = _load(file, self.key, names[file])[0]
-                flat = states[file][name].detach().reshape(-1)
+                    states[file] = _load(file, self.key, names[file]).state
+                flat = states[file][stored].detach().reshape(-1)
             for _, low, high in group:
                 yield flat[low:high]
+
+    def items(self) -> Iterator[tuple[Any, Tensor]]:
+        """Yield names and tensors one by one, each mapped and in its shape."""
+        pieces = [(name, 0, like.numel()) for name, like in self.tensors.items()]
+        for (name, like), flat in zip(self.tensors.items(), self.read(pieces), strict=True):
+            yield name, flat.view(like.shape)
 
     def refuse_changed(self) -> None:
         """Refuse files that are not what they were when the checkpoint was opened."""
@@ -144,15 +199,15 @@ class Checkpoint:
         return whole, beside
 
 
-def _load(
-    file: Path, key: str, names: Sequence[str] | None = None
-) -> tuple[dict[Any, Any], dict[str, str]]:
-    """Return a file's mapped state dict, with these names at the least, and its text metadata."""
+def _load(file: Path, key: str, names: Sequence[str] | None = None) -> _Loaded:
+    """Return what a file holds, of the state dict these names at the least."""
     if file.suffix == ".safetensors":
         with safetensors_library().safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in names or opened.keys()}
-            return state, opened.metadata() or {}
-    state = _torch_load(file)
+            metadata = opened.metadata() or {}
+            provenance = metadata.pop(PROVENANCE, None)
+            return _Loaded(state, metadata, steps_in(metadata), provenance)
+    whole = state = _torch_load(file)
     for part in key.split(".") if key else ():
         held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
         if not isinstance(state, dict) or part not in state:
@@ -161,7 +216,14 @@ def _load(
     if not isinstance(state, dict) or not state:
         where = f" at {key!r}" if key else ""
         raise CheckpointError(f"{file}: no state dict{where}: {type(state).__name__}")
-    return state, {}
+    provenance = whole.get(PROVENANCE) if key else getattr(whole, PROVENANCE, None)
+    text = provenance if isinstance(provenance, str) else None
+    return _Loaded(state, {}, steps_in(whole) if key else {}, text)
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """Return whether a tensor's scales lie elsewhere, as those of floats of a byte or less do."""
+    return tensor.is_quantized or (tensor.is_floating_point() and tensor.itemsize < 2)
 
 
 def _no_tensor(file: Path, key: str, state: dict[Any, Any], name: Any) -> str:
@@ -220,16 +282,3 @@ def safetensors_library() -> Any:
     except ImportError as error:
         raise ImportError("safetensors is missing: pip install 'lawa-opt[files]'") from error
     return safetensors
-
-
-def check_same_structure(one: Checkpoint, other: Checkpoint) -> None:
-    """Refuse checkpoints with other names, shapes or dtypes."""
-    for a, b in ((one, other), (other, one)):
-        if extra := a.tensors.keys() - b.tensors.keys():
-            raise CheckpointError(f"{b.path} lacks {min(extra, key=str)!r}, which {a.path} has")
-    for name, x in one.tensors.items():
-        y = other.tensors[name]
-        for what, here, there in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
-            if here != there:
-                seen = f"{here} in {one.path} and {there} in {other.path}"
-                raise CheckpointError(f"the {what} of {name!r} differs: {seen}")

@@ -18,15 +18,17 @@ from lawa_opt.averaging_files.find import CheckpointError, fingerprint
 from lawa_opt.averaging_files.read import safetensors_library
 
 
-def refuse_target(target: Path, given: Mapping[Path, frozenset[tuple[int, ...]] | Path]) -> None:
-    """Refuse to write where nothing can be written, or over an input."""
+def refuse_place(target: Path) -> None:
+    """Refuse to write where nothing can be written."""
     if not target.parent.is_dir():
         raise CheckpointError(f"{target} lies in a folder that does not exist")
-    if not target.exists():
-        return
-    if not target.is_file():
+    if target.exists() and not target.is_file():
         raise CheckpointError(f"{target} is a folder, FIFO, socket or device")
-    for path, identity in given.items():
+
+
+def refuse_input(target: Path, given: Mapping[Path, frozenset[tuple[int, ...]] | Path]) -> None:
+    """Refuse to write over an input."""
+    for path, identity in given.items() if target.exists() else ():
         if isinstance(identity, frozenset) and fingerprint(target)[:2] in identity:
             raise CheckpointError(f"{target} is part of the input {path}")
 

@@ -89,19 +89,6 @@ def test_adapters_are_averaged_with_a_word_on_what_that_is(capsys):
     assert "this is not the mean of their products" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.distributed.*")
-def test_distributed_checkpoints_are_refused_with_what_makes_them_one_file():
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    checkpoint.save(dict(STATE), checkpoint_id="dcp", no_dist=True)
-    for given in ("dcp", "dcp/.metadata", "dcp/__0_0.distcp"):
-        with pytest.raises(CheckpointError, match=f"{given} is of .* by dcp_to_torch_save of"):
-            average_checkpoints([given])
-    dcp_to_torch_save("dcp", "whole.pt")
-    assert_is_state(average_checkpoints(["whole.pt"]))
-
-
 # Plain data beside the tensors
 
 PLAIN = {

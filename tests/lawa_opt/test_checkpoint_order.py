@@ -171,7 +171,7 @@ def test_what_was_averaged_is_said(caplog, capsys):
     assert said.out == Path("o.pt")
     assert command(*names, "--last", "3", "--weights", "ema", "--decay", "0.5") == 0
     assert capsys.readouterr().out == (
-        "averaged 3 checkpoint(s), in the order of their numbers, with these shares:\n"
+        "averaged 3 checkpoint(s), in the order of the numbers in their names, with these shares:\n"
         "  0.2500  e9.pt\n  0.2500  e10.pt\n  0.5000  e11.pt\nwritten: o.pt\n"
     )
     caplog.set_level(logging.INFO, logger="lawa_opt")

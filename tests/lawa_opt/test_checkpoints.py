@@ -684,7 +684,7 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
     assert said.err == ""
     shares = ("0.1250", "0.1250", "0.2500", "0.5000")
     assert said.out.splitlines() == [
-        "averaged 4 checkpoint(s), in the order of their numbers, with these shares:",
+        "averaged 4 checkpoint(s), in the order of the steps in their names, with these shares:",
         *(f"  {share}  {path}" for share, path in zip(shares, paths[1:], strict=True)),
         f"written: {out}",
     ]
