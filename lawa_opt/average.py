@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
 from lawa_opt.messages import warn
-from lawa_opt.ring import Ring
+from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.swap import forget_derived
+from lawa_opt.weights_by_step import Weigh
 from lawa_opt.window import Window
 
 
@@ -86,12 +87,12 @@ class Average:
         self.window.rebind(replaced)
         return parameters + buffers
 
-    def nonempty_rings(self, k: int | None) -> list[Ring]:
+    def nonempty_rings(self, k: int | None, weigh: Weigh = UNIFORM) -> list[Ring]:
         """Return the rings that hold snapshots, and warn of tensors that have none.
 
         Raises:
             RuntimeError: the window is empty.
-            ValueError: `k` is no number of snapshots that are held.
+            ValueError: `k` is no number of snapshots that are held, or the weights do not fit them.
         """
         held = self.window.num_snapshots
         if held == 0:
@@ -109,6 +110,8 @@ class Average:
         grown = self.window.reshaped(buffers)
         rings = self.window.readable([t for t in tensors if id(t) not in grown])
         complete = sum(len(ring.tensors) for ring in rings) == len(tensors)
+        for ring in rings:
+            weigh(ring.newest_steps(k))  # refused before anything is written
         if not complete or (self.buffers.modules and "coverage" not in self.said):
             self._say_what_stays_live(rings, buffers, grown)
         return rings
@@ -129,7 +132,9 @@ class Average:
             self.said.add("coverage")
             coverage.warn_of_bare_optimizers(self.buffers.modules, averaged, self.base)
 
-    def means(self, k: int | None, dtype: torch.dtype | None) -> dict[int, Tensor]:
+    def means(
+        self, k: int | None, dtype: torch.dtype | None, weigh: Weigh = UNIFORM
+    ) -> dict[int, Tensor]:
         """Return new tensors with the mean of each that the window holds, by the tensor's id.
 
         Complex ones and those that have no mean are of their own dtype.
@@ -142,16 +147,16 @@ class Average:
                 f"dtype must be of floating-point means, such as torch.float32: got {dtype}"
             )
         means: dict[int, Tensor] = {}
-        for ring in self.nonempty_rings(k):
+        for ring in self.nonempty_rings(k, weigh):
             is_real = ring.averages and not ring.tensors[0].is_complex()
             outs = [torch.empty_like(t, dtype=dtype if is_real else None) for t in ring.tensors]
-            ring.write_mean(outs, k)
+            ring.write_mean(outs, k, weigh)
             means.update((id(t), out.detach()) for t, out in zip(ring.tensors, outs, strict=True))
         return means
 
-    def write(self, k: int | None) -> None:
+    def write(self, k: int | None, weigh: Weigh = UNIFORM) -> None:
         """Write the mean into the tensors themselves, for good."""
-        rings = self.nonempty_rings(k)
+        rings = self.nonempty_rings(k, weigh)
         forget_derived(self.tensors())
         for ring in rings:
-            ring.write_mean(ring.tensors, k)
+            ring.write_mean(ring.tensors, k, weigh)

@@ -13,6 +13,7 @@ from lawa_opt import coverage
 from lawa_opt.average import Average
 from lawa_opt.messages import few
 from lawa_opt.swap import Swap
+from lawa_opt.weights_by_step import Weights, weighing
 
 
 def averages_of(lawas: Sequence[Any]) -> list[Average]:
@@ -29,30 +30,34 @@ def averages_of(lawas: Sequence[Any]) -> list[Average]:
 
 def averaged_copies(
     model: nn.Module,
-    averages: Sequence[Average],
+    lawas: Sequence[Any],
     k: int | None,
+    weights: Weights,
     dtype: torch.dtype | None,
-    swap: Swap | None,
 ) -> dict[str, Any]:
     """Return copies of a model's state with the mean of each tensor that has one.
 
     Args:
         model: that is averaged.
-        averages: of its optimizers.
+        lawas: of its optimizers.
         k: of so many snapshots.
+        weights: of the snapshots.
         dtype: of the means.
-        swap: the innermost of the first average that is under way.
 
     Raises:
-        ValueError: no tensor of the model has a mean, or only a part of what is trained.
+        TypeError: a LAWA is something else.
+        ValueError: the weights do not fit, no tensor of the model has a mean, or only a part of
+            what is trained.
     """
     means: dict[int, Tensor] = {}
+    averages, weigh = averages_of(lawas), weighing(weights)
     entries = model.state_dict(keep_vars=True)
     for average in averages:
-        means |= average.means(k, dtype)
+        means |= average.means(k, dtype, weigh)
     if not any(id(value) in means for value in entries.values()):
         raise ValueError(coverage.NOT_THE_MODELS)
-    _check_coverage(model, means, averages, swap)
+    swaps = lawas[0].swaps
+    _check_coverage(model, means, averages, swaps[-1] if swaps else None)
     return _copied_entries(entries, means)
 
 

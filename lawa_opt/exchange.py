@@ -16,9 +16,10 @@ from lawa_opt.batchnorm import model_with_statistics, recompute_statistics, run_
 from lawa_opt.buffers import can_be_written
 from lawa_opt.interrupts import HeldSignals
 from lawa_opt.messages import warn
-from lawa_opt.ring import Ring
+from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.swap import Swap
 from lawa_opt.swaps import Swaps
+from lawa_opt.weights_by_step import Weigh, Weights, weighing
 
 # torch.compiler.disable would import the whole compiler with this module; this one waits for it.
 outside_graphs = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -49,14 +50,17 @@ class Exchange:
 
     @outside_graphs
     @torch.no_grad()
-    def prepared(self, k: int | None, run: nn.Module | None = None) -> tuple[Swap, list[Ring]]:
+    def prepared(
+        self, k: int | None, weigh: Weigh, run: nn.Module | None = None
+    ) -> tuple[Swap, list[Ring]]:
         """Return the live weights of all that an average will replace, and where that is from.
 
         Args:
             k: of so many snapshots.
+            weigh: gives their weights.
             run: a model whose other buffers are kept too, for it will be run in training mode.
         """
-        rings = self.average.nonempty_rings(k)
+        rings = self.average.nonempty_rings(k, weigh)
         tensors = [tensor for ring in rings for tensor in ring.tensors]
         known = set(map(id, tensors))
         buffers = [] if run is None else [b for b in run.buffers() if can_be_written(b)]
@@ -66,10 +70,10 @@ class Exchange:
 
     @outside_graphs
     @torch.no_grad()
-    def begin(self, swap: Swap, rings: list[Ring], k: int | None) -> None:
+    def begin(self, swap: Swap, rings: list[Ring], k: int | None, weigh: Weigh) -> None:
         """Put the average into the model."""
         self.swaps.enter(swap)
-        swap.write(rings, k)
+        swap.write(rings, k, weigh)
 
     @outside_graphs
     @torch.no_grad()
@@ -100,7 +104,7 @@ class Exchange:
         signals = HeldSignals(Exchange.until_train)
         try:
             signals.hold()
-            self.begin(*self.prepared(None), None)
+            self.begin(*self.prepared(None, UNIFORM), None, UNIFORM)
         except BaseException:
             if self.swaps:
                 self.end(self.swaps[0])
@@ -146,15 +150,21 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
 
     def _recreate_cm(self) -> AveragedBlock:
         """Return a block for each call of a decorated function."""
-        return AveragedBlock(self.exchange, self.k, self.if_empty, self.loader)
+        return AveragedBlock(self.exchange, self.k, self.weigh, self.if_empty, self.loader)
 
     def __init__(
-        self, exchange: Exchange, k: int | None, if_empty: str, loader: Iterable[Any] | None
+        self,
+        exchange: Exchange,
+        k: int | None,
+        weights: Weights,
+        if_empty: str,
+        loader: Iterable[Any] | None,
     ) -> None:
         if if_empty not in ("raise", "live"):
             raise ValueError(f'if_empty must be "raise" or "live": {if_empty!r}')
         self.exchange = exchange
         self.k = k
+        self.weigh = weighing(weights)
         self.if_empty = if_empty
         self.loader = loader
         self.model = None
@@ -172,8 +182,8 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
             return
         try:
             self.signals.hold()
-            self.swap, rings = self.exchange.prepared(self.k, self.model)
-            self.exchange.begin(self.swap, rings, self.k)
+            self.swap, rings = self.exchange.prepared(self.k, self.weigh, self.model)
+            self.exchange.begin(self.swap, rings, self.k, self.weigh)
             self.signals.run_waiting()
             if self.model is not None and self.loader is not None:
                 recompute_statistics(self.model, self.loader)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 
+
+class ArgumentError(ValueError):
+    """An argument that would be wrong for any snapshots or files."""
+
+
 INSIDE = ("lawa_opt", "torch", "contextlib")
 
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hook
 from lawa_opt.average import Average
 from lawa_opt.base import refuse_lasting_state, refuse_other_than_optimizers
 from lawa_opt.buffers import Buffers
-from lawa_opt.copies import averaged_copies, averages_of, copy_with
+from lawa_opt.copies import averaged_copies, copy_with
 from lawa_opt.exchange import AveragedBlock, Exchange, outside_graphs
 from lawa_opt.forwarding import forwarded
 from lawa_opt.hooks import HOOKS, changed_by, hooked_step, refuse_captured_step
@@ -29,6 +29,7 @@ from lawa_opt.loading import load
 from lawa_opt.schedule import CollectSchedule, Every
 from lawa_opt.state_dict import is_dcp_state_init, saved
 from lawa_opt.swaps import Swaps
+from lawa_opt.weights_by_step import Weights, weighing
 from lawa_opt.window import Window
 
 
@@ -45,8 +46,7 @@ class LAWA(Optimizer):
     Args:
         optimizer: any `torch.optim.Optimizer`, also of another package.
         k: snapshots in the window; the paper uses 6, above 16 is worse.
-        every: steps between two collects, or "auto", or "manual" (see `CollectSchedule`); the paper
-            collects once an epoch, which is "manual" and `collect()`.
+        every: steps between two collects, "auto", or "manual" (see `CollectSchedule`).
         horizon: the share of the training so far that an "auto" window reaches back.
         start: the first step that may be collected.
         buffers: the model, or modules, whose saved buffers are treated like parameters:
@@ -113,9 +113,8 @@ class LAWA(Optimizer):
     """Whether `step()` collects what is due; `collect()` always does."""
 
     def __repr__(self) -> str:
-        settings = f"k={self.window.k}, every={self.schedule.every!r}"
-        name = type(self).__name__
-        return f"{name}({settings}, num_snapshots={self.num_snapshots}) of {self.base!r}"
+        k, every, held = self.window.k, self.schedule.every, self.num_snapshots
+        return f"{type(self).__name__}({k=}, {every=}, num_snapshots={held}) of {self.base!r}"
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Reset the gradients, as the wrapped optimizer does: arguments are passed on."""
@@ -160,18 +159,16 @@ class LAWA(Optimizer):
     @outside_graphs
     @torch.no_grad()
     def collect(self) -> None:
-        """Take a snapshot now, whatever the schedule says; for `every="manual"`, once an epoch.
-
-        It is refused while averaged weights are in the model.
-        """
+        """Take a snapshot now, as once an epoch for `every="manual"`; not of averaged weights."""
         self.swaps.refuse_any("collect()")
-        self.window.collect(self.average.tensors())
+        self.window.collect(self.average.tensors(), self.schedule.steps)
         self.schedule.last_collect = self.schedule.steps
 
     def averaged(
         self,
         k: int | None = None,
         *,
+        weights: Weights = "uniform",
         if_empty: Literal["raise", "live"] = "raise",
         update_bn: Iterable[Any] | None = None,
     ) -> AbstractContextManager[None]:
@@ -183,19 +180,20 @@ class LAWA(Optimizer):
 
         Args:
             k: average the newest so many snapshots, from 1 to `num_snapshots`; by default, all.
+            weights: of the snapshots: a name, such as "1-sqrt", a file, one weight each, oldest
+                first, or what makes them of their steps (see `average_checkpoints`).
             if_empty: with nothing collected, "raise" a RuntimeError or leave the weights "live".
             update_bn: batches to compute BatchNorm's statistics from, with the average in the model
                 given as `buffers`; the live statistics come back too (see docs/lawa_opt.md).
         """
-        return AveragedBlock(self.exchange, k, if_empty, update_bn)
+        return AveragedBlock(self.exchange, k, weights, if_empty, update_bn)
 
     def eval(self) -> None:
         """Put the mean into the model until `train()`, as Transformers and Accelerate call it.
 
-        Does nothing where averaged weights are in already. It warns of an empty window, and leaves
-        the live weights; and where the first parameter was written to once after the latest step,
-        as by loading a checkpoint into the model: the mean goes in all the same. A wrapped
-        optimizer with an eval() of its own is told first.
+        Does nothing where it is in already. It warns of an empty window, and leaves the live
+        weights; and of weights written to after the latest step, as by loading a checkpoint: the
+        mean goes in all the same. A wrapped optimizer with an eval() of its own is told first.
         """
         self.exchange.until_train()
 
@@ -213,50 +211,55 @@ class LAWA(Optimizer):
         model: nn.Module,
         k: int | None = None,
         *,
+        weights: Weights = "uniform",
         dtype: torch.dtype | None = None,
         others: Sequence[LAWA] = (),
     ) -> dict[str, Any]:
         """Return `model.state_dict()` with the mean in place of each tensor the window holds.
 
-        Everything in it is a copy, tied weights too, so it can go to `safetensors.torch.save_file`
-        or `torch.save` and training can go on. The model itself is not touched. A warning names
-        running statistics, as of BatchNorm, that are in no window and so live.
+        Everything in it is a copy, tied weights too, as `safetensors.torch.save_file` needs it. A
+        warning names running statistics, as of BatchNorm, that are in no window and so live.
 
         Args:
             model: the model whose parameters are optimized.
             k: as in `averaged`.
+            weights: as in `averaged`.
             dtype: type of the means; `torch.float32` keeps what bfloat16 parameters would round.
             others: the LAWAs of further optimizers over this model, such as AdamW's beside Muon's.
 
         Raises:
             RuntimeError: the window is empty.
-            ValueError: more snapshots asked for than are held, or the window has nothing or only a
-                part of what is trained of the model, or buffers that it has replaced.
+            ValueError: `k` or `weights` do not fit, or not all that is trained is in the window.
         """
-        averages = averages_of([self, *others])
-        within = self.swaps[-1] if self.swaps else None
-        return averaged_copies(model, averages, k, dtype, within)
+        return averaged_copies(model, [self, *others], k, weights, dtype)
 
     def averaged_model(
-        self, model: nn.Module, k: int | None = None, *, others: Sequence[LAWA] = ()
+        self,
+        model: nn.Module,
+        k: int | None = None,
+        *,
+        weights: Weights = "uniform",
+        others: Sequence[LAWA] = (),
     ) -> nn.Module:
         """Return a copy of the model with the weights of `averaged_state_dict`; raises as that."""
-        return copy_with(self.averaged_state_dict(model, k, others=others), model)
+        state = self.averaged_state_dict(model, k, weights=weights, others=others)
+        return copy_with(state, model)
 
     @torch.no_grad()
-    def restart_from_average(self, k: int | None = None, *, reset_state: bool = False) -> None:
-        """Make the mean the live weights and train on from there (the paper's online mode).
-
-        This does change the training. The window is kept.
+    def restart_from_average(
+        self, k: int | None = None, *, weights: Weights = "uniform", reset_state: bool = False
+    ) -> None:
+        """Make the mean the live weights, which changes the training (the paper's online mode).
 
         Args:
             k: as in `averaged`.
+            weights: as in `averaged`.
             reset_state: forget the wrapped optimizer's state too, if it is made again.
         """
         self.swaps.refuse_any("restart_from_average()")
         if reset_state:
             refuse_lasting_state(self.base)
-        self.average.write(k)
+        self.average.write(k, weighing(weights))
         self.exchange.stamp()
         if reset_state:
             self.base.state.clear()
@@ -265,9 +268,8 @@ class LAWA(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state dict, with the window in each parameter's entry.
 
-        As in torch, tensors are references: save or copy it before the next step. Taken while
-        averaged weights are in the model, it carries the live ones too, and a LAWA that loads it
-        gives them back on `train()`; of a model or window in parts, it is refused then.
+        As in torch, tensors are references: save or copy it before the next step. It carries the
+        live weights too while averaged ones are in the model (of one in parts, it is refused then).
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -279,9 +281,7 @@ class LAWA(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, or the wrapped optimizer's own state dict.
 
-        The latter leaves an empty window, so a project can adopt LAWA in mid-training. It may come
-        from `torch.load(weights_only=True)`. Averaged weights are taken out of the model first, as
-        by `train()`.
+        The latter leaves an empty window. Averaged weights are taken out first, as by `train()`.
 
         Raises:
             ValueError: it does not fit, is damaged, or the wrapped optimizer refuses it; nothing

@@ -13,11 +13,15 @@ from lawa_opt.layout import Layout
 from lawa_opt.reduction import cut_for, weighted_mean
 from lawa_opt.sharding import gather, local, part_of
 from lawa_opt.storage import Snapshots, Storage
+from lawa_opt.weights_by_step import UNKNOWN_STEP, Weigh, weighing
 
 # What a window may be kept in: what torch can turn into float32 and back on any device.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What a snapshot is kept as: a tensor that changes it needs other slots.
+# The weights of an average, where no others are asked for.
+UNIFORM = weighing("uniform")
+
 kind_of = operator.attrgetter("dtype", "device", "shape")
 
 
@@ -30,6 +34,7 @@ class Ring:
     Attributes:
         num_snapshots: in the ring, from 0 to k.
         write_index: the slot that the next snapshot goes to.
+        steps: after which the snapshot of each slot was taken.
         missed: collects of other tensors since the latest of these.
         kinds: what each tensor was when its slots were made.
         averages: False for integers, which have no mean.
@@ -48,6 +53,7 @@ class Ring:
         self.k = k
         self.num_snapshots = 0
         self.write_index = 0
+        self.steps = [UNKNOWN_STEP] * k
         self.missed = 0
         self.kinds = [kind_of(tensor) for tensor in self.tensors]
         shards = [self.local_shard(tensor) for tensor in self.tensors]
@@ -69,12 +75,13 @@ class Ring:
             return local(tensor)
         return part_of(tensor, self.mesh.size(), self.mesh.get_local_rank())
 
-    def collect(self) -> None:
-        """Copy the tensors over the oldest slot."""
+    def collect(self, step: int) -> None:
+        """Copy the tensors, as they are after a step, over the oldest slot."""
         sources = self.tensors
         if self.is_sharded:
             sources = [self.local_shard(tensor) for tensor in self.tensors]
         self.storage.write(self.write_index, sources)
+        self.steps[self.write_index] = step
         self.write_index = (self.write_index + 1) % self.k
         self.num_snapshots = min(self.num_snapshots + 1, self.k)
 
@@ -83,7 +90,13 @@ class Ring:
         count = self.num_snapshots if latest is None else min(latest, self.num_snapshots)
         return [(self.write_index - count + i) % self.k for i in range(count)]
 
-    def write_mean(self, outs: Sequence[Tensor], latest: int | None = None) -> None:
+    def newest_steps(self, latest: int | None = None) -> list[int]:
+        """Return the steps of the latest snapshots, oldest first."""
+        return [self.steps[slot] for slot in self.newest_slots(latest)]
+
+    def write_mean(
+        self, outs: Sequence[Tensor], latest: int | None = None, weigh: Weigh = UNIFORM
+    ) -> None:
         """Write the mean of the latest slots into `outs`, which have the shapes of the tensors.
 
         With a mesh, all its ranks must call this. What is not trained (a buffer, a frozen
@@ -91,17 +104,17 @@ class Ring:
         mean (integers) take their newest snapshot.
         """
         if self.mesh is None:
-            self._write_local_mean([local(out) for out in outs], latest)
+            self._write_local_mean([local(out) for out in outs], latest, weigh)
             return
         parts = [torch.empty_like(self.local_shard(out)) for out in outs]
-        self._write_local_mean(parts, latest)
+        self._write_local_mean(parts, latest, weigh)
         gather(parts, outs, self.mesh)
 
-    def _write_local_mean(self, outs: list[Tensor], latest: int | None) -> None:
+    def _write_local_mean(self, outs: list[Tensor], latest: int | None, weigh: Weigh) -> None:
         if not self.averages:
             self.storage.read(self.newest_slots()[-1], outs)
             return
         slots = self.newest_slots(latest)
         is_trained = all(tensor.requires_grad for tensor in self.tensors)
         rows = Snapshots(self.storage, slots)
-        weighted_mean(rows, [1.0] * len(slots), outs, exact=not is_trained)
+        weighted_mean(rows, weigh(self.newest_steps(latest)), outs, exact=not is_trained)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lawa_opt.sharding import local, split_dim
+from lawa_opt.weights_by_step import UNKNOWN_STEP
 from lawa_opt.window import Window
 
 PREFIX = "lawa_"
@@ -94,6 +95,12 @@ def _check_numbers(name: str, entry: Mapping[str, Any], k: int) -> None:
         raise ValueError(
             f"{name}: {PREFIX}newest must not be after {PREFIX}step={entry[f'{PREFIX}step']}: "
             f"{entry[f'{PREFIX}newest']}"
+        )
+    steps = steps_in(entry)
+    if any(not _is_from(step, UNKNOWN_STEP, entry[f"{PREFIX}newest"]) for step in steps):
+        raise ValueError(
+            f"{name}: snapshots must be of steps up to {PREFIX}newest="
+            f"{entry[f'{PREFIX}newest']}: {', '.join(map(_shown, steps))}"
         )
     for switch in ("enabled", "averaged"):
         value = entry.get(f"{PREFIX}{switch}", 1 if switch == "enabled" else 0)
@@ -209,6 +216,12 @@ def sharding_of(
     from torch.distributed.tensor import Shard
 
     return mesh, (Shard(split_dim(tensor)),)
+
+
+def steps_in(entry: Mapping[str, Any]) -> list[Any]:
+    """Return the steps of the snapshots held, oldest first."""
+    held = entry[f"{PREFIX}held"]
+    return [entry.get(f"{PREFIX}{i}_step", UNKNOWN_STEP) for i in range(held)]
 
 
 def next_slot(entry: Mapping[str, Any], k: int) -> Any:

@@ -25,6 +25,7 @@ from lawa_opt.state_check import (
     group_sizes,
     next_slot,
     sharding_of,
+    steps_in,
 )
 from lawa_opt.swap import Swap
 from lawa_opt.swaps import live_values
@@ -79,6 +80,7 @@ def _window_state(
             }
             entries[id(tensor)] = {
                 **snapshots,
+                **{f"{PREFIX}{i}_step": ring.steps[j] for i, j in enumerate(held + unused)},
                 f"{PREFIX}k": ring.k,
                 f"{PREFIX}held": ring.num_snapshots,
                 # The mean adds up slot by slot, and so depends on them in its last bit.
@@ -241,15 +243,16 @@ def restored_rings(window: Window, saved: Sequence[tuple[Tensor, Mapping[str, An
     """Return rings with checked, saved snapshots, as the window would make them."""
     made = window.like()
     entries = {id(tensor): entry for tensor, entry in saved if entry}
-    alike: dict[tuple[int, int], list[Tensor]] = {}
+    alike: dict[tuple[int, tuple[int, ...]], list[Tensor]] = {}
     for tensor, entry in saved:
         if entry:
-            position = entry[f"{PREFIX}held"], next_slot(entry, made.k)
+            position = next_slot(entry, made.k), tuple(steps_in(entry))
             alike.setdefault(position, []).append(tensor)
-    for (held, following), tensors in alike.items():
+    for (following, steps), tensors in alike.items():
         for ring in made.allocate(tensors):
-            ring.num_snapshots, ring.write_index = held, following
+            ring.num_snapshots, ring.write_index = len(steps), following
             for i, slot in enumerate(ring.newest_slots()):
+                ring.steps[slot] = steps[i]
                 snapshots = [
                     _local_value(entries[id(t)][f"{PREFIX}{i}"], t, ring.mesh) for t in ring.tensors
                 ]

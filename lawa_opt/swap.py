@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from lawa_opt.buffers import Buffers
-from lawa_opt.ring import Ring
+from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.sharding import local, reshard_fsdp_modules
+from lawa_opt.weights_by_step import Weigh
 
 
 def version_of(tensor: Tensor) -> tuple[int, ...]:
@@ -62,6 +63,7 @@ class Swap:
         self.places = dict[int, tuple[int, str]]()
         self.rings: list[Ring] = []
         self.latest: int | None = None
+        self.weigh = UNIFORM
         self.versions: list[tuple[int, ...]] | None = None
         self.changed: set[int] = set()
         self.has_own_statistics = False
@@ -77,11 +79,11 @@ class Swap:
         self.__dict__.update(state)
         self._prepare()
 
-    def write(self, rings: list[Ring], latest: int | None) -> None:
+    def write(self, rings: list[Ring], latest: int | None, weigh: Weigh) -> None:
         """Write the mean of the latest snapshots into the tensors, which are those of the rings."""
         for ring in rings:
-            ring.write_mean(ring.tensors, latest)
-        self.rings, self.latest = rings, latest
+            ring.write_mean(ring.tensors, latest, weigh)
+        self.rings, self.latest, self.weigh = rings, latest, weigh
         self.stamp()
 
     def stamp(self) -> None:
@@ -121,7 +123,7 @@ class Swap:
             return written
         for ring in self.rings if written else ():
             outs = [torch.empty_like(tensor) for tensor in ring.tensors]
-            ring.write_mean(outs, self.latest)
+            ring.write_mean(outs, self.latest, self.weigh)
             for tensor, out in zip(ring.tensors, outs, strict=True):
                 if _same_bits(local(tensor), local(out)):
                     written.discard(self.numbers[id(tensor)])

@@ -90,15 +90,21 @@ class Window:
             ring.tensors = [replaced.get(id(tensor), tensor) for tensor in ring.tensors]
         self._latest = ([], [], [])
 
-    def collect(self, tensors: Sequence[Tensor]) -> None:
+    def collect(self, tensors: Sequence[Tensor], step: int | None = None) -> None:
         """Take one snapshot: copy each tensor over its oldest slot (2 bytes moved per byte).
 
         What is held of tensors that are not among these is forgotten once they have been missing
         for longer than they are where a framework shows an optimizer one group after the other.
+
+        Args:
+            tensors: as they are after the step.
+            step: that weights by step will go by; by default, one more than that of the latest.
         """
+        if step is None:
+            step = 1 + max((max(ring.steps) for ring in self.rings), default=0)
         collected = self.allocate(tensors)
         for ring in collected:
-            ring.collect()
+            ring.collect(step)
             ring.missed = 0
         if len(collected) < len(self.rings):
             for ring in self.rings:
@@ -200,5 +206,6 @@ class Window:
         for new, old in zip(subset.slots, ring.slots, strict=True):
             torch._foreach_copy_(new, [old[places[id(tensor)]] for tensor in tensors])
         subset.num_snapshots, subset.write_index = ring.num_snapshots, ring.write_index
+        subset.steps = list(ring.steps)
         subset.missed = ring.missed
         return subset

@@ -14,9 +14,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from lawa_opt.averaging_files.choose import Selection, choose_checkpoints, named_paths
+from lawa_opt.averaging_files.choose import Chosen, Selection, choose_checkpoints, named_paths
 from lawa_opt.averaging_files.find import TORCH_SUFFIXES, CheckpointError
-from lawa_opt.averaging_files.merge_weights import ArgumentError, checked_weights
 from lawa_opt.averaging_files.read import Checkpoint, Piece
 from lawa_opt.averaging_files.write import (
     atomic_write,
@@ -25,7 +24,9 @@ from lawa_opt.averaging_files.write import (
     refuse_place,
     write_safetensors,
 )
+from lawa_opt.messages import ArgumentError
 from lawa_opt.reduction import weighted_mean
+from lawa_opt.weights_by_step import Weights, is_one_by_one, weighing
 
 BATCH_BYTES = 1 << 20
 # Each batch maps the files anew, which costs an unpickling, so batches are 1/8 of a checkpoint.
@@ -72,8 +73,7 @@ def average_checkpoints(
     last: int | None = None,
     order: str = "number",
     key: str = "",
-    weights: str | Sequence[float] = "uniform",
-    decay: float | None = None,
+    weights: Weights = "uniform",
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[Any, Tensor]: ...
 
@@ -86,8 +86,7 @@ def average_checkpoints(
     last: int | None = None,
     order: str = "number",
     key: str = "",
-    weights: str | Sequence[float] = "uniform",
-    decay: float | None = None,
+    weights: Weights = "uniform",
     progress: Callable[[int, int], object] | None = None,
 ) -> Averaged: ...
 
@@ -99,8 +98,7 @@ def average_checkpoints(
     last: int | None = None,
     order: str = "number",
     key: str = "",
-    weights: str | Sequence[float] = "uniform",
-    decay: float | None = None,
+    weights: Weights = "uniform",
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[Any, Tensor] | Averaged:
     """Average the weights of checkpoints, piece by piece, into one state dict or file.
@@ -130,10 +128,12 @@ def average_checkpoints(
             the order counts (`last`, `weights`) and the names do not tell it; or "given", oldest
             first.
         key: where the state dict lies in torch files that nest it, such as "state_dict.model".
-        weights: "uniform"; the merge weights of a decay profile, "linear" (the same), "1-sqrt" or
-            "ema" (see `decay_factors`); or one weight a checkpoint, oldest first, not negative, of
-            any sum.
-        decay: the factor a checkpoint of "ema", in [0, 1).
+        weights: "uniform"; those that stand for a decay of the rate over the checkpoints, "linear",
+            "1-sqrt" or "cosine"; "ema:HALF_LIFE", the moving average in which a checkpoint counts
+            half after so many steps; the path of a file; one weight a checkpoint, oldest first; or
+            a function that makes these of the steps. They are from 0 on, of any sum. A file has one
+            weight a line, oldest first; or under a header `step,weight` those of some steps, or
+            under `step,factor` the decay itself: the rate's factor at some steps, linear between.
         progress: called with bytes averaged so far and bytes in all.
 
     Returns:
@@ -153,17 +153,22 @@ def average_checkpoints(
     if target and target.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ArgumentError(f"{target} must end in .safetensors or {', '.join(TORCH_SUFFIXES)}")
     # As far as it can be told before any file is read.
-    checked_weights(weights, decay, 1 if isinstance(weights, str) else last or len(inputs))
+    weigh, one_by_one = weighing(weights), is_one_by_one(weights)
+    if one_by_one:
+        weigh(range(last or len(inputs)))
     if target:
         refuse_place(target)
 
-    profiled = isinstance(weights, str) and weights not in ("uniform", "linear")
-    chosen = choose_checkpoints(inputs, selection, ordered=profiled)
+    by_step = weights != "uniform" and not one_by_one
+    chosen = choose_checkpoints(inputs, selection, ordered=by_step)
     checkpoints, notes, how = chosen.checkpoints, [*chosen.notes], chosen.order
     newest = checkpoints[-1]
-    if not isinstance(weights, str):
+    if one_by_one:
         _refuse_other_order(inputs, checkpoints)
-    factors = checked_weights(weights, decay, len(checkpoints))
+    steps, doubt = steps_for_weights(chosen)
+    factors = weigh(steps)
+    if by_step and doubt:
+        notes.append(doubt)
     if target:
         refuse_input(target, dict(chosen.inputs))
     if any("lora_A" in str(name) for name in newest.tensors):
@@ -178,6 +183,17 @@ def average_checkpoints(
     done = Averaged(tuple(each.source for each in checkpoints), shares, how, tuple(notes), target)
     LOGGER.info("%s", done)
     return state if target is None else done
+
+
+def steps_for_weights(chosen: Chosen) -> tuple[list[int], str]:
+    """Return the steps that weights go by, and in words what they are if not steps."""
+    steps = [checkpoint.step for checkpoint in chosen.checkpoints]
+    known = [step for step in steps if step is not None]
+    if len(known) < len(steps):
+        return [*range(len(steps))], "no steps are known, so the weights go by places"
+    if chosen.unit == "step":
+        return known, ""
+    return known, f"no steps are known, so the weights go by the {chosen.unit}s, as if these were"
 
 
 def _refuse_other_order(inputs: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from lawa_opt.averaging_files.distributed import open_checkpoint
 from lawa_opt.averaging_files.find import CheckpointError, expanded
-from lawa_opt.averaging_files.merge_weights import ArgumentError
 from lawa_opt.averaging_files.order import by_number, distinct_paths, identity_of
 from lawa_opt.averaging_files.read import Checkpoint
 from lawa_opt.averaging_files.steps import (
@@ -24,6 +23,7 @@ from lawa_opt.averaging_files.steps import (
     steps_by_name,
 )
 from lawa_opt.averaging_files.structure import check_same_structure, refuse_idle_prefixes
+from lawa_opt.messages import ArgumentError
 
 GIVEN = 'order="given" (--order given) takes them as given, oldest first'
 

@@ -19,8 +19,8 @@ except ImportError as error:
     raise SystemExit(f"{error.name} is missing: pip install 'lawa-opt[files]'") from None
 
 from lawa_opt.averaging_files.find import CheckpointError
-from lawa_opt.averaging_files.merge_weights import ArgumentError
 from lawa_opt.cli.console import printable
+from lawa_opt.messages import ArgumentError
 
 # Newer versions of typer carry a click of their own, so the class is found by way of a subclass.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

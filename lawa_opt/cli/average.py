@@ -8,6 +8,7 @@ import typer
 
 from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.cli.console import progress_bar, say
+from lawa_opt.weights_by_step import NAMES
 
 
 def average(
@@ -24,8 +25,7 @@ def average(
         str, typer.Option(help="number: by the numbers in the names; given: oldest first.")
     ] = "number",
     key: Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")] = "",
-    weights: Annotated[str, typer.Option(help="uniform, linear, 1-sqrt or ema.")] = "uniform",
-    decay: Annotated[float | None, typer.Option(help="The decay of ema a checkpoint.")] = None,
+    weights: Annotated[str, typer.Option(help=f"{NAMES}.")] = "uniform",
 ) -> None:
     """Average the weights in checkpoint files into one file."""
     with progress_bar("average") as progress:
@@ -36,7 +36,6 @@ def average(
             order=order,
             key=key,
             weights=weights,
-            decay=decay,
             progress=progress,
         )
     say(str(done), written=out)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lawa_opt import CheckpointError, average_checkpoints
 from lawa_opt.__main__ import main
+from lawa_opt.weights_by_step import weighing
 
-WEIGHTS = {"last": {"last": 1}, "ema": {"weights": "ema", "decay": 0.5}}
+WEIGHTS = {"last": {"last": 1}, "ema": {"weights": "ema:1"}}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_the_order_is_that_of_the_numbers_however_they_are_given(names):
     save(names)
     for given_names in (names, names[::-1]):
         assert average(given_names, last=1) == 1
-        assert average(given_names, weights="ema", decay=0.25) == 0.75
+        assert average(given_names, weights="1-sqrt") == pytest.approx(1 - 0.5**0.5)
         assert average_checkpoints(given_names)["n"] == 1  # the newest's also without them
         assert average(given_names, last=1, order="given") == names.index(given_names[-1])
 
@@ -121,6 +122,23 @@ def test_weights_one_by_one_go_with_the_paths_as_given():
     assert average(["b.pt", "a.pt"], weights=[1, 3]) == 0.25
 
 
+def test_weights_go_by_the_steps_of_the_files_and_not_by_their_places():
+    names = ["step-10.pt", "step-20.pt", "step-60.pt"]
+    save(names)
+    weights = weighing("1-sqrt")([10, 20, 60])
+    assert weights != pytest.approx(weighing("1-sqrt")([1, 2, 3]), abs=0.1)
+    said = average_checkpoints(names[::-1], "o.pt", weights="1-sqrt")
+    assert said.shares == pytest.approx(weights)
+    assert not said.notes
+    Path("table.csv").write_text("step,weight\n60,1\n20,3\n10,0")
+    assert average(names, weights="table.csv") == (3 * 1 + 1 * 2) / 4
+    assert average(names, weights=lambda steps: [step == 20 for step in steps]) == 1
+    # As given and not rising, they have places alone.
+    said = average_checkpoints(names[::-1], "o.pt", weights="1-sqrt", order="given")
+    assert said.shares == pytest.approx(weighing("1-sqrt")([1, 2, 3]))
+    assert said.notes == ("no steps are known, so the weights go by places",)
+
+
 LINKS = {
     "symbolic": os.symlink,
     "hard": os.link,
@@ -165,14 +183,15 @@ def test_what_was_averaged_is_said(caplog, capsys):
     names = [f"e{i}.pt" for i in range(1, 12)]
     save(names)
     random.Random(0).shuffle(names)
-    said = average_checkpoints(names, "o.pt", last=3, weights="ema", decay=0.5)
+    said = average_checkpoints(names, "o.pt", last=3, weights="ema:1")
     assert said.paths == tuple(map(Path, ["e9.pt", "e10.pt", "e11.pt"]))
     assert said.shares == (0.25, 0.25, 0.5)
     assert said.out == Path("o.pt")
-    assert command(*names, "--last", "3", "--weights", "ema", "--decay", "0.5") == 0
+    assert command(*names, "--last", "3", "--weights", "ema:1") == 0
     assert capsys.readouterr().out == (
         "averaged 3 checkpoint(s), in the order of the numbers in their names, with these shares:\n"
-        "  0.2500  e9.pt\n  0.2500  e10.pt\n  0.5000  e11.pt\nwritten: o.pt\n"
+        "  0.2500  e9.pt\n  0.2500  e10.pt\n  0.5000  e11.pt\n"
+        "no steps are known, so the weights go by the numbers, as if these were\nwritten: o.pt\n"
     )
     caplog.set_level(logging.INFO, logger="lawa_opt")
     caplog.clear()

@@ -4,7 +4,6 @@ import signal
 import stat
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from lawa_opt import CheckpointError, average_checkpoints, running_mean
 from lawa_opt.__main__ import main
 from lawa_opt.averaging_files import average as averaging
-from lawa_opt.averaging_files.merge_weights import decay_factors, merge_weights
 
 FORMATS = ["safetensors", "pt"]
 
@@ -125,7 +123,7 @@ def test_what_is_the_same_in_all_comes_out_bit_for_bit(tmp_path, suffix):
     frozen = torch.randn(1000)
     states = [{"frozen": frozen, "w": torch.randn(5)} for _ in range(7)]
     paths = save_run(states, tmp_path, suffix)
-    for options in ({}, {"weights": "1-sqrt"}, {"weights": "ema", "decay": 0.9}):
+    for options in ({}, {"weights": "1-sqrt"}, {"weights": "ema:7"}):
         averaged = average_checkpoints(paths, **options)
         assert torch.equal(averaged["frozen"], frozen)
 
@@ -178,58 +176,16 @@ def test_strides_of_torch_tensors_do_not_matter(tmp_path, small_tiles):
         assert torch.allclose(averaged[name].double(), naive_mean(states, name), atol=1e-6)
 
 
-# Merge weights
-
-
-@given(st.lists(st.floats(0, 1), max_size=20).map(lambda factors: sorted(factors, reverse=True)))
-def test_merging_equals_scaling_each_update(factors):
-    generator = torch.Generator().manual_seed(0)
-    path = torch.randn(len(factors) + 1, 4, generator=generator, dtype=torch.float64)
-    scaled = path[0].clone()
-    for factor, (before, after) in zip(factors, pairwise(path), strict=True):
-        scaled += factor * (after - before)
-    weights = torch.tensor(merge_weights(factors), dtype=torch.float64)
-    assert (weights >= 0).all()
-    assert torch.allclose(weights @ path, scaled, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("options", [("uniform",), ("linear",), ("1-sqrt",), ("ema", 0.7)])
-def test_files_merged_for_a_profile_equal_training_with_it(tmp_path, suffix, options):
-    states = [{"w": torch.randn(50, dtype=torch.float64)} for _ in range(6)]
-    profile, decay = (*options, None)[:2]
-    scaled = states[0]["w"].clone()
-    factors = decay_factors(profile, 6, decay)
-    for factor, (before, after) in zip(factors, pairwise(states), strict=True):
-        scaled += factor * (after["w"] - before["w"])
-    paths = save_run(states, tmp_path, suffix)
-    averaged = average_checkpoints(paths, weights=profile, decay=decay)["w"]
-    assert torch.allclose(averaged, scaled, rtol=0, atol=1e-14)
-
-
-def test_profiles_are_what_their_names_say():
-    assert merge_weights(decay_factors("linear", 5)) == pytest.approx([0.2] * 5)
-    assert decay_factors("uniform", 5) == decay_factors("linear", 5)
-    assert decay_factors("1-sqrt", 4) == pytest.approx([0.5, 1 - 0.5**0.5, 1 - 0.75**0.5])
-    average = values = [3.0, -1.0, 4.0, 1.0, -5.0]
-    average = values[0]
-    for value in values[1:]:
-        average = 0.8 * average + 0.2 * value
-    weights = merge_weights(decay_factors("ema", 5, 0.8))
-    assert sum(w * v for w, v in zip(weights, values, strict=True)) == pytest.approx(average)
-    assert merge_weights([]) == [1]
+# Weights
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "cosine"}, "'cosine'"),
-        ({"weights": "ema"}, "go together"),
-        ({"weights": "linear", "decay": 0.5}, "go together"),
-        ({"weights": "ema", "decay": 1.0}, r"\[0, 1\): 1.0"),
-        ({"weights": [1, 1, 1], "decay": 0.5}, "only: 0.5"),
-        ({"weights": [1, 1]}, r"3 weights .* \[1, 1\]"),
-        ({"weights": [1, -1, 1]}, r"3 weights .* \[1, -1, 1\]"),
+        ({"weights": "cosin"}, "uniform, linear, 1-sqrt, cosine, ema:HALF_LIFE .*'cosin': No such"),
+        ({"weights": "ema"}, "such as ema:500: 'ema'"),
+        ({"weights": [1, 1]}, r"3 weights .* \[1.0, 1.0\]"),
+        ({"weights": [1, -1, 1]}, r"3 weights .* \[1.0, -1.0, 1.0\]"),
         ({"weights": [1, float("nan"), 1]}, "nan"),
         ({"weights": [1, float("inf"), 1]}, "finite: .*inf"),
         ({"weights": [0, 0, 0]}, "above 0"),
@@ -675,9 +631,9 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
     nested = [{"state_dict": {"model": state}} for state in run(0, k=5)]
     paths = save_run(nested, tmp_path, "pt")
     out = tmp_path / "out.safetensors"
-    options = ["--last", "4", "--key", "state_dict.model", "--weights", "ema", "--decay", "0.5"]
+    options = ["--last", "4", "--key", "state_dict.model", "--weights", "ema:1"]
     assert main(["average", *map(str, paths), "--out", str(out), *options]) == 0
-    expected = average_checkpoints(paths[1:], key="state_dict.model", weights="ema", decay=0.5)
+    expected = average_checkpoints(paths[1:], key="state_dict.model", weights="ema:1")
     written = load_file(out)
     assert all(torch.equal(written[name], expected[name]) for name in expected)
     said = capsys.readouterr()
@@ -703,8 +659,8 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
         ("average x.pt --out o.pt --what", 2, "--what"),
         ("average x.pt --out o.pt --last 0", 2, "--last"),
         ("average x.pt --out o.zip", 2, "o.zip must end in"),
-        ("average x.pt --out o.pt --weights cosine", 2, "cosine"),
-        ("average x.pt --out o.pt --weights ema", 2, "decay"),
+        ("average x.pt --out o.pt --weights cosin", 2, "cosin"),
+        ("average x.pt --out o.pt --weights ema", 2, "ema:HALF_LIFE"),
         ("average x.pt --out o.pt", 1, "x.pt cannot be read: No such file"),
         ("average x.pt --out o.pt --last 2", 1, "2 checkpoints are needed, but 1 given"),
         ("average x.pt --out o.pt --last 1e3", 2, "--last"),
@@ -712,8 +668,8 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
         ("average x.pt --out o.pt --last 999999999999", 1, "999999999999 checkpoints are needed"),
         ("average x.pt --out o.pt --order", 2, "--order"),
         ("average x.pt --out o.pt --order time", 2, "'time'"),
-        ("average x.pt --out o.pt --weights ema --decay 1e400", 2, "inf"),
-        ("average x.pt --out o.pt --weights ema --decay nan", 2, "nan"),
+        ("average x.pt --out o.pt --weights ema:1e400", 2, "ema:1e400"),
+        ("average x.pt --out o.pt --weights ema:nan", 2, "ema:nan"),
         ("average x.pt --out nowhere/o.pt", 1, "nowhere/o.pt lies in a folder that does not exist"),
         (f"average x.pt --out {'o' * 300}.pt", 1, "File name too long"),
         ("average x\x1b[2J.pt --out o.pt", 1, r"x\x1b[2J.pt cannot be read: No such file"),
