@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from baselines.analysis.intervals import Estimate, estimate
-from baselines.analysis.report import conditions
 from baselines.experiment.ablation import LIVE, WindowConfig, configs_of
 from baselines.experiment.comparison import Comparison
 from lawa_opt.schedule import Every
@@ -65,17 +64,6 @@ def verdict(comparison: Comparison) -> str:
         f"Best at the end: {best} with {ends[best]}, where the live weights have {live}. "
         f"Chosen among {len(ends)} windows by the validation part, so it flatters itself."
     )
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return both tables and the verdict, for the note on the parent run."""
-    lines = [f"- {verdict(comparison)}"]
-    for share in SHARES:
-        head, *body = [" | ".join(row) for row in table(comparison, share)]
-        rule = "|" + "---|" * (head.count(" | ") + 1)
-        lines += ["", f"## {title(comparison, share)}", "", f"| {head} |", rule]
-        lines += [f"| {row} |" for row in body]
-    return "\n".join([*lines, "", f"_Constant rate. {conditions(comparison)}_"])
 
 
 def columns(comparison: Comparison) -> dict[str, list[str | float]]:

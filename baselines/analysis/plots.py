@@ -37,6 +37,8 @@ _DRAWN: dict[str, dict[str, Any]] = {
     "test": {"linestyle": "-", "linewidth": 2},
     "validation": {"linestyle": ":", "linewidth": 1.5, "markerfacecolor": "white"},
 }
+# Of the budget: what is before is not shown.
+FIRST_SHOWN = 0.2
 _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "ooo", "|||")
 
 
@@ -57,10 +59,16 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def metric_over_rst(comparison: Comparison) -> Figure:
-    """Plot the validation metric against RST: means over seeds and their 95% intervals."""
-    figure, axes = figure_of(4.7 + 0.12 * len(comparison.plan.methods))
+    """Plot the validation metric against RST: means over seeds and their 95% intervals.
+
+    From a fifth of the budget on, for what is before is far above what tells the methods apart. The
+    legend has the order in which the lines end.
+    """
     plan = comparison.plan
+    figure, axes = figure_of(4.6, 10.5)
+    begin = FIRST_SHOWN * plan.budget.seconds
     late: list[float] = []
+    ends: dict[str, tuple[float, Line2D]] = {}
     for index, (method, style) in enumerate(styles(plan.names).items()):
         runs = [run for run in comparison.of(method) if not run.failure]
         # Runs of a method evaluate at the same points of the budget, up to a reading's cost.
@@ -74,7 +82,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         some = (index % apart, apart)
         seconds = [statistics.fmean(p.rst_seconds for p in same) for same in points]
         values = [mean.mean for mean in means]
-        axes.plot(
+        (line,) = axes.plot(
             seconds,
             values,
             color=style.colour,
@@ -96,15 +104,23 @@ def metric_over_rst(comparison: Comparison) -> Figure:
             ecolor=style.colour,
             elinewidth=1.2,
         )
-        late += values[len(values) // 4 :]
+        ends[method] = values[-1], line
+        late += [value for at, value in zip(seconds, values, strict=True) if at >= begin]
     axes.set_xlabel("reference system time [s]")
     axes.set_ylabel(f"validation, {plan.workload.metric} (lower is better)")
     axes.set_title(f"{plan.workload.name}: {_over(len(plan.seeds))}")
     if late:
-        # The first quarter is far above what tells the methods apart.
         margin = 0.05 * (max(late) - min(late)) or 0.05
         axes.set_ylim(min(late) - margin, max(late) + margin)
-        figure.legend(loc="outside lower center", ncols=2)
+        axes.set_xlim(begin, 1.01 * plan.budget.seconds)
+        # From above, as the lines are at the right edge.
+        handles = [line for _, line in sorted(ends.values(), key=lambda end: -end[0])]
+        if tables.TARGET_METHOD in ends:
+            target, _ = ends[tables.TARGET_METHOD]
+            drawn = axes.axhline(target, color="0.5", linewidth=1, linestyle=(0, (1, 2)))
+            drawn.set_label("target, mean of the seeds")
+            handles.append(drawn)
+        figure.legend(handles=handles, loc="outside right center")
     axes.grid(alpha=0.3)
     return figure
 
@@ -146,7 +162,7 @@ def time_to_target(comparison: Comparison) -> Figure:
     """
     plan = comparison.plan
     figure, axes = figure_of(1.8 + 0.45 * len(plan.methods))
-    axes.set_xlim(0, 1.12 * plan.budget.seconds)
+    axes.set_xlim(0, 1.02 * plan.budget.seconds)
     _, edge = axes.get_xlim()
     table = tables.rows(comparison)
     for place, row in enumerate(table):
@@ -166,7 +182,8 @@ def time_to_target(comparison: Comparison) -> Figure:
     count = len(plan.seeds)
     over = "one seed, so no interval"
     if count > 1:
-        over = f"median of {count} seeds, {median_coverage(count):.0%} interval"
+        which = tables.median_in_words(count)
+        over = f"{which} of {count} seeds, {median_coverage(count):.0%} interval"
     axes.set_title(f"{plan.workload.name}: {over}")
     figure.legend(loc="outside lower center")
     return figure
@@ -175,7 +192,8 @@ def time_to_target(comparison: Comparison) -> Figure:
 def account(comparison: Comparison) -> Figure:
     """Draw where the RST went: mean seconds of each operation, apart what is not charged.
 
-    Of the runs that ended; how many did not is named.
+    Of the runs that ended; how many did not is named. Beside each stands its overhead: the share of
+    what is charged that is not the largest operation, the training step.
     """
     plan = comparison.plan
     totals: dict[tuple[str, bool], dict[str, float]] = {}
@@ -209,17 +227,23 @@ def account(comparison: Comparison) -> Figure:
         )
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     axes.axvline(plan.budget.seconds, color="black", linestyle="--", linewidth=1, label="budget")
+    for place, method in enumerate(plan.names):
+        paid = [by.get(method, 0.0) for (_, is_charged), by in totals.items() if is_charged]
+        if whole := math.fsum(paid):
+            said = f" {1 - max(paid) / whole:.1%}"
+            axes.annotate(said, (ends[place], place), va="center", annotation_clip=False)
+    axes.margins(x=0.1)
     finals = {m: [run.final for run in comparison.of(m)] for m in plan.names}
     _name_methods(axes, plan.titles, finals, "failed")
     axes.set_xlabel("reference system time [s], mean of the seeds")
-    axes.set_title(f"{plan.workload.name}: the account")
+    axes.set_title(f"{plan.workload.name}: the account, and the overhead beside training steps")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-def figure_of(height_inches: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of this height, and its axes."""
-    figure = Figure(figsize=(8, height_inches), layout="constrained")
+def figure_of(height_inches: float, width_inches: float = 8) -> tuple[Figure, Axes]:
+    """Return an empty figure of this size, and its axes."""
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -1,124 +1,111 @@
-"""Write a comparison's report: tables, verdict, and the conditions that they hold under."""
+"""Put together a comparison's report: what it shows in a few lines, tables, and its conditions."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from baselines.analysis.tables import TARGET_METHOD, results, savings, totals
+from baselines.analysis import ablation
+from baselines.analysis.conditions import conditions
+from baselines.analysis.headline import headline
+from baselines.analysis.tables import results, savings, totals, validation
 from baselines.analysis.verdict import verdict
 from baselines.experiment import tuning
+from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.plan import Plan
-from timing import rst_interval
-from timing.statistics import CONFIDENCE, median_coverage
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title; its first row heads.
+
+    Attributes:
+        title: above it.
+        rows: of cells.
+        best_first: whether the row after the head has the best of all.
+    """
+
+    title: str
+    rows: list[list[str]]
+    best_first: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is said of a comparison, in this order, wherever it is shown.
+
+    Attributes:
+        title: workload, budget and seeds.
+        headline: at most three sentences.
+        tables: the results.
+        sentences: what the intervals bear of each pair of methods.
+        details: further tables.
+        conditions: under which all of it holds.
+    """
+
+    title: str
+    headline: Sequence[str]
+    tables: Sequence[Table]
+    sentences: Sequence[str]
+    details: Sequence[Table]
+    conditions: str
+
+
+def report_of(comparison: Comparison) -> Report:
+    """Return the report of a comparison."""
+    plan = comparison.plan
+    seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
+    title = f"{plan.workload.name}: {plan.budget.seconds:g} s of RST each, {seeds}"
+    if configs_of(plan):
+        return Report(
+            title,
+            [ablation.verdict(comparison)],
+            [
+                Table(ablation.title(comparison, share), ablation.table(comparison, share))
+                for share in ablation.SHARES
+            ],
+            [],
+            [],
+            f"Constant rate. {conditions(comparison)}",
+        )
+    table = results(comparison)
+    has_best = table[1][0] == "1"
+    details = []
+    if len((saved := savings(comparison))[0]) > 1:
+        details.append(Table("RST saved on the way to the target", saved))
+    by_policy, name = totals(comparison), "RST by policy, means over seeds"
+    if plan.read_test:
+        pairs = zip(validation(comparison), by_policy, strict=True)
+        by_policy = [[*one, *other[1:]] for one, other in pairs]
+        name = f"The validation part, and {name}"
+    details.append(Table(name, by_policy))
+    if plan.tried:
+        details.append(Table(tuning.title(plan), tuning.rows(plan)))
+    return Report(
+        title,
+        headline(comparison),
+        [Table(title, table, best_first=has_best)],
+        verdict(comparison),
+        details,
+        conditions(comparison),
+    )
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return tables and verdict, for the note on the parent run."""
-    plan = comparison.plan
-    tables = [savings(comparison), totals(comparison)]
-    if plan.tried:
-        tables.append(tuning.rows(plan))
-    return "\n".join(
-        [
-            f"## {plan.workload.name}: {plan.budget.seconds:g} s of RST, {len(plan.seeds)} seeds",
-            "",
-            *_markdown_table(results(comparison)),
-            "",
-            *(f"- {sentence}" for sentence in verdict(comparison)),
-            "",
-            *(line for table in tables for line in (*_markdown_table(table), "")),
-            f"_{conditions(comparison)}_",
-        ]
-    )
+    """Return the report for a note of MLflow, or a file."""
+    report = report_of(comparison)
+    lines = [" ".join(report.headline), ""]
+    for table in report.tables:
+        lines += [f"## {table.title}", "", *_markdown_table(table), ""]
+    lines += [f"- {sentence}" for sentence in report.sentences]
+    for table in report.details:
+        lines += ["", f"### {table.title}", "", *_markdown_table(table)]
+    return "\n".join([*lines, "", f"_{report.conditions}_"])
 
 
-def _markdown_table(table: list[list[str]]) -> list[str]:
-    """Return the lines of a table whose first row is its head."""
-    head, *body = ["| " + " | ".join(cells) + " |" for cells in table]
-    return [head, "|" + "---|" * len(table[0]), *body]
-
-
-def conditions(comparison: Comparison) -> str:
-    """Return the conditions that the tables and the verdict hold under."""
-    plan = comparison.plan
-    return (
-        f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
-        f"{comparison.profile.machine}; lower is better. {_intervals(len(plan.seeds))} "
-        f"{_parts(plan)} {_target(comparison)} {_tuning(plan)} Policy {plan.policy}. "
-        f"{_known_to(comparison)}"
-    )
-
-
-def _intervals(seeds: int) -> str:
-    if seeds < 2:
-        return "One seed, so no interval."
-    return (
-        f"{seeds} seeds; means and savings with {CONFIDENCE:.0%} t-intervals over them, each "
-        "sentence's by itself; a median time with that of the sign test, which here covers the "
-        f"true one {median_coverage(seeds):.0%} of the time."
-    )
-
-
-def _parts(plan: Plan) -> str:
-    if not plan.read_test:
-        return "All on the validation part."
-    return (
-        "The end of the budget is judged on the test part, read once a run; all else on the "
-        "validation part."
-    )
-
-
-def _target(comparison: Comparison) -> str:
-    """Say what a run is to reach, and with how many seeds there was nothing to reach."""
-    plan = comparison.plan
-    if TARGET_METHOD not in plan.names:
-        return "Without the constant rate there is no target, and every time to it counts as never."
-    said = (
-        "Target: what the constant rate ends with on the validation part, seed by seed; times to "
-        f"it are known to {plan.resolution_seconds:.2g} s."
-    )
-    failed = sum(run.failure is not None for run in comparison.of(TARGET_METHOD))
-    if failed:
-        said += (
-            f" With {failed} of {len(plan.seeds)} seeds the constant rate failed, so there was none"
-            " and every time to it counts as never."
-        )
-    return said
-
-
-def _tuning(plan: Plan) -> str:
-    """Say what was set for all, or tried for each."""
-    if plan.tried:
-        seconds = math.fsum(plan.tuning_rst_seconds.values())
-        return (
-            f"Tuned on the validation part, {plan.trials} trial(s) a method with a seed of their "
-            f"own and the whole budget each: {seconds:.4g} s of RST that are charged to no run."
-        )
-    rates = {method.name: plan.rate_of(method) for method in plan.methods}
-    settings = "; ".join(
-        f"{method.name}: " + ", ".join(f"{name}={value}" for name, value in own.items())
-        for method in plan.methods
-        if (own := method.settings)
-    )
-    if len(set(rates.values())) > 1:
-        of_each = ", ".join(f"{rate:g} for {name}" for name, rate in rates.items())
-        said = f"Peak rates of their own: {of_each}"
-    else:
-        said = f"Peak rate {plan.learning_rate:g} for all, untuned"
-    return f"{said}. {settings}." if settings else f"{said}."
-
-
-def _known_to(comparison: Comparison) -> str:
-    """Return how well the reference is known: chance between processes, and additivity error."""
-    profile = comparison.profile
-    if len(profile.processes) < 2:
-        return "The profile rests on one process, so how far its seconds are chance is not known."
-    ended = [run for run in comparison.runs if not run.failure]
-    if not ended:
-        return "No run ended."
-    known = rst_interval(ended[0].counts, profile, comparison.plan.policy, CONFIDENCE)
-    return (
-        f"The profile's {len(profile.processes)} processes give a run's seconds to "
-        f"±{known.half_width:.1%}, with an additivity error of {profile.additivity_error:+.1%}."
-    )
+def _markdown_table(table: Table) -> list[str]:
+    head, *body = table.rows
+    if table.best_first:
+        body[0] = [f"**{cell}**" for cell in body[0]]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *body)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]

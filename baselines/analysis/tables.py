@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baselines.analysis.intervals import Estimate, estimate, median
@@ -125,23 +125,51 @@ def percent(value: Estimate) -> str:
 
 
 def results(comparison: Comparison) -> list[list[str]]:
-    """Return the end of the budget and the time to target, a line a method; the first row heads."""
-    metric = comparison.plan.workload.metric
-    parts = ["test", "validation"] if comparison.plan.read_test else ["validation"]
+    """Return the end of the budget and the time to target, the best first; the first row heads.
+
+    Ranked by the mean, on the test part, or on the validation part if that was not read.
+    """
+    part = "test" if comparison.plan.read_test else "validation"
     seeds = len(comparison.plan.seeds)
-    # Not the 95% of all else, so it is said here.
-    interval = f" (median, {median_coverage(seeds):.0%} interval)" if seeds > 1 else ""
+    head = ["rank", "method", f"final {part} {comparison.plan.workload.metric}", "RST to target"]
+    if seeds > 1:
+        # Not the 95% of all else, so it is said here.
+        head[-1] += f" ({median_in_words(seeds)}, {median_coverage(seeds):.0%} interval)"
+    table = rows(comparison)
+    places = ranks({row.method: row.ends for row in table})
+    order = sorted(table, key=lambda row: places.get(row.method, len(table) + 1))
     return [
-        ["method", *(f"final {part} {metric}" for part in parts), f"RST to target{interval}"],
+        head,
         *(
             [
+                str(places.get(row.method, "-")),
                 row.title,
-                *([metric_cell(row.tests)] if row.tests else []),
-                metric_cell(row.finals),
+                metric_cell(row.ends),
                 target_cell(row),
             ]
-            for row in rows(comparison)
+            for row in order
         ),
+    ]
+
+
+def ranks(ends: Mapping[str, Sequence[float]]) -> dict[str, int]:
+    """Return the place of each method by the mean of its ends, from 1; none where a run failed."""
+    whole = {method: values for method, values in ends.items() if all(map(math.isfinite, values))}
+    order = sorted(whole, key=lambda method: statistics.fmean(whole[method]))
+    return {method: place for place, method in enumerate(order, start=1)}
+
+
+def median_in_words(count: int) -> str:
+    """Return which median of so many seeds: of an even number nothing is averaged with a miss."""
+    return "median" if count % 2 else "later of the two medians"
+
+
+def validation(comparison: Comparison) -> list[list[str]]:
+    """Return the end on the validation part, where the test part judges; the first row heads."""
+    metric = comparison.plan.workload.metric
+    return [
+        ["method", f"final validation {metric}"],
+        *([row.title, metric_cell(row.finals)] for row in rows(comparison)),
     ]
 
 
@@ -183,16 +211,12 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """
     tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
     head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
-    ranks = []
-    for table in tables:
-        whole = {m: row for m, row in table.items() if all(map(math.isfinite, row.ends))}
-        order = sorted(whole, key=lambda method: statistics.fmean(whole[method].ends))
-        ranks.append({method: f"({place})" for place, method in enumerate(order, start=1)})
+    places = [ranks({method: row.ends for method, row in table.items()}) for table in tables]
     return [head] + [
         [title]
         + [
-            f"{metric_cell(table[method].ends)} {rank.get(method, '(-)')}"
-            for table, rank in zip(tables, ranks, strict=True)
+            f"{metric_cell(table[method].ends)} ({place.get(method, '-')})"
+            for table, place in zip(tables, places, strict=True)
         ]
         for method, title in comparisons[0].plan.titles.items()
     ]

@@ -32,6 +32,7 @@ from baselines.cli.options import (
     WorkloadOption,
 )
 from baselines.cli.publishing import publish_command
+from baselines.cli.reporting import report_command
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
@@ -212,6 +213,7 @@ def _run(
 
 
 app.command("publish")(publish_command)
+app.command("report")(report_command)
 
 
 @app.command("score")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
-from baselines.analysis import ablation, report, tables
-from baselines.analysis.verdict import verdict
-from baselines.experiment.ablation import configs_of
+from baselines.analysis import tables
+from baselines.analysis.report import report_of
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.plan import Plan
 from baselines.training.events import Ended, Evaluated, Event, Failed, Started
@@ -94,24 +97,19 @@ class TuningBar:
 
 
 def show(comparison: Comparison) -> None:
-    """Print tables, verdict and conditions."""
-    plan = comparison.plan
-    if configs_of(plan):
-        for share in ablation.SHARES:
-            rows = ablation.table(comparison, share)
-            console.print(table_of(rows, ablation.title(comparison, share)))
-        say(ablation.verdict(comparison))
-        say(f"Constant rate. {report.conditions(comparison)}")
-        return
-    title = f"{plan.workload.name}, {plan.budget.seconds:g} s of RST each"
-    console.print(table_of(tables.results(comparison), title))
-    saved = tables.savings(comparison)
-    if len(saved[0]) > 1:
-        console.print(table_of(saved, "RST saved on the way to the target"))
-    console.print(table_of(tables.totals(comparison), "RST by policy, means over seeds"))
-    for sentence in verdict(comparison):
-        console.print(f"- {sentence}")
-    console.print(report.conditions(comparison), style="dim")
+    """Print what it shows in a few lines, then tables, details and conditions."""
+    report = report_of(comparison)
+    console.print()
+    for sentence in report.headline:
+        console.print(sentence, style="bold")
+    for table in (*report.tables, *report.details):
+        console.print()
+        console.print(table_of(table.rows, table.title, best_first=table.best_first))
+        if table is report.tables[-1]:
+            for sentence in report.sentences:
+                console.print(f"- {sentence}")
+    console.print()
+    console.print(report.conditions, style="dim")
 
 
 def show_ranking(comparisons: list[Comparison]) -> None:
@@ -122,9 +120,41 @@ def show_ranking(comparisons: list[Comparison]) -> None:
     console.print(table_of(tables.ranking(comparisons), title))
 
 
-def table_of(rows: list[list[str]], title: str) -> Table:
-    """Return a table whose first row is its head."""
-    table = Table(*rows[0], title=title)
-    for row in rows[1:]:
-        table.add_row(*row)
+def table_of(rows: list[list[str]], title: str, *, best_first: bool = False) -> RenderableType:
+    """Return a table whose first row is its head; where it is too wide, a few lines for each row.
+
+    Args:
+        rows: of cells, of which no one is ever broken.
+        title: above it.
+        best_first: whether the row after the head is in bold.
+    """
+    head, *body = rows
+    widths = [
+        max(map(cell_len, [*head[place].split(), *(row[place] for row in body)]))
+        for place in range(len(head))
+    ]
+    styles = ["bold" if best_first and row is body[0] else "" for row in body]
+    if sum(widths) + 2 * (len(widths) - 1) > console.width:
+        return _by_row(head, body, title, styles)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, width in zip(head, widths, strict=True):
+        table.add_column(name, width=width)
+    for row, style in zip(body, styles, strict=True):
+        table.add_row(*row, style=style)
     return table
+
+
+def _by_row(
+    head: list[str], body: list[list[str]], title: str, styles: list[str]
+) -> RenderableType:
+    """Return a table's rows one after another, each cell on a line of its own."""
+    lines = [Text(title, style="italic")]
+    # A place alone names nothing.
+    first = 2 if head[0] == "rank" else 1
+    for row, style in zip(body, styles, strict=True):
+        lines.append(Text(" ".join(row[:first]), style=style))
+        pairs = zip(head[first:], row[first:], strict=True)
+        for name, cell in pairs:
+            apart = " " if cell_len(f"    {name}: {cell}") <= console.width else "\n      "
+            lines.append(Text(f"    {name}:{apart}{cell}", style=style))
+    return Group(*lines)

@@ -209,7 +209,6 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
     table = path.with_name(f"{path.name}-trials.json")
     if distributed.rank() == 0:
         tuning.write(found, table)
-    title = f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
-    console.print(table_of(tuning.rows(found), title))
+    console.print(table_of(tuning.rows(found), tuning.title(plan)))
     say(f"All trials: {table}")
     return found

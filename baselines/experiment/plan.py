@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from baselines.methods.averagers import AveragerPart
 from baselines.methods.method import Method
-from baselines.methods.names import DEFAULT, find
+from baselines.methods.names import DEFAULT, SHORT, find
 from baselines.methods.recipes import RecipePart
 from baselines.methods.schedules import SchedulePart
 from baselines.training.method_run import check_budget
@@ -95,8 +96,21 @@ class Plan:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Return the title of each method, by its name."""
-        return {method.name: method.title for method in self.methods}
+        """Return the title of each method, by its name.
+
+        Of methods that differ in a setting alone, each says its own, also if it is the default.
+        """
+        return {method.name: method.title + self._told_apart(method) for method in self.methods}
+
+    def _told_apart(self, method: Method) -> str:
+        alike = [m for m in self.methods if _without_settings(m) == _without_settings(method)]
+        said = [
+            f"{short}={value}"
+            for name, value in method.settings.items()
+            if any(other.settings.get(name) != value for other in alike)
+            and f"{(short := name.rpartition('.')[2])}=" not in method.name
+        ]
+        return f" ({', '.join(said)})" if said else ""
 
     def method(self, name: str) -> Method:
         """Return the method of this name."""
@@ -135,6 +149,11 @@ class Plan:
             **self.workload.signature,
             **costs_depend_on(self.methods),
         }
+
+
+def _without_settings(method: Method) -> str:
+    name = re.sub(r"\([^()]*\)", "", method.name)
+    return SHORT.get(name, name)
 
 
 def costs_depend_on(methods: Iterable[Method]) -> dict[str, int]:

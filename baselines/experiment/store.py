@@ -207,7 +207,35 @@ class Kept:
         profile = read_profile(folder.parent)
         if profile is None:
             raise FolderError(f"{folder.parent} has no {REFERENCE}")
-        return cls(folder, manifest, manifest.plan(_without_data(manifest)), profile)
+        try:
+            plan = manifest.plan(_without_data(manifest))
+        except FolderError:
+            raise
+        except ValueError as error:
+            raise FolderError(f"{folder / MANIFEST} is damaged: {error}") from error
+        return cls(folder, manifest, plan, profile)
+
+    def comparison(self, *, with_failed: bool = False) -> Comparison:
+        """Return the comparison, which has ended.
+
+        Args:
+            with_failed: whether a training that was cut off by an error counts as ended; the same
+                command would train it again.
+
+        Raises:
+            FolderError: a training has not ended, or its events are damaged.
+        """
+        read = read_outcome if with_failed else read_result
+        trainings = []
+        for task in tasks(self.plan):
+            result = read(self.folder, task)
+            if result is None:
+                raise FolderError(
+                    f"{self.folder} has not ended: seed {task.seed} of {', '.join(task.methods)} "
+                    "is missing"
+                )
+            trainings.append(result)
+        return Comparison(self.plan, self.profile, tuple(trainings))
 
     def logs(self) -> list[list[Event]]:
         """Return what each training has told so far, whole where it has ended; seed by seed.
@@ -251,17 +279,7 @@ def read_comparison(folder: Path) -> Comparison:
     if len(inside) != 1:
         names = ", ".join(str(path) for path in inside) or "none"
         raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
-    kept = Kept.read(inside[0])
-    trainings = []
-    for task in tasks(kept.plan):
-        result = read_result(kept.folder, task)
-        if result is None:
-            raise FolderError(
-                f"{kept.folder} has not ended: seed {task.seed} of {', '.join(task.methods)} is "
-                "missing"
-            )
-        trainings.append(result)
-    return Comparison(kept.plan, kept.profile, tuple(trainings))
+    return Kept.read(inside[0]).comparison()
 
 
 def _without_data(manifest: Manifest) -> Workload:

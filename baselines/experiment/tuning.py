@@ -241,6 +241,11 @@ def varied(trials: Sequence[Trial]) -> dict[str, list[Any]]:
     return {name: each for name, each in values.items() if name == RATE or len({*each}) > 1}
 
 
+def title(plan: Plan) -> str:
+    """Return the heading of the table of what tuning chose."""
+    return f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
+
+
 def rows(plan: Plan) -> list[list[str]]:
     """Return what tuning chose for each method and what it cost; the first row heads."""
     head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]

@@ -143,7 +143,7 @@ class Report:
         shown: dict[str, Mapping[str, Sequence[Any]]]
         if configs_of(comparison.plan):
             shown = {"results": ablation.columns(comparison)}
-            return cls(comparison, hide(ablation.markdown(comparison)), shown)
+            return cls(comparison, hide(report.markdown(comparison)), shown)
         shown = {"results": tables.columns(comparison)}
         if comparison.plan.tried:
             shown["tuning"] = tuning.columns(comparison.plan)

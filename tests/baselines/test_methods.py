@@ -535,8 +535,8 @@ def test_the_command_compares_files_with_settings_of_their_own(tmp_path: Path) -
     given = ("--set", "lookahead.share=0.25", "--set", "polynomial.eta=1")
     done = command(tmp_path, "compare", "--no-publish", *common.split(), "--methods", names, *given)
     assert done.returncode == 0, done.stderr
-    assert "│ Lookahead " in done.stdout
-    assert "│ polynomial mean (eta=9.0) of the decayed rate " in done.stdout
+    assert " Lookahead " in done.stdout
+    assert " polynomial mean (eta=9.0) of the decayed rate " in done.stdout
     assert f"{LOOKAHEAD}, seed 1: " in done.stdout
     (kept,) = tmp_path.glob("lawa-runs/*/0.3s")
     trials = json.loads((kept.parent / "0.3s-trials.json").read_text())

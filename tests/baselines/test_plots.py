@@ -124,6 +124,8 @@ def test_the_account_stacks_up_to_what_was_charged() -> None:
         assert [bar[place].get_x() for bar in bars] == pytest.approx([0.0, 3.0, 3.25])
         assert [bar[place].get_width() for bar in bars] == pytest.approx([3.0, 0.25, 0.5])
     assert len({bar[0].get_hatch() for bar in bars}) == len(bars)
+    # Of 3.25 s that are charged, 0.25 s are not training.
+    assert {text.get_text().strip() for text in axes.texts} == {"7.7%"}
 
 
 @pytest.mark.parametrize("failed", ["some", "all"])

@@ -103,7 +103,7 @@ def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) ->
     arguments = ["score", str(root), "--plot", str(tmp_path / "profile.png")]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "│ evil " in done.output
+    assert "\n evil " in done.output
     found = read_comparison(root)
     assert "| evil |" in report.markdown(found)
     assert str(evil) in tables.columns(found)["method"]
