@@ -1,19 +1,31 @@
-"""The pages that are made from elsewhere: README as the index, CONTRIBUTING, and the claims.
+"""The pages that are made from elsewhere, when the documents are built.
 
-The page of the claims is what the files of `studies` have written to `docs/claims`.
+README is the first page. The page of the claims is what the files of `studies` have written to
+`docs/claims`, and the reference begins with a table of all public names and what they are for.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/RESULTS.md": "measurements.md",
+    "CITATION.cff": "CITATION.cff",
+    "LICENSE": "LICENSE",
+}
+PACKAGES = ("lawa_opt", "timing", "baselines")
 CLAIMS = ("head_start", "equal_rst", "averaging_and_decay", "auto_interval")
 WORKLOADS = ("pydocs", "digits")
 ABOUT_CLAIMS = """# The papers' claims, on small trainings
@@ -22,14 +34,51 @@ A verdict is what the intervals support; "does not settle" means that so many se
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add them, their links as seen from the docs folder."""
+    """Add them."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text()
-        for other, its_page in PAGES.items():
-            text = text.replace(f"]({other})", f"]({its_page})")
-        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+        if page.endswith(".md"):
+            # As a page in docs would have these links.
+            text = re.sub(r"\]\((?!https?:|#|\.\./)(docs/)?", r"](../\1", text)
+            text = links_among_pages(text.replace("](../docs/", "]("))
+        files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "claims.md", content=claims()))
+    files.append(File.generated(config, "reference.md", content=reference()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Have links that hold in the repository hold among the pages."""
+    del page
+    return links_among_pages(markdown)
+
+
+def links_among_pages(text: str) -> str:
+    """Return the text of a page in docs with links to the pages that are made here."""
+    for source, page in PAGES.items():
+        text = re.sub(rf"\]\(\.\./{re.escape(source)}(?=[)#])", f"]({page}", text)
+    return text.replace("](claims/)", "](claims.md)")
+
+
+def reference() -> str:
+    """Return a table of all public names, each with the first line of its docstring."""
+    loader = griffe.GriffeLoader(search_paths=[str(ROOT)])
+    sections = [
+        "# Reference",
+        "From the docstrings. Each name leads to all that there is about it.",
+    ]
+    for package in PACKAGES:
+        module = loader.load(package)
+        loader.resolve_aliases()
+        rows = [f"| [`{package}`]({package}.md) | |", "|---|---|"]
+        for name in sorted(module.exports or (), key=lambda name: str(name).lower()):
+            found = module[str(name)]
+            lines = found.docstring.value.splitlines() if found.docstring else [""]
+            rows.append(
+                f"| [`{name}`][{package}.{name}] | {lines[0].replace('|', chr(92) + '|')} |"
+            )
+        sections.append("\n".join(rows))
+    return "\n\n".join(sections) + "\n"
 
 
 def claims() -> str:

@@ -41,7 +41,7 @@ class LAWA(Optimizer):
     their own device; `averaged()` puts the uniform mean (1/k) sum theta_i into the parameters for
     the length of a block. Training itself is untouched: the live weights are bit for bit those of
     the wrapped optimizer alone. Only the wrapper may be given to a scheduler, a GradScaler or a
-    framework; the wrapped one is `base`. docs/lawa_opt.md tells the costs, and of processes.
+    framework; the wrapped one is `base`. docs/using.md tells the costs, and of ranks.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, also of another package.
@@ -184,7 +184,7 @@ class LAWA(Optimizer):
                 first, or what makes them of their steps (see `average_checkpoints`).
             if_empty: with nothing collected, "raise" a RuntimeError or leave the weights "live".
             update_bn: batches to compute BatchNorm's statistics from, with the average in the model
-                given as `buffers`; the live statistics come back too (see docs/lawa_opt.md).
+                given as `buffers`; the live statistics come back too (see docs/using.md).
         """
         return AveragedBlock(self.exchange, k, weights, if_empty, update_bn)
 

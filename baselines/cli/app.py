@@ -52,7 +52,7 @@ rcParams["text.parse_math"] = False
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(version: commandline.VersionOption = False) -> None:
     """Compare LAWA with its baselines under one fixed budget."""
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 try:
     import typer
@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: pip install 'lawa-opt[files]'") from None
 
+from lawa_opt import __version__
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.cli.console import printable
 from lawa_opt.messages import ArgumentError
@@ -29,8 +30,24 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(average)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"lawa-opt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def lawa_opt() -> None:
+def lawa_opt(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version of lawa-opt.",
+        ),
+    ] = False,
+) -> None:
     """Average the latest weights (LAWA)."""
 
 

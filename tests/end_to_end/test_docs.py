@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -45,10 +46,34 @@ def test_every_public_name_is_in_it(site: Path) -> None:
 
 def test_the_readme_is_its_first_page(site: Path) -> None:
     index = (site / "index.html").read_text()
-    assert "Reference system time" in index
-    assert 'src="images/saved-view.png"' in index
-    assert (site / "images" / "saved-view.png").exists()
-    assert 'href="contributing/"' in index
+    assert "When not to use it" in index
+    assert 'src="images/loss-over-rst.png"' in index
+    assert (site / "images" / "loss-over-rst.png").exists()
+    # What a page of the repository leads to is a page here too.
+    for page in ("quick_start", "results", "contributing", "changelog"):
+        assert f'href="{page}/"' in index
+    for name in ("LICENSE", "CITATION.cff"):
+        assert (site / name).read_text() == (ROOT / name).read_text()
+    assert 'href="../measurements/"' in (site / "results" / "index.html").read_text()
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    index = (site / "index.html").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f'href="{path.stem}/"' in index, path
+
+
+def test_the_reference_begins_with_all_public_names(site: Path) -> None:
+    page = (site / "reference" / "index.html").read_text()
+    for package in (lawa_opt, timing, baselines):
+        for name in package.__all__:
+            assert re.search(rf'href="\.\./\w+/#[\w.]+\.{name}"><code>{name}</code>', page), name
+
+
+def test_included_examples_are_on_their_pages(site: Path) -> None:
+    page = html.unescape((site / "frameworks" / "index.html").read_text())
+    assert "EvaluateAverage" in page
+    assert "--8<--" not in page
 
 
 def test_every_claim_is_there_with_its_figure_and_what_was_found(site: Path) -> None:

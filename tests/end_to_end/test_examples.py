@@ -46,14 +46,6 @@ def example(name: str) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_the_readme_names_the_examples() -> None:
-    readme = (EXAMPLES.parent / "README.md").read_text()
-    there = {path.name for path in EXAMPLES.glob("*.py")}
-    said = readme.split("**Examples**")[1].split("\n\n")[0]
-    assert set(re.findall(r"(\w+\.py)", said)) <= there
-    assert there <= set(re.findall(r"(\w+\.py)", readme))
-
-
 def leaves(state: Any, path: str = "") -> dict[str, Any]:
     """Every value of a nested state dict, by where it is."""
     if isinstance(state, (dict, list, tuple)):

@@ -1,61 +1,21 @@
-"""What README, CONTRIBUTING and the pages in docs say is run."""
+"""README is one screen and a half, and its commands and figures are so."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
-import shlex
 from pathlib import Path
-
-import pytest
-import torch
-from typer.core import TyperCommand
-from typer.main import get_group
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-PACKAGES = ("lawa_opt", "timing", "baselines")
+MOST_LINES = 130
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-    return [(name, block) for name, text in TEXTS.items() for block in pattern.findall(text)]
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
 
 
-def said_commands() -> list[tuple[str, str]]:
-    """What is written as `python -m PACKAGE ...`, within a line of text or in a block."""
-    pattern = re.compile(r"python -m ((?:lawa_opt|timing|baselines)\b[^`\n|]*(?:\n[^`\n]+(?=`))?)")
-    return [(name, said) for name, text in TEXTS.items() for said in pattern.findall(text)]
-
-
-def command(package: str, name: str) -> TyperCommand:
-    return get_group(importlib.import_module(f"{package}.__main__").app).commands[name]
-
-
-def options(found: TyperCommand) -> set[str]:
-    return {"--help"}.union(*((*each.opts, *each.secondary_opts) for each in found.params))
-
-
-# What a page includes from a file is run where that file is.
-OWN = [each for each in blocks("python") if not each[1].startswith("--8<--")]
-
-
-@pytest.mark.parametrize(("page", "block"), OWN)
-def test_python_blocks_run(page: str, block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    exec(compile(block, page, "exec"), {})
-    assert capsys.readouterr().out
-
-
-def test_there_is_an_example() -> None:
-    assert any(page == "README.md" for page, _ in blocks("python"))
-
-
-def test_the_two_commands_are_one_line_each() -> None:
+def test_its_two_commands_are_one_line_each_and_need_nothing_but_a_clone() -> None:
     compare, tests = COMMANDS
     for line in (compare, tests):
         assert line.count("\n") == 1
@@ -64,36 +24,7 @@ def test_the_two_commands_are_one_line_each() -> None:
     assert tests.strip().endswith("&& .venv/bin/python -m pytest -n auto --dist loadfile")
 
 
-def test_the_other_pages_have_no_commands_that_are_not_run() -> None:
-    assert [page for page, _ in blocks("sh")] == ["README.md"] * len(COMMANDS)
-    assert not blocks("bash")
-
-
-@pytest.mark.parametrize(("page", "said"), said_commands())
-def test_commands_are_there_with_their_options(page: str, said: str) -> None:
-    package, *words = shlex.split(said)
-    assert words, f"{page}: python -m {said} does nothing"
-    found = command(package, words[0])
-    unknown = {word for word in words if word.startswith("--")} - options(found)
-    assert not unknown, f"{page}: {words[0]} has no {unknown}"
-
-
-def test_the_options_named_alone_are_there() -> None:
-    known = {"--workers"}.union(
-        *(
-            options(found)
-            for package in PACKAGES
-            for found in get_group(
-                importlib.import_module(f"{package}.__main__").app
-            ).commands.values()
-        )
-    )
-    named = re.findall(r"`(--[a-z-]+)", README)
-    assert named
-    assert set(named) <= known
-
-
-def test_ci_runs_the_test_command_of_the_readme() -> None:
+def test_ci_runs_its_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     pattern = re.search(r"grep --max-count=1 '([^']+)' README.md", script)
     assert pattern is not None
@@ -101,30 +32,30 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert found == [COMMANDS[1].strip()]
 
 
-def test_every_file_it_names_is_there() -> None:
-    for name in re.findall(r"\]\(([^)]+)\)", README):
-        assert name.startswith("https://") or (ROOT / name).exists(), name
-
-
-def test_every_extra_it_names_is_there() -> None:
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    extras = re.findall(r"(?:-e '\.|lawa-opt)\[([a-z,-]+)\]", README)
-    assert extras
-    for extra in ",".join(extras).split(","):
-        assert re.search(rf"^{extra} = \[", pyproject, flags=re.MULTILINE), extra
-
-
-def test_the_figures_of_the_claims_are_those_that_were_found() -> None:
-    said = README.split("**The papers' claims**")[1].split("**If it is cut off.**")[0]
-    found = " ".join(
-        finding["evidence"]
-        for path in (ROOT / "docs" / "claims").glob("*-pydocs.json")
-        for finding in json.loads(path.read_text())["findings"]
+def test_its_results_are_those_of_the_page_of_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text()
+    end, saved = (
+        re.search(rf"^\| method \| {head}.*?\n\n", results, flags=re.DOTALL | re.MULTILINE)
+        for head in ("15 s", "saved vs constant")
     )
-    shares = re.findall(r"[^\s(]*% \[[^]]*\]", " ".join(said.split()))
-    assert shares
+    assert end is not None
+    assert saved is not None
+    rows = re.findall(
+        r"^\| (.*? rate) \| ([\d.]+ ± [\d.]+) \| (.*?) \|$", README, flags=re.MULTILINE
+    )
+    assert len(rows) == 6
+    for method, loss, share in rows:
+        _, under_30_s = re.findall(
+            rf"^\| {method} \| (.*?) \(\d\) \| (.*?) \(", end[0], re.MULTILINE
+        )[0]
+        assert loss == under_30_s
+        assert re.search(rf"^\| {method} \| {share} \|", saved[0], re.MULTILINE), method
+
+
+def test_each_share_it_tells_of_is_in_the_results() -> None:
+    said = README.split("## Does it pay?")[1].split("| method |")[0]
+    results = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    shares = re.findall(r"\d+% less", said)
+    assert len(shares) == 2
     for share in shares:
-        assert f" {share}" in found  # from its sign on
-    counts = re.findall(r"\d+ of \d+", said)
-    assert counts
-    assert all(count in found for count in counts)
+        assert f"target with {share} RST" in results

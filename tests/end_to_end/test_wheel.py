@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import lawa_opt
+
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("lawa_opt", "timing", "baselines")
 
@@ -92,3 +94,5 @@ def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     for package in PACKAGES:
         done = run(python, "-m", package, "--help", cwd=tmp_path, PYTHONPATH="")
         assert f"python -m {package}" in done.stdout
+        done = run(python, "-m", package, "--version", cwd=tmp_path, PYTHONPATH="")
+        assert done.stdout == f"lawa-opt {lawa_opt.__version__}\n"

@@ -97,7 +97,7 @@ def this_software() -> Software:
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
         driver=read_gpus().driver,
-        lawa_opt=_own_version(),
+        lawa_opt=own_version(),
         torch_threads=torch.get_num_threads(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
         deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
@@ -107,7 +107,8 @@ def this_software() -> Software:
     )
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Return the version of lawa-opt that is installed, or that none is."""
     try:
         return version("lawa-opt")
     except PackageNotFoundError:

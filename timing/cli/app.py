@@ -43,7 +43,7 @@ HOST_CLOCKS = {
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(version: commandline.VersionOption = False) -> None:
     """Reference system time: measure a profile, read it, and see what this machine is."""
 
 

@@ -15,12 +15,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from timing.calibration.environment import own_version
 from timing.tracebacks import in_one_line, is_lack_of_memory, message_of, place_of, write_down
 
 OUR_FAULT = os.EX_SOFTWARE
@@ -30,6 +31,21 @@ INTERRUPTED = 128 + signal.SIGINT
 _CLICK_ERROR: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    """Print the version of lawa-opt, and end, if that is asked."""
+    if is_asked:
+        print(f"lawa-opt {own_version()}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=_print_version, help="Print the version of lawa-opt."
+    ),
+]
 
 
 class CommandError(Exception):
