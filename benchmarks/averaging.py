@@ -130,8 +130,14 @@ def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True, le
 
     def calls():
         opt = lawa_of(model, k, window)
-        [ring] = opt.window.rings
-        outs = [torch.empty_like(p) for p in model.parameters()]
+        readings = [
+            (ring, [torch.empty_like(tensor) for tensor in ring.tensors])
+            for ring in opt.window.rings
+        ]
+
+        def read():
+            for ring, outs in readings:
+                ring.write_mean(outs)
 
         def swap():
             with opt.averaged():
@@ -139,7 +145,7 @@ def reading_rows(model, size, rounds, seconds, k=K, window=None, others=True, le
 
         made = {
             "copy": copy_of_old(model, k) if window is None else bare_copy(model, window, k),
-            "reading the mean": lambda: ring.write_mean(outs),
+            "reading the mean": read,
             "averaged() and back": swap,
             "averaged_state_dict()": lambda: opt.averaged_state_dict(model),
         }

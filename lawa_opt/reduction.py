@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lawa_opt.embedding_bag import BLOCKS, supports_embedding_bag, write_embedding_bag_mean
-from lawa_opt.layout import ALIGNMENT, Cut
+from lawa_opt.layout import ALIGNMENT, Cut, next_multiple
 from lawa_opt.running_mean import Reader, running_mean
+from lawa_opt.sharding import local
 from lawa_opt.storage import Snapshots
 from lawa_opt.tiled_mean import write_tiled_mean
 
@@ -25,7 +26,10 @@ TILE_ELSEWHERE = 1 << 22
 # Tensors up to this size share tiles: fewer calls, for one more copy. The mean of a larger one is
 # made in the place where it goes. On the CPU that of bags is copied anyway, so all share that can.
 SMALL = {"cpu": TILE["cpu"]}
-SMALL_ELSEWHERE = 1 << 13
+SMALL_ELSEWHERE = 1 << 20
+
+# CUDA's kernels count bytes in 32 bits, and go through rows that are farther apart one by one.
+FARTHEST_BYTES = {"cuda": 1 << 31}
 
 
 def weighted_mean(
@@ -67,6 +71,31 @@ def cut_for(dtype: torch.dtype, device: torch.device) -> Cut:
     unit = BLOCKS.get(dtype, ALIGNMENT)
     longest = TILE.get(device.type, TILE_ELSEWHERE) // unit * unit
     return Cut(unit, longest, min(longest, SMALL.get(device.type, SMALL_ELSEWHERE)))
+
+
+def parted_for(
+    tensors: Sequence[Tensor], k: int, dtype: torch.dtype | None, device: torch.device
+) -> list[list[Tensor]]:
+    """Return tensors in parts, each so small that the mean of k rows is made in one pass.
+
+    Args:
+        tensors: parts of them that this process holds, in their order.
+        k: rows.
+        dtype: of the rows; by default, of the tensors.
+        device: where the rows are.
+    """
+    farthest = FARTHEST_BYTES.get(device.type)
+    parts: list[list[Tensor]] = []
+    taken = 0
+    for tensor in tensors:
+        itemsize = (dtype or tensor.dtype).itemsize
+        nbytes = (k - 1) * next_multiple(local(tensor).numel(), ALIGNMENT) * itemsize
+        if not parts or (farthest is not None and taken + nbytes > farthest):
+            parts.append([])
+            taken = 0
+        parts[-1].append(tensor)
+        taken += nbytes
+    return parts
 
 
 # Of many small tensors, making a view each is a good part of a reading. Inference mode makes one in

@@ -17,8 +17,18 @@ from lawa_opt.weights_by_step import Weigh
 
 def version_of(tensor: Tensor) -> tuple[int, ...]:
     """Return numbers that grow whenever the tensor is written to in place."""
-    parts = {id(part): part for part in (tensor, local(tensor))}.values()
-    return tuple(0 if part.is_inference() else part._version for part in parts)
+    own = local(tensor)
+    parts = (tensor,) if own is tensor else (tensor, own)
+    return tuple([0 if part.is_inference() else part._version for part in parts])
+
+
+def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of what this process holds of tensors, made by few kernels on a GPU."""
+    shards = [local(tensor).detach() for tensor in tensors]
+    copies = [torch.empty_like(shard) for shard in shards]
+    if copies:
+        torch._foreach_copy_(copies, shards)
+    return copies
 
 
 def forget_derived(tensors: Sequence[Tensor]) -> None:
@@ -53,7 +63,7 @@ class Swap:
     ) -> None:
         self.tensors = list(tensors)
         self.unaveraged = unaveraged
-        self.live = [local(t).detach().clone() for t in tensors] if live is None else live
+        self.live = copies_of(tensors) if live is None else live
         self.buffers = buffers
         self._prepare()
         self.places = {id(tensor): place for place, tensor in buffers.places().items()}

@@ -42,16 +42,19 @@ def write_tiled_mean(
     first, last = min(slots), max(slots)
     beside = last - first == len(slots) - 1
     rows = storage.rows[first : last + 1] if beside else storage.rows
-    pairs = sorted(pairs) if beside else pairs
+    weights = [weight for _, weight in (sorted(pairs) if beside else pairs)]
     staged = None
     if storage.is_offloaded or not beside:
-        staged = _stage_rows(storage, slice(None) if beside else slots, len(slots))
+        staged = _stage_rows(storage, range(len(rows)) if beside else slots)
+    kinds = {(out.dtype, out.device) for out in outs}
     dtype = torch.promote_types(rows.dtype, torch.float32)
+    if _rounds_once(weights, device) and kinds == {(rows.dtype, device)}:
+        dtype = rows.dtype
     shared = torch.empty(storage.layout.longest, dtype=dtype, device=device)
-    write = _writer([weight for _, weight in pairs], device, exact=exact)
+    write = _writer(weights, device, exact=exact)
     # What torch and Python do between two tiles costs as much as thousands of numbers: the tiles
     # have pushed it out of the cache.
-    direct = all(out.dtype == dtype and out.device == device for out in outs)
+    direct = kinds == {(dtype, device)}
     for (stretch, flat), columns in zip(targets, rows.t().split(lengths)[::2], strict=True):
         snapshots = columns if staged is None else staged(columns)
         if direct and flat is not None:
@@ -62,20 +65,24 @@ def write_tiled_mean(
         storage.layout.put(mean, (stretch, flat), outs)
 
 
-def _stage_rows(
-    storage: Storage, chosen: slice | list[int], count: int
-) -> Callable[[Tensor], Tensor]:
-    """Return what copies these columns of a tile, so many, to where their mean is made."""
+def _rounds_once(weights: Sequence[float], device: torch.device) -> bool:
+    """Return whether a mean in a narrow dtype adds up in float32, and is rounded at its end."""
+    return device.type == "cuda" and len(set(weights)) == 1
+
+
+def _stage_rows(storage: Storage, chosen: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Return what copies these columns of a tile to where their mean is made."""
     buffer = torch.empty(
-        count * storage.layout.longest, dtype=storage.rows.dtype, device=storage.param_device
+        len(chosen) * storage.layout.longest, dtype=storage.rows.dtype, device=storage.param_device
     )
 
     def staged(columns: Tensor) -> Tensor:
-        there = columns.t()[chosen]
-        here = buffer[: there.numel()].view(there.shape)
-        # One by one, for a matrix with gaps would be copied where it is first.
-        for row, snapshot in zip(here, there, strict=True):
-            row.copy_(snapshot, non_blocking=storage.stream is not None)
+        there = columns.unbind(1)
+        here = buffer[: len(chosen) * len(columns)].view(len(chosen), -1)
+        snapshots = [there[index] for index in chosen]
+        torch._foreach_copy_(
+            list(here.unbind()), snapshots, non_blocking=storage.stream is not None
+        )
         return here.t()
 
     return staged

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lawa_opt.reduction import parted_for
 from lawa_opt.ring import DTYPES, Ring, kind_of
 from lawa_opt.sharding import can_shard
 
@@ -173,12 +174,16 @@ class Window:
         return [ring for ring in self.rings if id(ring.tensors[0]) in wanted]
 
     def _made(self, tensors: Sequence[Tensor]) -> list[Ring]:
-        """Return new rings for these tensors, one for those of one kind."""
+        """Return new rings for these tensors, of one kind each, and as large as is read fast."""
         kinds: dict[tuple[torch.device, torch.dtype, bool, DeviceMesh | None], list[Tensor]] = {}
         for tensor in tensors:
             kind = (tensor.device, tensor.dtype, tensor.requires_grad, self.mesh_of(tensor))
             kinds.setdefault(kind, []).append(tensor)
-        made = [self._ring(alike, kind[-1]) for kind, alike in kinds.items()]
+        made = [
+            self._ring(part, kind[-1])
+            for kind, alike in kinds.items()
+            for part in parted_for(alike, self.k, self.dtype, self.device or kind[0])
+        ]
         self.rings += made
         return made
 

@@ -95,7 +95,6 @@ def beside_a_step_rows(millions, device, window, rounds, seconds):
     model = Model(millions, LAYOUTS["few"], torch.float32, device)
     parameters = list(model.parameters())
     opt = lawa_of(model, K, window)
-    [ring] = opt.window.rings
     side = 4096 if device == "cuda" else 64
     matrix = torch.randn(side, side, device=device)
     out = torch.empty_like(matrix)
@@ -113,7 +112,8 @@ def beside_a_step_rows(millions, device, window, rounds, seconds):
                     torch._foreach_mul_(parameters, 1.0)
                 if collects:
                     opt.collect()
-            ring.storage.synchronize()
+            for ring in opt.window.rings:
+                ring.storage.synchronize()
 
         return steps
 

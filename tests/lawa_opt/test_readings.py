@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lawa_opt import LAWA
+from lawa_opt.reduction import FARTHEST_BYTES
 from tests.support.small_training import (
     DENSE,
     NEEDS_CLOSURE,
@@ -438,3 +439,23 @@ def test_complex_means_keep_their_imaginary_part_in_another_dtype() -> None:
     opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1))
     opt.collect()
     assert torch.equal(opt.averaged_state_dict(model, dtype=torch.float64)["weight"], model.weight)
+
+
+@pytest.mark.parametrize("farthest", [1, 300])
+def test_a_window_in_parts_reads_and_resumes_as_one_in_one_part(
+    farthest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = trained(k=3)
+    with monkeypatch.context() as patched:
+        # What CUDA's kernels ask for, so small that a CPU's test can have it.
+        patched.setitem(FARTHEST_BYTES, "cpu", farthest)
+        twin, in_parts = trained(k=3)
+    assert len(in_parts.window.rings) > len(whole.window.rings) == 1
+    assert in_parts.num_snapshots == whole.num_snapshots == 3
+    for k in (None, 2):
+        want = whole.averaged_state_dict(model, k)
+        assert same(want, in_parts.averaged_state_dict(twin, k))
+    for source in (in_parts, whole):
+        loaded = LAWA(torch.optim.AdamW(model.parameters(), lr=0.05), k=3, every=1)
+        loaded.load_state_dict(copy.deepcopy(source.state_dict()))
+        assert same(loaded.averaged_state_dict(model), whole.averaged_state_dict(model))
