@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from matplotlib import rcParams
 
@@ -65,7 +66,7 @@ def compare_command(
         typer.Option(
             help="Reference time each run may spend, such as 20s, 1.5m or 6h; several, as in "
             "30s,60s,120s, show how the ranking moves with the budget.",
-            show_default="30s, digits 5s",
+            show_default="the workload's: pydocs 15s, digits 5s",
         ),
     ] = None,
     seeds: SeedsOption = 3,
@@ -101,7 +102,7 @@ def compare_command(
     ] = 0,
     threads: ThreadsOption = 1,
     folder: FolderOption = Path("lawa-runs"),
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
     cluster: ClusterOption = None,
     cluster_option: ClusterOptions = None,
     dry_run: DryRunOption = False,
@@ -131,7 +132,10 @@ def ablate_command(
     data: DataOption = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Reference time each window may spend.", show_default="30s, digits 5s"),
+        typer.Option(
+            help="Reference time each window may spend.",
+            show_default="the workload's: pydocs 15s, digits 5s",
+        ),
     ] = None,
     seeds: SeedsOption = 3,
     k: Annotated[
@@ -145,7 +149,7 @@ def ablate_command(
     policy: PolicyOption = "algoperf",
     threads: ThreadsOption = 1,
     folder: FolderOption = Path("lawa-runs"),
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
     cluster: ClusterOption = None,
     cluster_option: ClusterOptions = None,
     dry_run: DryRunOption = False,
@@ -173,7 +177,7 @@ def _run(
     plans: list[Plan],
     reference: Path | None,
     folder: Path,
-    jobs: int,
+    jobs: int | None,
     cluster: str | None,
     cluster_options: list[str] | None,
     *,
@@ -181,7 +185,7 @@ def _run(
     publish: bool,
 ) -> None:
     """Run plans that differ in their budget alone, or say what they will take."""
-    options.within("--jobs", jobs, 1, options.MOST_JOBS)
+    jobs = options.jobs(jobs, plans, cluster, torch.get_num_threads())
     for_cluster = dict(map(options.cluster_option, cluster_options or ()))
     given = options.read_profile(reference) if reference else None
     if given:

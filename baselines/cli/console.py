@@ -1,22 +1,19 @@
-"""What the commands print: progress, results and tables."""
+"""What the commands print: results and tables, warnings a line a kind."""
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Iterable
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from baselines.analysis import tables
 from baselines.analysis.report import report_of
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.plan import Plan
-from baselines.training.events import Ended, Evaluated, Event, Failed, Started
-from baselines.training.results import Point
 from timing.cli import commandline
 
 console = commandline.console()
@@ -27,73 +24,31 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
-    """Make a bar with what is done beside it, and the time so far."""
-    return commandline.progress_bar(console)
+def by_kind(warnings: Iterable[str]) -> list[str]:
+    """Return warnings such as "process 2: it was slow", those that differ in numbers joined."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for warning in warnings:
+        about, colon, text = warning.partition(": ")
+        if not colon or (" " in about and not re.fullmatch(r"process \d+", about)):
+            about, text = "", warning
+        kinds.setdefault(re.sub(r"[-+]?\d[\d.e-]*%?", "#", text), []).append((about, text))
+    joined = []
+    for found in kinds.values():
+        abouts = [about for about, _ in found if about]
+        text = found[0][1]
+        if len(found) > 1:
+            # The same in other words for each: the one with the largest first number is shown.
+            text = f"up to: {max((text for _, text in found), key=_first_number)}"
+        if abouts and all(about.startswith("process ") for about in abouts):
+            numbers = ", ".join(about.removeprefix("process ") for about in abouts)
+            abouts = [f"process{'es' if len(abouts) > 1 else ''} {numbers}"]
+        joined.append(f"{', '.join(abouts)}: {text}" if abouts else text)
+    return joined
 
 
-class Screen:
-    """Progress on the terminal: called with the events of a comparison."""
-
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        self._progress = progress
-        self._budget = plan.budget.seconds
-        self._task = progress.add_task("", total=len(plan.methods) * len(plan.seeds))
-        self._done: dict[tuple[str, int], float] = {}
-        self._latest: dict[tuple[str, int], Point] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Move the bar, and print what came of each run."""
-        match event:
-            case Evaluated():
-                self._latest[event.method, event.seed] = event.point
-                self._show(event.method, event.seed, event.point.rst_seconds / self._budget)
-            case Ended():
-                for run in event.runs:
-                    self._say_of(run.method, event.seed, run.failure)
-                self._say(
-                    f"  trained in {event.measured_seconds:.1f} s measured here, for "
-                    f"{event.rst_seconds:.1f} s RST of the same work"
-                )
-            case Failed():
-                for method in event.methods:
-                    self._say_of(method, event.seed, event.reason)
-
-    def _say_of(self, method: str, seed: int, failure: str | None) -> None:
-        self._show(method, seed, 1.0)
-        point = self._latest.get((method, seed))
-        steps, rst_seconds = (point.step, point.rst_seconds) if point else (0, 0.0)
-        after = f"after {steps} steps, {rst_seconds:.3f} s RST"
-        value = point.value if point else math.inf
-        end = f"FAILED {after}: {failure}" if failure else f"{value:.4f} {after}"
-        self._say(f"{method}, seed {seed}: {end}")
-
-    def _show(self, method: str, seed: int, fraction: float) -> None:
-        self._done[method, seed] = fraction
-        done = math.fsum(self._done.values())
-        self._progress.update(self._task, description=f"{method}, seed {seed}", completed=done)
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(line, soft_wrap=True)
-
-
-class TuningBar:
-    """Progress of the trials on the terminal: called with their events."""
-
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("tuning", total=len(plan.methods) * plan.trials)
-
-    def __call__(self, event: Event) -> None:
-        """Move the bar."""
-        match event:
-            case Started():
-                first, *_ = event.shares
-                self._progress.update(self._task, description=f"tuning: {first}")
-            case Ended():
-                self._progress.advance(self._task, len(event.runs))
-            case Failed():
-                self._progress.advance(self._task, len(event.methods))
+def _first_number(text: str) -> float:
+    number = re.search(r"\d+(\.\d+)?", text)
+    return float(number[0]) if number else 0.0
 
 
 def show(comparison: Comparison) -> None:

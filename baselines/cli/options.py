@@ -10,12 +10,13 @@ import torch
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
 
-from baselines.experiment.plan import Plan
+from baselines.experiment.plan import Plan, tasks
+from baselines.experiment.processes import free_core_count
 from baselines.methods.averagers.lawa import MOST_STEPS
 from baselines.methods.method import Method
 from baselines.methods.names import find, split_names
 from baselines.methods.part import MethodError
-from baselines.training import training
+from baselines.training import distributed, training
 from baselines.workloads import NAMES, WorkloadError
 from baselines.workloads import load as load_workload
 from lawa_opt.schedule import Every
@@ -57,7 +58,13 @@ FolderOption = Annotated[
         "off, and repeats nothing that has ended."
     ),
 ]
-JobsOption = Annotated[int, typer.Option(help="Trainings at a time, each in a process of its own.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Trainings at a time, each in a process of its own.",
+        show_default="the cores that are free; 1 on a GPU or a cluster, and under torchrun",
+    ),
+]
 ClusterOption = Annotated[
     str | None,
     typer.Option(
@@ -226,6 +233,16 @@ def plans(
         )
         for seconds in budgets or [loaded.budget_seconds]
     ]
+
+
+def jobs(given: int | None, plans: Sequence[Plan], cluster: str | None, threads: int) -> int:
+    """Return how many trainings run at a time: as given, or as many as there are cores free."""
+    if given is not None:
+        return within("--jobs", given, 1, MOST_JOBS)
+    if cluster or distributed.world_size() > 1 or torch.cuda.is_available():
+        return 1
+    most = max(len(tasks(plan)) for plan in plans)
+    return max(1, min(free_core_count() // threads, most))
 
 
 def read_profile(path: Path) -> Profile:

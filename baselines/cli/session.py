@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -11,16 +13,11 @@ from typing import Any
 
 import typer
 
-from baselines.cli.console import (
-    Screen,
-    TuningBar,
-    console,
-    progress_bar,
-    say,
-    show,
-    show_ranking,
-    table_of,
-)
+from baselines.analysis.verdict import too_few
+from baselines.cli.console import by_kind, console, say, show, show_ranking, table_of
+from baselines.cli.duration import CALIBRATING, TUNING, phases_of, training_of
+from baselines.cli.progress import Course, duration
+from baselines.cli.screen import Screen, TuningScreen
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.calibration import measure_profile
@@ -29,7 +26,7 @@ from baselines.experiment.comparison import Comparison
 from baselines.experiment.engine import Engine
 from baselines.experiment.executor import run_parallel
 from baselines.experiment.manifest import REFERENCE, FolderError
-from baselines.experiment.plan import Plan, check
+from baselines.experiment.plan import Plan, check, tasks
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
 from baselines.experiment.store import (
@@ -99,38 +96,68 @@ def run_comparison(
         CommandError: a trial of tuning did not end.
     """
     texts = file_digests(plans[0].methods)
-    profile = _profile_in(root, plans, given)
-    refuse(plans, profile)
-    train: Train = partial(resume, warn=say)
-    if engine:
-        train = partial(run_parallel, engine=engine, jobs=jobs)
+    phases = phases_of(plans, given or read_profile(root), jobs)
+    _announce(plans, phases, jobs)
+    with Course(phases) as course:
+        profile = _profile_in(root, plans, given, course)
+        refuse(plans, profile)
+        for phase, seconds in phases_of(plans, profile, jobs).items():
+            course.expect(phase, seconds)
+        train: Train = partial(resume, warn=say)
+        if engine:
+            train = partial(run_parallel, engine=engine, jobs=jobs)
 
-    def try_out(*arguments: Any) -> Comparison:
-        refuse_changed(texts)
-        return train(*arguments)
-
-    say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
-    comparisons = []
-    with publishing(root, publish=publish):
-        for plan in plans:
-            path = budget_folder(root, plan)
-            if plan.trials:
-                plan = tuned(plan, profile, path, try_out)
+        def try_out(*arguments: Any) -> Comparison:
             refuse_changed(texts)
-            if distributed.rank() > 0:
-                comparisons.append(resume(plan, profile, path))
-                continue
-            key = write_or_verify(path, plan).id
-            with progress_bar() as progress:
-                screen = Screen(plan, progress)
+            return train(*arguments)
+
+        say(f"Kept in {root}: the same command goes on from there; remove it to start anew.")
+        comparisons = []
+        with publishing(root, publish=publish):
+            for plan in plans:
+                path = budget_folder(root, plan)
+                if plan.trials:
+                    course.begin(TUNING.format(plan.budget.seconds))
+                    plan = tuned(plan, profile, path, try_out, course)
+                refuse_changed(texts)
+                if distributed.rank() > 0:
+                    comparisons.append(resume(plan, profile, path))
+                    continue
+                key = write_or_verify(path, plan).id
+                course.begin(training_of(plan))
                 # Of the windows that an ablation tries none is taken out.
                 export = not configs_of(plan)
+                screen = Screen(plan, course)
                 comparisons.append(train(plan, profile, path, screen, export_models=export))
-            show(comparisons[-1])
-            check_kept(path, key, comparisons[-1])
-        if len(comparisons) > 1:
-            show_ranking(comparisons)
+                show(comparisons[-1])
+                check_kept(path, key, comparisons[-1])
+            if len(comparisons) > 1:
+                show_ranking(comparisons)
+            if publish:
+                course.begin("sending to MLflow")
+    say(f"As one file for anyone: {report_command(root)}")
     return comparisons
+
+
+def _announce(plans: list[Plan], phases: dict[str, float], jobs: int) -> None:
+    """Say what will be done, and about how long it takes."""
+    first = plans[0]
+    budgets = ", ".join(f"{plan.budget.seconds:g} s" for plan in plans)
+    count = sum(len(tasks(plan)) * (plan.trials + 1) for plan in plans)
+    seeds = len(first.seeds)
+    own = f", of which calibration {duration(phases[CALIBRATING])}" if CALIBRATING in phases else ""
+    say(
+        f"{first.workload.name}: {len(first.methods)} method(s) with {seeds} seed(s), {budgets} of "
+        f"RST each, from {count} trainings, {jobs} at a time: about "
+        f"{duration(sum(phases.values()))}{own}."
+    )
+    if few := too_few(seeds):
+        say(f"WARNING: {few}; give five (--seeds 5)")
+
+
+def report_command(root: Path) -> str:
+    """Return what writes a folder as one HTML file, to be typed."""
+    return shlex.join([sys.executable, "-m", "baselines", "report", str(root)])
 
 
 @contextmanager
@@ -148,10 +175,10 @@ def publishing(root: Path, *, publish: bool) -> Iterator[None]:
         say(f"Nothing was sent to MLflow: {publish_command(root)} does it.")
 
 
-def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile:
+def _profile_in(root: Path, plans: list[Plan], given: Profile | None, course: Course) -> Profile:
     """Return the profile of a folder, which it is given or calibrated for when it is begun."""
     if distributed.rank() == 0 and read_profile(root) is None:
-        write_profile(root, given or calibrated(plans[0]))
+        write_profile(root, given or calibrated(plans[0], course))
     distributed.barrier()
     profile = read_profile(root)
     if profile is None or (given is not None and profile != given):
@@ -162,22 +189,17 @@ def _profile_in(root: Path, plans: list[Plan], given: Profile | None) -> Profile
     return profile
 
 
-def calibrated(plan: Plan) -> Profile:
-    """Measure a profile, print what it says of itself, and return it."""
-    with progress_bar() as progress:
-        task = progress.add_task("calibrating the reference profile", total=1.0)
-
-        def tell(done: float, said: str) -> None:
-            progress.update(task, completed=done, description=f"calibrating: {said}")
-
-        try:
-            profile = measure_profile(plan, tell)
-        except MethodError as error:
-            raise typer.BadParameter(f"--methods: {error}") from error
-        except CalibrationError as error:
-            if error.stderr:
-                say(error.stderr.rstrip())
-            raise commandline.CommandError(str(error)) from error
+def calibrated(plan: Plan, course: Course) -> Profile:
+    """Measure a profile, with nothing beside it, print what it says of itself, and return it."""
+    course.begin(CALIBRATING)
+    try:
+        profile = measure_profile(plan, course.update)
+    except MethodError as error:
+        raise typer.BadParameter(f"--methods: {error}") from error
+    except CalibrationError as error:
+        if error.stderr:
+            say(error.stderr.rstrip())
+        raise commandline.CommandError(str(error)) from error
     say("Reference profile:")
     say(f"  measured on {profile.machine}")
     if profile.machine.gpus.unavailable:
@@ -186,12 +208,12 @@ def calibrated(plan: Plan) -> Profile:
         f"  its costs give a reference iteration {1 + profile.additivity_error:.1%} of its "
         "measured time"
     )
-    for warning in profile_warnings(profile):
+    for warning in by_kind(profile_warnings(profile)):
         say(f"  WARNING: {warning}")
     return profile
 
 
-def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
+def tuned(plan: Plan, profile: Profile, path: Path, train: Train, course: Course) -> Plan:
     """Return the plan with its trials' best settings; trials are kept beside its own folder."""
     numbers = itertools.count()
 
@@ -200,8 +222,7 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train) -> Plan:
         return train(trial, profile, folder, on_event)
 
     try:
-        with progress_bar() as progress:
-            found = tuning.tune(plan, profile, TuningBar(plan, progress), run_trial)
+        found = tuning.tune(plan, profile, TuningScreen(plan, course), run_trial)
     except tuning.CutOffError as error:
         raise commandline.CommandError(
             f"{error}. The same command tries again what did not end, and nothing else"

@@ -27,6 +27,7 @@ from timing import (
     calibrate_in_processes,
     count_flops,
 )
+from timing.calibration.processes import RETRIES
 from timing.calibration.profile import FLOPS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.rst.schedules import constant
@@ -35,6 +36,8 @@ from timing.rst.schedules import constant
 # workload in each process, and the loop that checks the costs, come on top.
 SHARE = 1 / 20
 SECONDS = (1.0, 8.0)
+# Of all trainings: from here on a disturbed process is measured again.
+LONG_SECONDS = 600.0
 
 
 def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Profile:
@@ -58,9 +61,6 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     # In this process first, where an error can be told.
     operations(plan.workload, plan.methods, costs_depend_on(plan.methods))
     name, data = plan.workload.source
-    training_seconds = plan.budget.seconds * len(methods_by_training(plan)) * len(plan.seeds)
-    least, most = SECONDS
-    seconds = min(max(least, SHARE * training_seconds), most)
     return calibrate_in_processes(
         "baselines.experiment.calibration:calibration_target",
         {
@@ -70,12 +70,25 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
             **costs_depend_on(plan.methods),
         },
         # The half of it is set aside for starting the processes.
-        seconds=2 * seconds,
+        seconds=2 * timing_seconds(plan),
         threads=torch.get_num_threads(),
         force=True,
         on_progress=on_progress,
         processes=LEAST_PROCESSES,
+        # Not to be longer than a fifth of a short comparison; the warnings say what is disturbed.
+        retries=RETRIES if training_seconds_of(plan) > LONG_SECONDS else 0,
     )
+
+
+def timing_seconds(plan: Plan) -> float:
+    """Return the seconds for which operations are timed, in all processes together."""
+    least, most = SECONDS
+    return min(max(least, SHARE * training_seconds_of(plan)), most)
+
+
+def training_seconds_of(plan: Plan) -> float:
+    """Return the reference seconds of all trainings, each at its budget."""
+    return plan.budget.seconds * len(methods_by_training(plan)) * len(plan.seeds)
 
 
 def calibration_target(

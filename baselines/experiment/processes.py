@@ -10,11 +10,24 @@ import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
+
 from baselines.experiment.engine import Job, Work, last_line
+from timing import limits
 
 # By one process that then forks for each task: it takes seconds. No more than this, for what looks
 # for a GPU while it is imported would keep the forks from using it.
 _IMPORTED_ONCE = ["baselines.experiment.worker"]
+
+
+def free_core_count(look_seconds: float = 0.3) -> int:
+    """Return how many of the cores that this process may use are idle now; 1 at the least."""
+    busy = psutil.cpu_percent(look_seconds, percpu=True)
+    own = limits.cores()
+    kept = [share for core, share in enumerate(busy) if own is None or core in own]
+    # A core that is half busy is no core to train on.
+    free = sum(share < 50 for share in kept)
+    return max(1, min(free, limits.core_count()))
 
 
 class Processes:

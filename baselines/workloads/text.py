@@ -142,7 +142,7 @@ def workload(text: Corpus, name: str) -> Workload:
         loss=loss,
         evaluate=lambda model: evaluate(model, parts["validation"]),
         evaluate_test=lambda model: evaluate(model, parts["test"]),
-        budget_seconds=30.0,
+        budget_seconds=15.0,
         signature={
             "model": str(SIZE),
             "batch": BATCH,

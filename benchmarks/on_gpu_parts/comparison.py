@@ -10,7 +10,10 @@ import torch
 from rows import Row
 
 from baselines.analysis import report
-from baselines.cli.console import Screen, progress_bar, show
+from baselines.cli.console import show
+from baselines.cli.duration import phases_of, training_of
+from baselines.cli.progress import Course
+from baselines.cli.screen import Screen
 from baselines.experiment.plan import Plan, methods_by_training
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, write_profile
@@ -70,13 +73,14 @@ def main():
     part.add(root=root.name)
     size = f"{len(plan.seeds)} seeds of {len(plan.methods)} methods on {workload.name}"
     part.note(f"{size}, {plan.budget.seconds:g} s of RST each.")
-    with progress_bar() as progress:
+    with Course(phases_of([plan], profile, 1)) as course:
+        course.begin(training_of(plan))
         # Without the models, which are too large to be brought home.
         comparison = resume(
             plan,
             profile,
             folder,
-            Screen(plan, progress),
+            Screen(plan, course),
             checkpoint_seconds=NEVER_SECONDS,
             warn=part.note,
         )

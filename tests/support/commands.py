@@ -53,6 +53,9 @@ class Command:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        if arguments[:1] in (("compare",), ("ablate",)) and "--jobs" not in arguments:
+            # How many cores are free is another number each time.
+            arguments = (*arguments, "--jobs", "1")
         self.args = [sys.executable, "-m", module, *arguments]
         self._said = tempfile.TemporaryDirectory(prefix="command-")
         self.out, self.err = (Path(self._said.name, name) for name in ("out", "err"))

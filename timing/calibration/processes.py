@@ -48,6 +48,7 @@ def calibrate_in_processes(
     threads: int = 1,
     force: bool = False,
     limit_seconds: float = LIMIT_SECONDS,
+    retries: int = RETRIES,
     on_progress: Callable[[float, str], None] = lambda *_: None,
 ) -> Profile:
     """Measure a profile on this machine, each row of it in a fresh process.
@@ -57,7 +58,7 @@ def calibrate_in_processes(
     is narrow enough or the time is used up; half of it is set aside for starting them and for their
     passes timed as a whole. A process that was disturbed, ran on a processor slower than another
     process found it, or whose costs do not add up to a loop's time, is discarded and another one is
-    run in its place, three times in all.
+    run in its place, `retries` times in all.
 
     To stop once an interval is narrow favours those that are narrow by chance: in a simulation with
     0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
@@ -69,8 +70,9 @@ def calibrate_in_processes(
         seconds: for all processes together; the fewest are run even if they take longer.
         precision: half width of the 95% interval of the reference iteration's RST, as a share.
         threads: of torch and OpenMP.
-        force: keep disturbed processes once the three are used up, with what disturbed them.
+        force: keep disturbed processes once the retries are used up, with what disturbed them.
         limit_seconds: after which a process is taken to hang, and is ended.
+        retries: processes that may be discarded.
         on_progress: told the fraction done, from 0 to 1, and what has just happened.
 
     Raises:
@@ -107,10 +109,10 @@ def calibrate_in_processes(
         # All of them, for a later one may have found the processor faster.
         for result in list(kept):
             errors = "; ".join(result.calibration.errors(known_probe))
-            if not errors or (force and discarded == RETRIES):
+            if not errors or (force and discarded == retries):
                 continue
             kept.remove(result)
-            if discarded < RETRIES:
+            if discarded < retries:
                 discarded += 1
                 on_progress(_done(kept, processes), f"discarded a process: {errors}")
             else:

@@ -1,0 +1,54 @@
+"""Guess how long a comparison takes here, before anything of it was tried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from baselines.experiment.calibration import timing_seconds
+from baselines.experiment.plan import Plan, methods_by_training
+from timing import Profile
+from timing.calibration.warnings import LEAST_PROCESSES
+
+CALIBRATING = "calibrating, with nothing beside it"
+TUNING = "tuning under {:g} s"
+# Of a training, where it is not known what an evaluation costs.
+_EVALUATIONS = 0.6
+# Reading the test part, exporting models, and what comes between trainings.
+_BESIDE = 1.2
+
+
+def training_of(plan: Plan) -> str:
+    """Return the name of the phase that trains."""
+    return f"training under {plan.budget.seconds:g} s"
+
+
+def phases_of(plans: Sequence[Plan], profile: Profile | None, jobs: int) -> dict[str, float]:
+    """Return the seconds that each phase will take, as if this machine were the reference."""
+    phases = {} if profile else {CALIBRATING: calibration_seconds(plans[0])}
+    for plan in plans:
+        once = _trainings_seconds(plan, profile) / jobs
+        if plan.trials:
+            phases[TUNING.format(plan.budget.seconds)] = plan.trials * once
+        phases[training_of(plan)] = len(plan.seeds) * once
+    return phases
+
+
+def calibration_seconds(plan: Plan) -> float:
+    """Return the seconds of a calibration: each of its processes starts as this one did."""
+    start = time.time() - psutil.Process().create_time()
+    return LEAST_PROCESSES * (start + 2 * timing_seconds(plan) / LEAST_PROCESSES)
+
+
+def _trainings_seconds(plan: Plan, profile: Profile | None) -> float:
+    """Return the seconds of all trainings of one seed."""
+    training = sum(
+        max(plan.budget_of(plan.method(name)).seconds for name in group)
+        for group in methods_by_training(plan)
+    )
+    if profile is None:
+        return training * (1 + _EVALUATIONS) * _BESIDE
+    evaluations = sum(plan.evaluations_of(method) + 1 for method in plan.methods)
+    return (training + evaluations * profile.seconds.get("evaluate", 0.0)) * _BESIDE
