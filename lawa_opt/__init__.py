@@ -4,6 +4,9 @@ from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.optimizer import LAWA
 from lawa_opt.schedule import CollectSchedule
+from lawa_opt.studying.live import WindowStudy
+from lawa_opt.studying.result import Study
+from lawa_opt.studying.study import study
 from lawa_opt.window import Window
 
 __version__ = "0.1.0"
@@ -11,7 +14,10 @@ __all__ = [
     "LAWA",
     "CheckpointError",
     "CollectSchedule",
+    "Study",
     "Window",
+    "WindowStudy",
     "__version__",
     "average_checkpoints",
+    "study",
 ]

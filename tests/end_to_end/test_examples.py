@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import runpy
@@ -122,6 +123,29 @@ def naive_average(states: Sequence[dict[str, Tensor]], factors: Sequence[float])
         name: average[name].to(tensor.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in newest.items()
     }
+
+
+@pytest.mark.slow
+def test_the_study_of_the_example_is_that_of_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("study")
+    (said,) = re.findall(r"^python -m lawa_opt (.*)$", module["__doc__"], flags=re.MULTILINE)
+    words = said.replace("examples/", f"{EXAMPLES}/").split()
+    monkeypatch.chdir(tmp_path)
+    found = module["main"](steps=240)
+    printed = capsys.readouterr().out
+    assert str(found) in printed
+    assert found.has_halves
+    assert (tmp_path / "digits-run" / "study" / "study.png").stat().st_size > 1000
+    gaps = {b - a for a, b in itertools.pairwise(found.steps)}
+    assert len(gaps) > 2
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        assert lawa_opt_command(words) == 0
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()
 
 
 def test_averages_of_files_are_those_of_the_example_and_of_its_command(
