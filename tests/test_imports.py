@@ -21,6 +21,7 @@ FORBIDDEN = {
 }
 ONE_FILE = {
     "pynvml": "timing/gpu/nvml.py",
+    "pytorch_optimizer": "baselines/methods/recipes/lion.py",
     "schedulefree": "baselines/methods/recipes/schedule_free_optimizer.py",
 }
 

@@ -111,7 +111,8 @@ def estimate(
     account = Account(profile.seconds, plan.policy) if profile else None
     steps: dict[RecipePart, int] = {}
     for recipe, here in tried.items():
-        reference_step = account.cost(recipe.step_operations) if account else here.step_seconds
+        kinds = recipe.step_kinds(workload)
+        reference_step = max(map(account.cost, kinds)) if account else here.step_seconds
         steps[recipe] = math.floor(plan.budget.seconds / reference_step)
         if not steps[recipe]:
             found.append(

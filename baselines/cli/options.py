@@ -185,9 +185,10 @@ def methods(names: str, settings: Sequence[str]) -> list[Method]:
 
 
 def try_out(plan: Plan) -> None:
-    """Run a step of each method of a file before anything long begins, or a usage error."""
+    """Refuse what a method cannot train on, and run a step of those of files: a usage error."""
     try:
         for method in plan.methods:
+            method.check(plan.workload, distributed.launched_ranks())
             if method.files:
                 training.try_out(method, plan.workload, plan.rate_of(method))
     except MethodError as error:

@@ -17,7 +17,7 @@ from baselines.methods.method import Method
 from baselines.methods.names import DEFAULT, find, split_names
 from baselines.methods.part import MethodError
 from baselines.methods.recipes import RecipePart
-from baselines.training.loop import seed_step
+from baselines.training.loop import sample, seed_step
 from baselines.workloads import load
 from baselines.workloads.base import Batch, Workload
 from timing import (
@@ -166,7 +166,10 @@ def operations(
         measured = _operations_of(group, workload, depends_on, lambda: loaded[0], found)
         found |= {name: how for name, how in measured.items() if name not in found}
     for method in methods:
-        used = {*method.max_step_operations, *method.max_evaluation_operations(workload)}
+        used = {
+            *method.step_operations(workload),
+            *method.max_evaluation_operations(workload),
+        }
         if missing := used - found.keys():
             raise MethodError(
                 f"{method.name}: the operations() of its parts do not say how "
@@ -206,10 +209,20 @@ def _operations_of(
     steps = itertools.count()
 
     def as_trained(run: Callable[[], object]) -> Callable[[], None]:
+        updates: bool | None = None
+
         def step() -> None:
+            nonlocal updates
             seed_step(0, next(steps), 0)
-            run()
-            schedule.step()
+            if updates is None:
+                # What only looks at the weights is followed by no step of the schedule.
+                before = sample(model)
+                run()
+                updates = sample(model) != before
+            else:
+                run()
+            if updates:
+                schedule.step()
 
         return step
 

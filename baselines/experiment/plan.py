@@ -122,8 +122,10 @@ class Plan:
         return self.budget.seconds / self.evaluations
 
     def rate_of(self, method: Method) -> float:
-        """Return the peak rate of a method: its own, or that of all."""
-        return self.learning_rate if method.learning_rate is None else method.learning_rate
+        """Return the peak rate of a method: its own, or that of all by its recipe's factor."""
+        if method.learning_rate is None:
+            return self.learning_rate * method.recipe.rate_factor
+        return method.learning_rate
 
     @property
     def tuning_rst_seconds(self) -> dict[str, float]:
@@ -179,6 +181,7 @@ def check(plan: Plan, profile: Profile) -> None:
     No model is made for it: parts say before there is one what they can charge.
 
     Raises:
+        MethodError: the workload lacks what a method needs.
         ProfileError: the profile is of another workload, or lacks an operation.
         ValueError: the budget does not pay for a step of some method.
     """
@@ -189,7 +192,8 @@ def check(plan: Plan, profile: Profile) -> None:
     signature = {**plan.signature, **unused, **used}
     for method in plan.methods:
         reading = method.max_evaluation_operations(plan.workload)
-        profile.require(signature, {*method.max_step_operations, *reading})
+        method.check(plan.workload)
+        profile.require(signature, {*method.step_operations(plan.workload), *reading})
         check_budget(method, plan.workload, account, plan.budget_of(method))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -96,10 +97,31 @@ class Method:
         depends = self.recipe.depends_on_spent or self.schedule.depends_on_spent
         return not depends and self.share == 1 and not self.files
 
-    @property
-    def max_step_operations(self) -> dict[str, int]:
-        """Return the most operations that a step can run."""
-        return {**self.recipe.step_operations, **self.averager.step_operations}
+    def check(self, workload: Workload, ranks: int = 1) -> None:
+        """Refuse a workload that lacks what the recipe needs, or ranks that it cannot train over.
+
+        Raises:
+            MethodError: it is so.
+        """
+        if lacking := [name for name in self.recipe.needs if not getattr(workload, name)]:
+            raise MethodError(
+                f"{self.recipe.name} needs {' and '.join(lacking)} of a workload, which "
+                f"{workload.name} does not offer: choose another, or add it to yours"
+            )
+        if ranks > 1 and self.recipe.one_process:
+            raise MethodError(
+                f"{self.recipe.name} cannot be trained over {ranks} ranks: "
+                f"{self.recipe.one_process}; start it without torchrun"
+            )
+
+    def step_kinds(self, workload: Workload) -> list[dict[str, int]]:
+        """Return the most operations that a step can run, for each kind of step."""
+        own = self.averager.step_operations
+        return [{**kind, **own} for kind in self.recipe.step_kinds(workload)]
+
+    def step_operations(self, workload: Workload) -> set[str]:
+        """Return the operations that steps can run."""
+        return {*itertools.chain.from_iterable(self.step_kinds(workload))}
 
     def max_evaluation_operations(self, workload: Workload) -> dict[str, int]:
         """Return the most operations that an evaluation can run."""
@@ -109,12 +131,14 @@ class Method:
         """Return its recipe for this model.
 
         Raises:
-            MethodError: it cannot be made; or what it calls a `train_step` is that of another
-                optimizer, and would be charged what the workload's own costs.
+            MethodError: it cannot be made; the workload lacks what it needs; or what it calls a
+                `train_step` is that of another optimizer, and would be charged what the workload's
+                own costs.
         """
+        self.check(workload)
         with self._told():
             recipe = self.recipe.begin(model, workload, learning_rate)
-        if type(recipe) is not Recipe and "train_step" in self.recipe.step_operations:
+        if type(recipe) is not Recipe and "train_step" in self.step_operations(workload):
             plain, own = workload.make_optimizer(model, learning_rate), recipe.optimizer
             if type(plain) is not type(own):
                 raise MethodError(

@@ -20,7 +20,12 @@ from baselines.methods.averagers.swa import CyclicSwaPart, SwaPart
 from baselines.methods.method import Method
 from baselines.methods.part import MethodError, Part
 from baselines.methods.recipes.base import RecipePart
+from baselines.methods.recipes.layer_dropping import LayerDroppingPart
+from baselines.methods.recipes.lion import LionPart
+from baselines.methods.recipes.rho_loss import RhoLossPart
 from baselines.methods.recipes.schedule_free import ScheduleFreePart
+from baselines.methods.recipes.selective_backprop import SelectiveBackpropPart
+from baselines.methods.recipes.sophia import SophiaPart
 from baselines.methods.schedules import Constant, Cosine, Decayed, SchedulePart, Wsd
 
 
@@ -28,7 +33,14 @@ def _by_name(*parts: Part) -> MappingProxyType[str, Part]:
     return MappingProxyType({part.name: part for part in parts})
 
 
-RECIPES = _by_name(ScheduleFreePart())
+RECIPES = _by_name(
+    ScheduleFreePart(),
+    LionPart(),
+    SophiaPart(),
+    LayerDroppingPart(),
+    SelectiveBackpropPart(),
+    RhoLossPart(),
+)
 SCHEDULES = _by_name(Constant(), Decayed(), Cosine(), Wsd())
 AVERAGERS = _by_name(EmaPart(), EmaGrowingPart(), SwaPart(), CyclicSwaPart(), LawaPart())
 _PARTS = {**RECIPES, **SCHEDULES, **AVERAGERS}

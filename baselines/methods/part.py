@@ -112,3 +112,14 @@ def check_share(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must be between 0 and 1: {value!r}")
+
+
+def check_positive(**values: float) -> None:
+    """Refuse values that are not above 0.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0: {value!r}")

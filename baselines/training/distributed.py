@@ -16,7 +16,7 @@ from torch import Tensor, nn
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that `torchrun` has started, if it has, for as long as this is open."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_ranks() == 1:
         yield
         return
     if torch.cuda.is_available():
@@ -30,6 +30,11 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def launched_ranks() -> int:
+    """Return how many processes `torchrun` has started, whether they have joined or not yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:

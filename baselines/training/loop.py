@@ -139,11 +139,11 @@ def _run(
         for operation, times in operations.items():
             run.account.charge(operation, times)
         with _paused(watch):
-            live = _sample(training.model) if first else []
+            live = sample(training.model) if first else []
         here = run.averager.evaluation_model()[0] if first else nullcontext(training.model)
         with here as reported, _paused(watch):
             is_live = distributed.broadcast_from_rank0(
-                _sample(reported) == live if first else None, device
+                sample(reported) == live if first else None, device
             )
             value = distributed.broadcast_from_rank0(
                 workload.evaluate(reported) if first else None, device
@@ -181,7 +181,7 @@ def _run(
                     checkpoints.save(training.step, training.state_dict())
 
 
-def _sample(model: nn.Module) -> list[bytes]:
+def sample(model: nn.Module) -> list[bytes]:
     """Return the first numbers of each parameter as bytes, by which NaN equals itself."""
     return [
         parameter.detach().reshape(-1)[:NUMBERS_OF_EACH].cpu().view(torch.uint8).numpy().tobytes()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from baselines.training.results import Point, Run, read_points
 from baselines.workloads.base import Workload
 from timing import Account, Budget
 
+_T = TypeVar("_T", int, float)
+
 
 def check_budget(method: Method, workload: Workload, account: Account, budget: Budget) -> None:
     """Refuse a budget that does not pay for one step and one evaluation.
@@ -26,7 +28,7 @@ def check_budget(method: Method, workload: Workload, account: Account, budget: B
         ValueError: it does not.
         KeyError: an operation has no cost.
     """
-    least = account.cost(method.max_step_operations) * distributed.world_size()
+    least = _costliest(method.step_kinds(workload), account.cost) * distributed.world_size()
     least += account.cost(method.max_evaluation_operations(workload))
     if budget.seconds < least:
         raise ValueError(
@@ -53,10 +55,11 @@ class MethodRun:
         self.budget = budget
         # Asked once: at every step it would take longer than to charge for the step.
         self.world = distributed.world_size()
-        most = method.max_step_operations
-        self.step_seconds = account.cost(most) * self.world
+        kinds = method.step_kinds(workload)
+        self.step_seconds = _costliest(kinds, account.cost) * self.world
         # In the account's own units, whole femtoseconds, since these are compared at every step.
-        self.step_cost = account.cost_femtoseconds(most) * self.world
+        self.step_cost = _costliest(kinds, account.cost_femtoseconds) * self.world
+        self.kinds = method.recipe.step_kinds(workload)
         self.reading = dict(method.averager.max_evaluation_operations(workload))
         self.evaluation_cost = account.cost_femtoseconds(method.max_evaluation_operations(workload))
         self.points: list[Point] = []
@@ -79,7 +82,7 @@ class MethodRun:
         self.loss_sum = self.loss_sum + step.loss
         self.steps_since += 1
         if step.operations not in self._declared:
-            self._check(Counter(step.operations), self.method.recipe.step_operations, "recipe")
+            self._check_recipe(Counter(step.operations))
             self._declared.add(step.operations)
         for operation in step.operations:
             self.account.charge(operation)
@@ -90,6 +93,19 @@ class MethodRun:
             if added not in self.method.averager.step_operations:
                 self._check({added: self.world}, self.method.averager.step_operations, "averager")
             self.account.charge(added, self.world)
+
+    def _check_recipe(self, ran: Mapping[str, int]) -> None:
+        """Refuse a step that is of none of the recipe's kinds."""
+        most: dict[str, int] = {}
+        for kind in self.kinds:
+            most |= {name: max(times, most.get(name, 0)) for name, times in kind.items()}
+        self._check(ran, most, "recipe")
+        # Those of several ranks may have run steps of several kinds.
+        if self.world == 1 and not any(Counter(ran) <= Counter(kind) for kind in self.kinds):
+            raise ValueError(
+                f"a step of {self.name} ran {', '.join(ran)}, which none of its recipe's "
+                "step_kinds has together: name each kind of step there"
+            )
 
     def _check(self, ran: Mapping[str, int], declared: Mapping[str, int], part: str) -> None:
         """Refuse operations that the budget was not asked for: it would be overdrawn."""
@@ -197,3 +213,7 @@ def refuse_other_state(saved: object, own: Mapping[str, Any], of: str) -> None:
                 f"{name} in the saved state of {of} is a {type(saved[name]).__name__} and not a "
                 f"{type(value).__name__}"
             )
+
+
+def _costliest(kinds: Iterable[Mapping[str, int]], cost: Callable[[Mapping[str, int]], _T]) -> _T:
+    return max(cost(kind) for kind in kinds)

@@ -46,7 +46,7 @@ def try_out(method: Method, workload: Workload, learning_rate: float) -> None:
         MethodError: it runs what it does not declare, or a file of it raises.
     """
     reading = method.max_evaluation_operations(workload)
-    costs = dict.fromkeys({*method.max_step_operations, *reading}, 1e-6)
+    costs = dict.fromkeys({*method.step_operations(workload), *reading}, 1e-6)
     with one_line_errors(Path(method.files[-1]), MethodError):
         training = Training(workload, [method], 0, Budget(1.0), costs, learning_rate, "algoperf")
         training.next_step()
@@ -98,6 +98,8 @@ class Training:
         learning_rate: float,
         policy: Policy,
     ) -> None:
+        for method in methods:
+            method.check(workload, distributed.world_size())
         torch.manual_seed(seed)
         self.workload = workload
         self.seed = seed
@@ -231,7 +233,7 @@ class Training:
         for run in self.runs:
             # What the recipe ran was charged to each, and ran once.
             charged = Counter(run.account.counts)
-            for name in (*run.method.recipe.step_operations, *EVALUATION):
+            for name in (*self.ran.counts, *EVALUATION):
                 charged.pop(name, None)
             for operation, times in charged.items():
                 timed.charge(operation, times)

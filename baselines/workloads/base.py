@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from baselines.workloads.metrics import higher_is_better
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""Inputs, targets, and where a workload offers `examples` their ids: a row an example in each."""
 
 
 class WorkloadError(ValueError):
@@ -32,6 +33,21 @@ class Batches(Protocol):
         The same as taking `start` of them away, but they need not be made: a resumed run begins
         here. Nothing is drawn from torch's global random generator.
         """
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The training examples by their ids, for recipes that keep something of each.
+
+    Attributes:
+        count: how many; their ids are the numbers below it. Each batch has them as its third part,
+            (n,) int64.
+        get: the batch of ids, (n,) int64. Nothing in it is drawn: an example is always the same,
+            its mask too.
+    """
+
+    count: int
+    get: Callable[[Tensor], Batch]
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,13 @@ class Workload:
         data: where the data come from, their size, and a SHA-256 digest as "sha256".
         bn_batches: training inputs from which BatchNorm statistics are recomputed; may be
             empty for a model without BatchNorm.
+        losses: what some recipes need and a workload need not offer: the training loss of each
+            example of a batch, (n,), of which `loss` is the mean where examples are as long.
+        logits: of each target that `loss` is the mean cross-entropy of: (targets, classes).
+        blocks: the residual blocks of a model, in order. Each takes one tensor and returns another
+            of its shape, itself plus what the block adds.
+        num_blocks: how many there are.
+        examples: the training examples by their ids.
         source: what `baselines.workloads.load` was given, so that another process can load the
             same; it sets this itself.
     """
@@ -77,6 +100,11 @@ class Workload:
     signature: dict[str, str | int]
     data: dict[str, Any]
     bn_batches: Sequence[Tensor] = ()
+    losses: Callable[[nn.Module, Batch], Tensor] | None = None
+    logits: Callable[[nn.Module, Batch], Tensor] | None = None
+    blocks: Callable[[nn.Module], Sequence[nn.Module]] | None = None
+    num_blocks: int = 0
+    examples: Examples | None = None
     source: tuple[str, str | None] | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +125,11 @@ class Workload:
                     f"{what} of workload {self.name} must be a positive number: "
                     f"{getattr(self, what)!r:.60}"
                 )
+        if (self.blocks is None) != (self.num_blocks == 0):
+            raise ValueError(
+                f"workload {self.name} must give blocks and num_blocks together: num_blocks is "
+                f"{self.num_blocks}"
+            )
         if len(str(self.data.get("sha256", ""))) != 64:
             raise ValueError(
                 f'data["sha256"] of workload {self.name} must be the SHA-256 digest of its data, '

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from baselines.workloads.base import Workload
+from baselines.workloads.base import Workload, evaluating
 
 
 def errors(workload: Workload) -> list[str]:
@@ -29,6 +29,7 @@ def errors(workload: Workload) -> list[str]:
         *_in_the_step(workload, model),
         *_in_the_evaluation(workload, model),
         *_in_the_statistics(workload, model),
+        *_in_the_offers(workload, model),
     ]
 
 
@@ -115,3 +116,30 @@ def _in_the_statistics(workload: Workload, model: nn.Module) -> Iterator[str]:
     base: type[nn.Module] = nn.modules.batchnorm._BatchNorm
     if any(isinstance(module, base) for module in model.modules()) and not len(workload.bn_batches):
         yield "bn_batches: a model with BatchNorm needs some; there are none"
+
+
+def _in_the_offers(workload: Workload, model: nn.Module) -> Iterator[str]:
+    batch = next(workload.batches(0))
+    with evaluating(model):
+        if workload.losses:
+            losses = workload.losses(model, batch)
+            if losses.shape != (len(batch[0]),) or not losses.isfinite().all():
+                yield (
+                    f"losses: must be {len(batch[0])} finite numbers, one an example; they are of "
+                    f"shape {tuple(losses.shape)}"
+                )
+        if workload.logits and (logits := workload.logits(model, batch)).dim() != 2:
+            yield f"logits: must be of shape (targets, classes); it is {tuple(logits.shape)}"
+    if workload.blocks and (found := len(workload.blocks(model))) != workload.num_blocks:
+        yield f"blocks: the model has {found} of them, and num_blocks is {workload.num_blocks}"
+    if (examples := workload.examples) is None:
+        return
+    if len(batch) != 3 or not 0 <= int(batch[2].min()) <= int(batch[2].max()) < examples.count:
+        yield (
+            "examples: the third part of a batch must be the ids of its examples, numbers below "
+            f"the count of {examples.count}"
+        )
+    elif not _equal(examples.get(batch[2]), examples.get(batch[2])):
+        yield "examples: get gave the same ids another batch the second time"
+    elif [part.shape for part in examples.get(batch[2])] != [part.shape for part in batch]:
+        yield "examples: get gives another shape than a batch has"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from baselines.workloads.base import (
     Batch,
+    Examples,
     Workload,
     WorkloadError,
     default_device,
@@ -116,15 +117,22 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
         for index in itertools.count(start):
             if index // per_epoch != epoch:
                 epoch = index // per_epoch
-                order = train[torch.randperm(len(train), generator=generator(seed, epoch))]
+                order = torch.randperm(len(train), generator=generator(seed, epoch))
             first = index % per_epoch * batch
-            picked = order[first : first + batch]
+            chosen = order[first : first + batch]
             draws = generator(seed, epoch, first)
-            yield _augmented(normal(pixels[picked]), draws), labels[picked]
+            images, targets, _ = example(chosen)
+            yield _augmented(images, draws), targets, chosen
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        device = next(model.parameters()).device
-        return F.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
+    def example(ids: Tensor) -> Batch:
+        return normal(pixels[train[ids]]), labels[train[ids]], ids
+
+    def logits(model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch[0].to(next(model.parameters()).device))  # type: ignore[no-any-return]
+
+    def losses(model: nn.Module, batch: Batch, reduction: str = "none") -> Tensor:
+        found = logits(model, batch)
+        return F.cross_entropy(found, batch[1].to(found.device), reduction=reduction)
 
     def error_rate(model: nn.Module, part: Tensor) -> float:
         with evaluating(model) as device:
@@ -143,7 +151,10 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
         ),
         learning_rate=0.1,
         batches=batches,
-        loss=loss,
+        loss=lambda model, batch: losses(model, batch, "mean"),
+        losses=losses,
+        logits=logits,
+        examples=Examples(len(train), example),
         evaluate=lambda model: error_rate(model, held_out),
         evaluate_test=lambda model: error_rate(model, test),
         budget_seconds=1800.0,
@@ -167,7 +178,7 @@ def workload(data: Path, batch: int = BATCH, blocks: int = BLOCKS) -> Workload:
         },
         bn_batches=[
             inputs.to(default_device())
-            for inputs, _ in itertools.islice(batches(0), min(STATISTICS_BATCHES, per_epoch))
+            for inputs, *_ in itertools.islice(batches(0), min(STATISTICS_BATCHES, per_epoch))
         ],
     )
 

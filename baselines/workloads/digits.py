@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.workloads.base import Batch, Workload, evaluating
+from baselines.workloads.base import Batch, Examples, Workload, evaluating
 
 BATCH, CHANNELS, STATISTICS_BATCHES = 64, 16, 8
 
@@ -66,7 +66,7 @@ def load() -> Workload:
             if index >= start:
                 first = index % per_epoch * BATCH
                 chosen = order[first : first + BATCH]
-                yield _shifted(train_images[chosen], down, right), train_labels[chosen]
+                yield _shifted(train_images[chosen], down, right), train_labels[chosen], chosen
 
     def evaluate(model: nn.Module, part: Tensor) -> float:
         with evaluating(model):
@@ -83,6 +83,11 @@ def load() -> Workload:
         learning_rate=0.1,
         batches=batches,
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        losses=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction="none"),
+        logits=lambda model, batch: model(batch[0]),
+        examples=Examples(
+            len(train_images), lambda ids: (train_images[ids], train_labels[ids], ids)
+        ),
         evaluate=lambda model: evaluate(model, held_out),
         evaluate_test=lambda model: evaluate(model, test),
         bn_batches=[

@@ -73,6 +73,10 @@ def workload(text_parts: Corpus, size: Size, name: str, folder: Path | None = No
             train, BATCH, size.context, seed, start
         ),
         loss=text.loss,
+        losses=text.losses,
+        logits=text.logits,
+        blocks=text.blocks,
+        num_blocks=size.layers,
         evaluate=lambda model: text.evaluate(model, parts["validation"]),
         evaluate_test=lambda model: text.evaluate(model, parts["test"]),
         budget_seconds=3600.0,

@@ -131,10 +131,14 @@ def workload(
     def batches(seed: int, start: int = 0) -> Iterator[Batch]:
         return _read(train_folder, for_training, _keys(train, batch, seed, start), readers)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
+    def logits(model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
-        inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-        return F.cross_entropy(model(inputs), targets)
+        return model(batch[0].to(device, non_blocking=True))  # type: ignore[no-any-return]
+
+    def losses(model: nn.Module, batch: Batch, reduction: str = "none") -> Tensor:
+        found = logits(model, batch)
+        targets = batch[1].to(found.device, non_blocking=True)
+        return F.cross_entropy(found, targets, reduction=reduction)
 
     def error_rate(model: nn.Module, folder: ImageFolder, part: Tensor) -> float:
         keys = [[(i, (0,)) for i in some.tolist()] for some in part.split(batch)]
@@ -153,7 +157,9 @@ def workload(
         ),
         learning_rate=0.1,
         batches=batches,
-        loss=loss,
+        loss=lambda model, batch: losses(model, batch, "mean"),
+        losses=losses,
+        logits=logits,
         evaluate=lambda model: error_rate(model, train_folder, held_out),
         evaluate_test=lambda model: error_rate(model, test_folder, test),
         budget_seconds=6 * 3600.0,

@@ -121,6 +121,19 @@ def _nats(model: nn.Module, batch: Batch, reduction: str) -> Tensor:
     )
 
 
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean nats of each row's own masked tokens; zero where it has none."""
+    nats = _nats(model, batch, "none").view(batch[1].shape)
+    return nats.sum(1) / (batch[1] != IGNORED).sum(1).clamp(min=1).to(nats.device)
+
+
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the logits of the masked tokens: (masked tokens, vocabulary)."""
+    inputs, targets = batch
+    found = model(input_ids=inputs.to(next(model.parameters()).device)).logits
+    return found[(targets != IGNORED).to(found.device)]  # type: ignore[no-any-return]
+
+
 def evaluate(model: nn.Module, part: Batch, rows: int) -> float:
     """Return the mean nats per masked token, a batch of `rows` at a time."""
     with evaluating(model):
@@ -183,6 +196,8 @@ def workload(text: Corpus, size: Size, name: str, folder: Path | None = None) ->
         learning_rate=1e-4,
         batches=lambda seed, start=0: _batches(train, size, vocabulary, seed, start),
         loss=lambda model, batch: _nats(model, batch, "mean"),
+        losses=losses,
+        logits=logits,
         evaluate=lambda model: evaluate(model, validation, size.batch),
         evaluate_test=lambda model: evaluate(model, test, size.batch),
         budget_seconds=3600.0,

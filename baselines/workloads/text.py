@@ -106,11 +106,30 @@ def held_out(stream: Tensor, context: int) -> Batch:
     return sequences(stream, torch.arange(count) * last // count, context)
 
 
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the logits of all tokens: (batch · time, vocabulary)."""
+    device = next(model.parameters()).device
+    return model(batch[0].to(device)).flatten(0, 1)  # type: ignore[no-any-return]
+
+
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the nats per token of each sequence: (batch,)."""
+    found = logits(model, batch)
+    targets = batch[1].to(found.device)
+    nats = F.cross_entropy(found, targets.flatten(), reduction="none")
+    return nats.view(targets.shape).mean(1)
+
+
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean nats per token."""
-    device = next(model.parameters()).device
-    inputs, targets = (part.to(device) for part in batch)
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    found = logits(model, batch)
+    return F.cross_entropy(found, batch[1].to(found.device).flatten())
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a Transformer."""
+    assert isinstance(model, Transformer)
+    return list(model.blocks)
 
 
 def evaluate(model: nn.Module, part: Batch) -> float:
@@ -140,6 +159,10 @@ def workload(text: Corpus, name: str) -> Workload:
         learning_rate=1e-2,
         batches=lambda seed, start=0: random_sequences(train, BATCH, SIZE.context, seed, start),
         loss=loss,
+        losses=losses,
+        logits=logits,
+        blocks=blocks,
+        num_blocks=SIZE.layers,
         evaluate=lambda model: evaluate(model, parts["validation"]),
         evaluate_test=lambda model: evaluate(model, parts["test"]),
         budget_seconds=15.0,

@@ -23,7 +23,7 @@ from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
 from baselines.experiment.store import budget_folder, read_comparison, root_of, write_profile
-from baselines.methods.names import NAMES, find
+from baselines.methods.names import NAMES, RECIPES, find
 from baselines.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -75,9 +75,8 @@ def with_dropout() -> Workload:
 
 
 def trained(workload: Workload, method: str, folder: Path | None) -> TrainingResult:
-    costs = {**COSTS, "schedule_free_step": 0.011}
     return train(
-        *(workload, [method_of(method)], 3, Budget(0.6), costs, RATE, 4),
+        *(workload, [method_of(method)], 3, Budget(0.6), COSTS, RATE, 4),
         checkpoints=Checkpoints(folder, seconds=0.0) if folder else None,
     )
 
@@ -86,7 +85,8 @@ def trained(workload: Workload, method: str, folder: Path | None) -> TrainingRes
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.sampled_from(sorted(NAMES)),
+    # Recipes are cut off in test_recipe_steps.
+    st.sampled_from(sorted({*NAMES} - {*RECIPES})),
     st.lists(st.integers(1, 30), min_size=1, max_size=3),
     st.booleans(),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -105,12 +105,28 @@ class RecipePart(Part):
 
     Attributes:
         step_operations: the most that one step can run, and how often.
+        needs: what a workload must offer, by the names of `Workload`'s attributes.
+        one_process: why it cannot be trained over ranks; empty where it can.
         depends_on_spent: whether its steps change with what was spent. Methods of one that does
             not can share a training.
     """
 
     step_operations: ClassVar[Mapping[str, int]] = {"load_data": 1, "train_step": 1}
+    needs: ClassVar[tuple[str, ...]] = ()
+    one_process: ClassVar[str] = ""
     depends_on_spent: ClassVar[bool] = False
+
+    @property
+    def rate_factor(self) -> float:
+        """Return what the peak rate of a comparison is multiplied by, the middle of tuning's too.
+
+        That rate is the usual one of the workload's optimizer; another optimizer has its own.
+        """
+        return 1.0
+
+    def step_kinds(self, workload: Workload) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
+        """Return the most that one step can run on this workload, for each kind of step."""
+        return (self.step_operations,)
 
     def begin(self, model: nn.Module, workload: Workload, learning_rate: float) -> Recipe:
         """Return the recipe that trains this model at this peak rate."""
