@@ -68,7 +68,7 @@ def main(folder="lightning_digits", epochs=10, ckpt_path=None, **trainer_options
     )
     model = Digits()
     trainer.fit(model, train, test, ckpt_path=ckpt_path)
-    print(f"best average: loss {float(checkpoints.best_model_score):.4f}")
+    print(f"best average: loss {checkpoints.best_model_score:.4f}")
     return trainer, model
 
 

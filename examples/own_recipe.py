@@ -31,7 +31,7 @@ class Lookahead(Recipe):
 
     @torch.no_grad()
     def look_back(self):
-        fast = list(self.model.parameters())
+        fast: list[torch.Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(self.slow, fast, self.share)
         torch._foreach_copy_(fast, self.slow)
 

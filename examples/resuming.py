@@ -40,15 +40,15 @@ def train(file, steps=400, every=50, averaging=True, cut=None):
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10))
-    opt = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    if averaging:
-        opt = LAWA(opt, k=5, buffers=model)
+    base = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    opt = LAWA(base, k=5, buffers=model) if averaging else base
     schedule = torch.optim.lr_scheduler.LinearLR(opt, 0.1, total_iters=200)
     parts = {"model": model, "opt": opt, "schedule": schedule}
     done = 0
     if file.exists():
         done = load(file, parts)
-        print(f"  goes on from step {done}, with {opt.num_snapshots} snapshots in the window")
+        snapshots = opt.num_snapshots if isinstance(opt, LAWA) else 0
+        print(f"  goes on from step {done}, with {snapshots} snapshots in the window")
     for step in range(done + 1, steps + 1):
         # The batch of a step depends on the step alone, and so needs no saving.
         batch = torch.randint(len(x), (32,), generator=torch.Generator().manual_seed(step))
