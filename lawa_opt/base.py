@@ -15,7 +15,7 @@ def refuse_other_than_optimizers(given: Any) -> None:
         TypeError: it is none, or is a LAWA already.
     """
     if isinstance(given, Optimizer) and hasattr(given, "window"):
-        raise TypeError("this is a LAWA already; shorter windows are averaged(k=j)")
+        raise TypeError("this is a LAWA already: read a shorter window by averaged(k=j)")
     if not (hasattr(given, "param_groups") and callable(getattr(given, "step", None))):
         raise TypeError(
             "LAWA wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1): got "

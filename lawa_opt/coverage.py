@@ -44,8 +44,8 @@ def refuse_unaveraged_parameters(
     waiting = _trained_by(missing, own)
     if waiting:
         raise ValueError(
-            f"{few(waiting)} came into the optimizer after the latest snapshot and would be live "
-            "beside averaged weights: train on until the next one, or call collect(), first"
+            f"{few(waiting)} were added to the optimizer after the latest snapshot and would be "
+            "live beside averaged weights: train on until the next one, or call collect(), first"
         )
     missing = {name: parameter for name, parameter in missing.items() if parameter.requires_grad}
     if not missing:

@@ -177,7 +177,9 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         if self.swap is not None:
-            raise RuntimeError("this averaged() block was entered before: call averaged() anew")
+            raise RuntimeError(
+                "this averaged() block was entered before: call averaged() again for each block"
+            )
         if self.if_empty == "live" and not self.exchange.average.window.num_snapshots:
             return
         try:

@@ -45,7 +45,7 @@ def saved(average: Average, swap: Swap | None) -> dict[str, Any]:
     window, tensors = average.window, average.tensors()
     if swap is not None and any(map(window.is_sharded, tensors)):
         raise RuntimeError(
-            "state_dict() of a model or window in parts while averaged weights are in the model: "
+            "state_dict() of a sharded model or window while averaged weights are in the model: "
             "its checkpoint could not give the live weights back, so call train(), or leave the "
             "`averaged()` block, on all ranks first (under Transformers' Trainer, which saves "
             "right after it evaluates, call it in a callback's on_evaluate)"

@@ -245,7 +245,10 @@ def _of_file(path: Path, _resolved: Path, _digest: str) -> Part:
         if not own.title:
             own.title = own.name
         if own.name in _PARTS:
-            raise MethodError(f"{path} calls its part {own.name!r}, as one of the table is called")
+            raise MethodError(
+                f"{path} calls its part {own.name!r}, as a part of the package is called: give it "
+                "another name"
+            )
         if isinstance(part, SchedulePart):
             _check(path, part)
     return part

@@ -115,7 +115,7 @@ BEGIN = "    def begin(self, model, optimizer, workload):\n        {}\n"
         (SCHEDULE.format("'half'"), r"the schedule of .* at 0% .* gives 'half'$"),
         (
             "from baselines.methods.averagers.ema import EmaPart\npart = EmaPart(0.5)",
-            r"mine.py calls its part 'ema', as one of the table is called",
+            r"mine.py calls its part 'ema', as a part of the package is called",
         ),
         (
             "from baselines.methods.averagers.ema import EmaPart\npart = EmaPart(1.5)",

@@ -223,7 +223,7 @@ def test_what_is_no_optimizer_is_refused() -> None:
     model = small_model()
     with pytest.raises(TypeError, match=r"LAWA wraps an optimizer, such as .*got generator"):
         LAWA(model.parameters())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"LAWA already; shorter windows are averaged\(k=j\)"):
+    with pytest.raises(TypeError, match=r"LAWA already: read a shorter window by averaged\(k=j\)"):
         LAWA(LAWA(torch.optim.SGD(model.parameters())))
     for k in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match=f"k must be a whole number of snapshots from 1: {k}"):

@@ -91,7 +91,7 @@ def test_thawed_parameters_are_refused_until_they_have_a_snapshot() -> None:
     train(model, opt, range(4, 5))
     with (
         pytest.warns(UserWarning, match=r"2 of the parameters have no snapshot yet and stay live"),
-        pytest.raises(ValueError, match=r"0.weight, 0.bias came into .*collect\(\), first"),
+        pytest.raises(ValueError, match=r"0.weight, 0.bias were added to .*collect\(\), first"),
     ):
         opt.averaged_state_dict(model)
     opt.collect()

@@ -66,27 +66,36 @@ def calibrate(
             help="MODULE:FUNCTION or FILE.py:FUNCTION, which returns a timing.CalibrationTarget.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where the profile is written.")],
+    out: Annotated[Path, typer.Option(help="The file that the profile is written to.")],
     argument: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="What the function is called with; repeat it."),
+        typer.Option(
+            metavar="KEY=VALUE", help="An argument of the function; may be given more than once."
+        ),
     ] = None,
-    processes: Annotated[int, typer.Option(help="Fresh processes, at least.")] = LEAST_PROCESSES,
+    processes: Annotated[
+        int, typer.Option(help="The least number of fresh processes that measure.")
+    ] = LEAST_PROCESSES,
     seconds: Annotated[
-        float, typer.Option(help="For all of them; the fewest are run even if they take longer.")
+        float,
+        typer.Option(
+            help="Seconds for all processes together; the least number of them runs in any case."
+        ),
     ] = SECONDS,
     precision: Annotated[
         float,
-        typer.Option(help="Half of the reference iteration's 95% interval that is narrow enough."),
+        typer.Option(
+            help="Stop once the reference iteration is known to plus or minus this share (95%)."
+        ),
     ] = PRECISION,
     threads: Annotated[
-        int, typer.Option(help="Threads of torch. Fewer than cores, or other work disturbs more.")
+        int, typer.Option(help="Threads of torch. With as many as cores, other work disturbs more.")
     ] = 1,
     limit: Annotated[
-        float, typer.Option(help="Seconds after which a process is taken to hang, and is ended.")
+        float, typer.Option(help="Seconds after which a process counts as hanging, and is ended.")
     ] = LIMIT_SECONDS,
     force: Annotated[
-        bool, typer.Option("--force", help="Write it even if the machine was busy.")
+        bool, typer.Option("--force", help="Write the profile even if the machine was busy.")
     ] = False,
 ) -> None:
     """Measure a reference profile on this machine, in fresh processes, in a loop like the real one.
@@ -133,7 +142,9 @@ def calibrate(
 
 @app.command()
 def show(
-    paths: Annotated[list[Path], typer.Argument(metavar="PROFILE...")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PROFILE...", help="Files that calibrate has written.")
+    ],
 ) -> None:
     """Print reference profiles, once they have been checked."""
     profiles = [_read(path) for path in paths]
@@ -143,8 +154,8 @@ def show(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The profile that B is compared with.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="A profile of the same workload.")],
 ) -> None:
     """Print what each operation is charged in profile B against profile A, with a 95% interval."""
     first, second = _read(a), _read(b)
