@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lawa_opt.averaging_files.distributed import open_checkpoint
-from lawa_opt.averaging_files.find import CheckpointError, expanded
+from lawa_opt.averaging_files.find import CheckpointError
+from lawa_opt.averaging_files.folders import expanded
 from lawa_opt.averaging_files.order import by_number, distinct_paths, identity_of
 from lawa_opt.averaging_files.read import Checkpoint
 from lawa_opt.averaging_files.steps import (

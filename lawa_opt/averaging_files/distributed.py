@@ -96,6 +96,11 @@ class DistributedCheckpoint(Checkpoint):
             self.steps_inside = self._steps(entries, stored, wanted)
         used = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         self.fingerprints = {file: fingerprint(file) for file in (self.source, *sorted(used))}
+        for chunks in self._chunks.values():
+            for chunk in chunks:
+                with reading(chunk.file):
+                    if chunk.start + chunk.length > self.fingerprints[chunk.file][2]:
+                        raise ValueError("it is shorter than its index says")
 
     def _refuse_no_state(
         self,

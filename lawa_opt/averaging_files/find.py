@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +24,6 @@ WEIGHTS_FILES = (
     "adapter_model.bin",
 )
 DCP_INDEX = ".metadata"  # of torch.distributed.checkpoint
-# What training loops write beside weights, by the beginning of the name.
-COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
-SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 class CheckpointError(ValueError):
@@ -41,7 +37,7 @@ def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     """
     with reading(path):
         if path.is_dir():
-            path = _weights_in(path)
+            path = weights_in(path)
         if path.suffix == ".distcp":
             raise CheckpointError(
                 f"{path} is a part of a checkpoint: give its folder, {path.parent}"
@@ -67,50 +63,17 @@ def find_files(path: Path) -> tuple[Path | None, dict[Path, list[str]]]:
         return path, files
 
 
-def expanded(paths: Sequence[Path]) -> tuple[list[Path], list[str], bool]:
-    """Return paths with the checkpoints of a folder in its place, notes, and if there was one."""
-    found: list[Path] = []
-    notes: list[str] = []
-    for path in paths:
-        with reading(path):
-            within = _checkpoints_in(path) if path.is_dir() else []
-            itself = path.is_dir() and is_checkpoint(path)
-        if within and itself:
-            raise CheckpointError(
-                f"{path} is a checkpoint and holds others, as {within[0].name}: give them, or the "
-                f"file {_weights_in(path).name} in it"
-            )
-        if within:
-            notes.append(f"{path}: {len(within)} checkpoints in it")
-        found += within or [path]
-    return found, notes, bool(notes)
-
-
-def _checkpoints_in(folder: Path) -> list[Path]:
-    """Return what lies in a folder and is a checkpoint of its own, by name."""
-    if is_checkpoint(folder):
-        # Its files are its own, but a Trainer writes the last weights beside earlier checkpoints.
-        return sorted(path for path in folder.iterdir() if path.is_dir() and is_checkpoint(path))
-    held = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            if is_checkpoint(path):
-                held.append(path)
-        elif path.suffix in (".safetensors", *TORCH_SUFFIXES):
-            if path.name.startswith((*COMPANIONS, ".")):
-                continue
-            if SHARD.search(path.name):
-                raise CheckpointError(f"{path} is a shard, and no index lies beside it")
-            held.append(path)
-    return held
-
-
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder is one checkpoint, by the names in it."""
     return any((folder / name).exists() for name in (*WEIGHTS_FILES, DCP_INDEX))
 
 
-def _weights_in(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
+    """Return the file of weights of a folder, or their index.
+
+    Raises:
+        CheckpointError: it has none, or several.
+    """
     held = [folder / name for name in WEIGHTS_FILES if (folder / name).exists()]
     if (folder / DCP_INDEX).exists():
         held.append(folder / DCP_INDEX)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lawa_opt.averaging_files.find import CheckpointError, find_files, fingerprint, reading
-from lawa_opt.averaging_files.plain_data import PLAIN
-from lawa_opt.averaging_files.steps import steps_in
+from lawa_opt.averaging_files.find import (
+    WEIGHTS_FILES,
+    CheckpointError,
+    find_files,
+    fingerprint,
+    reading,
+)
+from lawa_opt.averaging_files.load import load, record_sizes, torch_load
 
 Piece = tuple[Any, int, int]  # a tensor's name, its first element and the end of the piece
 
 
 # Tensors may share what a file holds (tied, expanded), but not claim so many bytes beyond it.
 MOST_EXPANDED_BYTES = 1 << 30
-# Under this name an average says what it was made of: in safetensors' metadata, beside a nested
-# state dict, or as an attribute of a flat one, which may have no entry that is no tensor.
-PROVENANCE = "lawa_opt"
-
-
-class _Loaded(NamedTuple):
-    """A file's mapped state dict, and what the file says beside it."""
-
-    state: dict[Any, Any]
-    metadata: dict[str, str]
-    steps: dict[str, int]
-    provenance: str | None
 
 
 class Checkpoint:
@@ -45,6 +36,7 @@ class Checkpoint:
         tensors: names to meta tensors, which carry shape and dtype.
         ties: each name that stands for an earlier name's tensor, to that name.
         metadata: the text entries of safetensors headers.
+        files: what it lies in, without the index.
         fingerprints: of its files, which tell that one was changed.
         steps_inside: what its files call the step that they were written after, by name.
         step: the step that it counts for, once it was chosen among others; None if not known.
@@ -64,6 +56,7 @@ class Checkpoint:
         self._file_of: dict[Any, Path] = {}
         index, files = find_files(path)
         self.source = index or next(iter(files))
+        self.files = frozenset(files)
         self.fingerprints = {
             file: fingerprint(file) for file in (*([index] if index else []), *files)
         }
@@ -80,6 +73,15 @@ class Checkpoint:
     def largest_file(self) -> int:
         """The size in bytes of the largest of its files."""
         return max(size for _, _, size, _ in self.fingerprints.values())
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether what lies beside its files describes it, as in Hugging Face's folders."""
+        return self.path.is_dir() or self.source.name in WEIGHTS_FILES
+
+    def file_of(self, name: Any) -> Path:
+        """Return the file that a tensor lies in."""
+        return self._file_of[self._stored[name]]
 
     def _scan_all(self, files: dict[Path, list[str]]) -> None:
         if self.key and (self.source not in files or self.source.suffix == ".safetensors"):
@@ -107,8 +109,8 @@ class Checkpoint:
 
     def _scan(self, file: Path, names: Sequence[str]) -> None:
         """Take note of tensors, of which nothing is in memory yet."""
-        sizes = None if file.suffix == ".safetensors" else _record_sizes(file)
-        state, metadata, steps, provenance = _load(file, self.key)
+        sizes = None if file.suffix == ".safetensors" else record_sizes(file)
+        state, metadata, steps, provenance = load(file, self.key)
         self.metadata |= metadata
         self.steps_inside |= steps
         self.provenance = self.provenance or provenance
@@ -165,7 +167,7 @@ class Checkpoint:
             file = self._file_of[stored]
             with reading(file):
                 if file not in states:
-                    states[file] = _load(file, self.key, names[file]).state
+                    states[file] = load(file, self.key, names[file]).state
                 flat = states[file][stored].detach().reshape(-1)
             for _, low, high in group:
                 yield flat[low:high]
@@ -188,7 +190,7 @@ class Checkpoint:
             return state, []
         (file,) = self.fingerprints
         with reading(file):
-            whole = within = _torch_load(file)
+            whole = within = torch_load(file)
             beside: list[str] = []
             *above, last = self.key.split(".")
             for part in above:
@@ -197,28 +199,6 @@ class Checkpoint:
             beside += [str(name) for name in within if name != last]
             within[last] = state
         return whole, beside
-
-
-def _load(file: Path, key: str, names: Sequence[str] | None = None) -> _Loaded:
-    """Return what a file holds, of the state dict these names at the least."""
-    if file.suffix == ".safetensors":
-        with safetensors_library().safe_open(file, "pt") as opened:
-            state = {name: opened.get_tensor(name) for name in names or opened.keys()}
-            metadata = opened.metadata() or {}
-            provenance = metadata.pop(PROVENANCE, None)
-            return _Loaded(state, metadata, steps_in(metadata), provenance)
-    whole = state = _torch_load(file)
-    for part in key.split(".") if key else ():
-        held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        if not isinstance(state, dict) or part not in state:
-            raise CheckpointError(f"{file}: key {key!r}: no {part!r} in {held:.200}")
-        state = state[part]
-    if not isinstance(state, dict) or not state:
-        where = f" at {key!r}" if key else ""
-        raise CheckpointError(f"{file}: no state dict{where}: {type(state).__name__}")
-    provenance = whole.get(PROVENANCE) if key else getattr(whole, PROVENANCE, None)
-    text = provenance if isinstance(provenance, str) else None
-    return _Loaded(state, {}, steps_in(whole) if key else {}, text)
 
 
 def is_quantised(tensor: Tensor) -> bool:
@@ -236,49 +216,3 @@ def _no_tensor(file: Path, key: str, state: dict[Any, Any], name: Any) -> str:
         if isinstance(held, dict) and held and all(isinstance(x, Tensor) for x in held.values()):
             return f"{said}: is the state dict at key {under}{other}?"
     return said
-
-
-def _torch_load(file: Path) -> Any:
-    """Return what `torch.save` wrote, mapped. Nothing that a file holds is executed."""
-    with torch.serialization.safe_globals(PLAIN):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            # Its text advises to load the file without any check.
-            try:
-                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-            except pickle.UnpicklingError:
-                unsafe = []
-            if not unsafe:
-                said = "it is damaged, or not pickled as torch.save does: torch.save it again"
-                raise ValueError(said) from error
-            raise ValueError(
-                f"it holds {', '.join(unsafe)}, which is no plain data, and nothing of a file is "
-                "executed: load it where it was made, and torch.save its state dict alone"
-            ) from error
-
-
-def _record_sizes(file: Path) -> Counter[int]:
-    """Count the sizes in bytes of a torch file's records, if they can be mapped as they are."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            for entry in entries:
-                archive.open(entry).close()  # checks its header, which the map passes over
-    except zipfile.BadZipFile as error:
-        old = "it is damaged, or in torch's old format: torch.save it again"
-        raise ValueError(old) from error
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise ValueError("it is a TorchScript archive: torch.save its module's state dict")
-    if any(entry.compress_type for entry in entries):
-        raise ValueError("it is compressed, so it cannot be mapped: torch.save it again")
-    return Counter(entry.file_size for entry in entries)
-
-
-def safetensors_library() -> Any:
-    """Return the library, or say what brings it."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("safetensors is missing: pip install 'lawa-opt[files]'") from error
-    return safetensors

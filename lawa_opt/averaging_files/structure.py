@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
-from lawa_opt.averaging_files.find import CheckpointError
+from lawa_opt.averaging_files.find import CheckpointError, reading
 from lawa_opt.averaging_files.read import Checkpoint
 
 # What wrappers put before names: DDP, torch.compile, both, and a module that has the model inside.
@@ -45,3 +47,47 @@ def refuse_idle_prefixes(checkpoints: Sequence[Checkpoint], prefixes: Sequence[s
             raise CheckpointError(
                 f"no name begins with {prefix!r}, as {', '.join(map(repr, names[:3]))}{offered}"
             )
+
+
+# What scales the product of an adapter's matrices.
+SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+# What says where a configuration comes from, and not what it is.
+ORIGINS = ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version")
+
+
+def notes_on_descriptions(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return what the reader should know of adapters, and of configurations that differ.
+
+    Raises:
+        CheckpointError: adapters scale their matrices differently, so that these have no mean.
+    """
+    newest, notes = checkpoints[-1], []
+    if any("lora_" in str(name) for name in newest.tensors):
+        notes.append(
+            "lora_A and lora_B are averaged apart, into an adapter of the same rank: this is not "
+            "the mean of their products"
+        )
+    for file in ("config.json", "adapter_config.json"):
+        held = [_read_json(each, file) for each in checkpoints]
+        for checkpoint, config in zip(checkpoints, held, strict=True):
+            names = sorted(
+                name
+                for name in (config.keys() | held[-1].keys()) - {*ORIGINS}
+                if config and held[-1]
+                if config.get(name) != held[-1].get(name)
+            )
+            if names:
+                said = f"{checkpoint.path} and {newest.path} differ in {', '.join(names)} of {file}"
+                if file == "adapter_config.json" and {*SCALES} & {*names}:
+                    raise CheckpointError(f"{said}, by which their matrices are scaled")
+                notes.append(said)
+    return notes
+
+
+def _read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    file = checkpoint.source.parent / name
+    if not checkpoint.is_folder or not file.is_file():
+        return {}
+    with reading(file):
+        held = json.loads(file.read_text(encoding="utf-8"))
+        return held if isinstance(held, dict) else {}

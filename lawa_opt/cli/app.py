@@ -16,6 +16,7 @@ try:
 
     from lawa_opt.cli.average import average
     from lawa_opt.cli.study import study
+    from lawa_opt.cli.verify import verify
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: pip install 'lawa-opt[files]'") from None
 
@@ -30,6 +31,7 @@ ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(average)
 app.command()(study)
+app.command()(verify)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -14,13 +14,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def say(text: str, *, written: str) -> None:
+def say(text: str, *, written: str = "") -> None:
     """Print lines on standard output, or say that this failed and what is written all the same."""
     try:
         print(*map(printable, text.splitlines()), sep="\n", flush=True)
     except OSError as error:
-        said = f"{written} is written, but standard output cannot be: {error.strerror}"
-        raise OSError(said) from error
+        first = f"{written} is written, but " if written else ""
+        raise OSError(f"{first}standard output cannot be: {error.strerror}") from error
 
 
 @contextmanager

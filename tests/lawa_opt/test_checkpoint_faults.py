@@ -44,7 +44,7 @@ def average(*arguments):
     """The exit code, and what it says on each stream; never a traceback, never torch's advice."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main(["average", *map(str, arguments)])
+        code = main(["average", *map(str, arguments), "--overwrite"])
     said = err.getvalue()
     assert code in (0, 1, 2), said
     assert said.count("\n") == (code != 0), said

@@ -46,7 +46,7 @@ def test_shards_of_torch_files_are_read(capsys):
     Path("hf").mkdir()
     index = save_index(shards, "hf/pytorch_model.bin.index.json")
     for given in (index, "hf"):
-        assert main(["average", given, "--out", "o.safetensors"]) == 0
+        assert main(["average", given, "--out", "o.safetensors", "--overwrite"]) == 0
         assert f"  1.0000  {index}\n" in capsys.readouterr().out
         assert_is_state(load_file("o.safetensors"))
     with pytest.raises(CheckpointError, match="shards do not nest, so there is no key 'a'"):
@@ -124,7 +124,7 @@ def test_plain_data_is_read_and_kept_from_the_newest(capsys):
     names = ["start_epoch", "optimizer", *PLAIN]
     assert f"kept from yolox10.pth beside model: {', '.join(names)}\n" in capsys.readouterr().out
     kept = torch.load("o.pth", weights_only=False)
-    assert [*kept] == ["start_epoch", "model", "optimizer", *PLAIN]
+    assert [*kept] == ["start_epoch", "model", "optimizer", *PLAIN, "lawa_opt"]
     assert torch.equal(kept["model"]["a"], STATE["a"] + 1)
     assert torch.equal(kept["optimizer"]["m"], torch.ones(3))
     for name, value in PLAIN.items():
@@ -142,6 +142,7 @@ def test_entries_are_kept_at_each_level_of_a_key(capsys):
     assert main(["average", "e.pt", "--key", "state.state", "--out", "o.pt"]) == 0
     assert "beside state.state: x, y\n" in capsys.readouterr().out
     kept = torch.load("o.pt")
+    assert json.loads(kept.pop("lawa_opt"))["key"] == "state.state"
     assert_is_state(kept["state"].pop("state"))
     assert kept == {"x": 1, "state": {"y": 2}}
 

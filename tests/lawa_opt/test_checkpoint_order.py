@@ -36,7 +36,7 @@ def average(names, **options):
 
 
 def command(*arguments):
-    return main(["average", *arguments, "--out", "o.pt"])
+    return main(["average", *arguments, "--out", "o.pt", "--overwrite"])
 
 
 KNOWN = [
@@ -174,8 +174,8 @@ def test_a_checkpoint_counts_once_whether_its_folder_or_its_file_is_given(capsys
     assert command(*names) == 0
     lines = capsys.readouterr().out.splitlines()
     assert torch.load("o.pt")["w"] == 0.5
-    assert "  0.5000  checkpoint-9/pytorch_model.bin" in lines
-    assert "  0.5000  checkpoint-10/pytorch_model.bin" in lines
+    assert "  0.5000  number  9  checkpoint-9/pytorch_model.bin" in lines
+    assert "  0.5000  number 10  checkpoint-10/pytorch_model.bin" in lines
     assert sum("counts once" in line for line in lines) == 2
 
 
@@ -190,14 +190,14 @@ def test_what_was_averaged_is_said(caplog, capsys):
     assert command(*names, "--last", "3", "--weights", "ema:1") == 0
     assert capsys.readouterr().out == (
         "averaged 3 checkpoint(s), in the order of the numbers in their names, with these shares:\n"
-        "  0.2500  e9.pt\n  0.2500  e10.pt\n  0.5000  e11.pt\n"
+        "  0.2500  number  9  e9.pt\n  0.2500  number 10  e10.pt\n  0.5000  number 11  e11.pt\n"
         "no steps are known, so the weights go by the numbers, as if these were\nwritten: o.pt\n"
     )
     caplog.set_level(logging.INFO, logger="lawa_opt")
     caplog.clear()
     average(names, last=2)
     (record,) = caplog.records
-    assert "  0.5000  e10.pt\n  0.5000  e11.pt" in record.getMessage()
+    assert "  0.5000  number 10  e10.pt\n  0.5000  number 11  e11.pt" in record.getMessage()
 
 
 def test_no_checkpoint_that_was_given_is_overwritten():

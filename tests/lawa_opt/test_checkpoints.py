@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lawa_opt import CheckpointError, average_checkpoints, running_mean
 from lawa_opt.__main__ import main
-from lawa_opt.averaging_files import average as averaging
+from lawa_opt.averaging_files import mean as mean_of_files
 
 FORMATS = ["safetensors", "pt"]
 
@@ -67,7 +67,7 @@ def seed():
 def small_tiles(monkeypatch):
     """Tiles of 4 elements and batches of 2 tiles, so that small tensors are cut and grouped."""
     monkeypatch.setattr(running_mean, "RUNNING_TILE", 4)
-    monkeypatch.setattr(averaging, "BATCH_BYTES", 32)
+    monkeypatch.setattr(mean_of_files, "BATCH_BYTES", 32)
 
 
 # The mean
@@ -91,7 +91,7 @@ def test_the_mean_is_the_oracle_s_however_the_tensors_are_cut(
     paths = save_run(states, folder, suffix)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running_mean, "RUNNING_TILE", tile)
-        patch.setattr(averaging, "BATCH_BYTES", batch)
+        patch.setattr(mean_of_files, "BATCH_BYTES", batch)
         average_checkpoints(paths, folder / f"out.{out}", weights=weights)
     averaged = load(folder / f"out.{out}")
     assert averaged.keys() == states[0].keys()
@@ -134,7 +134,12 @@ def test_copies_of_one_file_average_to_the_very_bytes_of_that_file(tmp_path, sma
         save(state, tmp_path / f"{i}.safetensors", metadata={"format": "pt"}) for i in range(3)
     ]
     average_checkpoints(paths, tmp_path / "out.safetensors")
-    assert (tmp_path / "out.safetensors").read_bytes() == paths[0].read_bytes()
+    written, original = (
+        (tmp_path / name).read_bytes() for name in ("out.safetensors", "0.safetensors")
+    )
+    # All but the header, which says what it was made of.
+    size = int.from_bytes(original[:8], "little")
+    assert written.endswith(original[8 + size :])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -146,11 +151,31 @@ def test_a_mask_of_infinities_stays(tmp_path, suffix):
     assert torch.allclose(averaged["w"].double(), naive_mean(states, "w"), rtol=1e-6, atol=1e-6)
 
 
-def test_a_nan_is_not_hidden(tmp_path):
-    states = [{"w": torch.tensor([1.0, float("nan")])}, {"w": torch.tensor([3.0, 1.0])}]
-    averaged = average_checkpoints(save_run(states, tmp_path))["w"]
-    assert averaged[0] == 2
-    assert averaged[1].isnan()
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ((1.0, float("nan")), "1.* 'w' holds nan, so there is no mean"),
+        ((float("nan"), float("nan")), "0.* 'w' holds nan"),
+        ((float("inf"), 1.0), "0.* 'w' holds inf, so there is no mean"),
+        ((-1.0, float("inf")), "1.* 'w' holds inf"),
+        ((float("-inf"), float("inf")), "'w' holds (-inf|inf), so there is no mean"),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_is_refused_by_name(tmp_path, small_tiles, suffix, values, reason):
+    states = [{"v": torch.ones(9), "w": torch.tensor([3.0] * 7 + [value])} for value in values]
+    paths = save_run(states, tmp_path, suffix)
+    before = sorted(tmp_path.iterdir())
+    for out in (None, tmp_path / "o.pt", tmp_path / "o.safetensors"):
+        with pytest.raises(CheckpointError, match=reason):
+            average_checkpoints(paths, out)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_large_numbers_whose_sum_is_not_finite_have_a_mean(tmp_path):
+    large = torch.full((100,), 3e38)
+    assert torch.equal(average_checkpoints(save_run([{"w": large}] * 2, tmp_path))["w"], large)
 
 
 def test_a_checkpoint_of_weight_zero_does_not_spoil_the_mean(tmp_path):
@@ -159,7 +184,7 @@ def test_a_checkpoint_of_weight_zero_does_not_spoil_the_mean(tmp_path):
     paths = save_run(states, tmp_path)
     assert average_checkpoints(paths, weights=[0, 1, 0, 3])["w"] == 2.5
     # Integers are the newest's whatever it weighs.
-    assert average_checkpoints(paths[:2], weights=[1, 0])["n"] == 1
+    assert average_checkpoints(paths[1:3], weights=[1, 0])["n"] == 2
 
 
 def test_complex_tensors_have_a_mean(tmp_path):
@@ -274,7 +299,10 @@ def test_safetensors_metadata_is_the_newest_s(tmp_path):
     out = tmp_path / "out.safetensors"
     average_checkpoints([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], out)
     with safe_open(out, "pt") as opened:
-        assert opened.metadata() == {"format": "pt", "step": "1"}
+        metadata = opened.metadata()
+    said = json.loads(metadata.pop("lawa_opt"))
+    assert [source["step"] for source in said["sources"]] == [0, 1]
+    assert metadata == {"format": "pt", "step": "1"}
 
 
 def test_every_dtype_is_written_as_the_library_reads_it(tmp_path):
@@ -504,7 +532,7 @@ def test_an_interrupted_command_leaves_nothing(
     # A shell that starts the tests in the background has them ignore it.
     interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = main(["average", *map(str, paths), "--out", str(out)])
+        code = main(["average", *map(str, paths), "--out", str(out), "--overwrite"])
     except SystemExit as end:
         code = end.code
     finally:
@@ -520,7 +548,7 @@ LIMITED = """
 import resource, sys
 from lawa_opt.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-codes = [main(["average", sys.argv[1], "--out", out]) for out in sys.argv[2:]]
+codes = [main(["average", sys.argv[1], "--out", out, "--overwrite"]) for out in sys.argv[2:]]
 sys.exit(codes != [1, 1])
 """
 
@@ -557,7 +585,7 @@ def test_the_output_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch, s
         synced.append(os.fstat(descriptor))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    average_checkpoints(paths, out)
+    average_checkpoints(paths, out, overwrite=True)
     assert [s.st_ino for s in synced] == [out.stat().st_ino]
     assert synced[0].st_size == out.stat().st_size
     assert load(out).keys() == load(paths[0]).keys()
@@ -641,7 +669,10 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
     shares = ("0.1250", "0.1250", "0.2500", "0.5000")
     assert said.out.splitlines() == [
         "averaged 4 checkpoint(s), in the order of the steps in their names, with these shares:",
-        *(f"  {share}  {path}" for share, path in zip(shares, paths[1:], strict=True)),
+        *(
+            f"  {share}  step {step}  {path}"
+            for step, share, path in zip(range(1, 5), shares, paths[1:], strict=True)
+        ),
         f"written: {out}",
     ]
     assert main(["average", "--help"]) == 0
@@ -654,7 +685,7 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
     [
         ("", 2, "Missing command"),
         ("averag", 2, "averag"),
-        ("average", 2, "CKPT"),
+        ("average", 2, "INPUTS"),
         ("average x.pt", 2, "--out"),
         ("average x.pt --out o.pt --what", 2, "--what"),
         ("average x.pt --out o.pt --last 0", 2, "--last"),
