@@ -1,9 +1,10 @@
 """Average checkpoints that are there already: `python examples/averaging_files.py`.
 
-The last of these averages as a file, without a line of Python. A shell lists step-100 before
-step-20; they are taken in the order of their numbers:
+The last of these averages as a file, without a line of Python. The folder's files are taken in the
+order of their steps, where a shell lists step-100 before step-20; `python -m lawa_opt verify
+average.safetensors` makes it again from them, and compares every bit:
 
-python -m lawa_opt average digits-steps/* --out average.safetensors --last 5 --weights 1-sqrt
+python -m lawa_opt average digits-steps --out average.safetensors --last 5 --weights 1-sqrt
 """
 
 from pathlib import Path

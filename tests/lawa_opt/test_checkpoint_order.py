@@ -134,7 +134,7 @@ def test_weights_go_by_the_steps_of_the_files_and_not_by_their_places():
     assert average(names, weights="table.csv") == (3 * 1 + 1 * 2) / 4
     assert average(names, weights=lambda steps: [step == 20 for step in steps]) == 1
     # As given and not rising, they have places alone.
-    said = average_checkpoints(names[::-1], "o.pt", weights="1-sqrt", order="given")
+    said = average_checkpoints(names[::-1], "o.pt", weights="1-sqrt", order="given", overwrite=True)
     assert said.shares == pytest.approx(weighing("1-sqrt")([1, 2, 3]))
     assert said.notes == ("no steps are known, so the weights go by places",)
 
