@@ -35,6 +35,7 @@ BENCHMARKS = (
     "training_steps",
     "memory",
     "checkpoints",
+    "study_files",
     "timing_costs",
     "same_rst",
     "rst_against_time",
