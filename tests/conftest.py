@@ -1,6 +1,10 @@
 """What several tests share."""
 
+import multiprocessing.spawn
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pynvml
@@ -8,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support import warm_python
 from tests.support.fake_nvml import FakeNvml, build
 
 torch.set_num_threads(1)
@@ -20,6 +25,17 @@ settings.register_profile("same cases", derandomize=True)
 settings.load_profile("same cases")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have xdist take files in the order below; it would begin with those of the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that none is left alone at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "end_to_end")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -35,6 +51,25 @@ def wikitext() -> Path:
     if not path.exists():
         pytest.skip(f"no {path}: set LAWA_OPT_DATA to the folder with wikitext-2/valid.txt")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_handled_as_before() -> Iterator[None]:
+    """Whatever a test does, the next one is interrupted as this one was."""
+    numbers = (signal.SIGINT,)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what this process starts begin in one that has imported what is slow to import."""
+    monkeypatch.setattr(sys, "executable", warm_python.executable())
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(sys.executable))
 
 
 @pytest.fixture(scope="session")

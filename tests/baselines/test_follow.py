@@ -5,7 +5,6 @@ import shlex
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +16,15 @@ from baselines.experiment.lock import Lock
 from baselines.experiment.manifest import Manifest
 from baselines.tracking.follow import Follower
 from baselines.training.events import Evaluated, Event, EventLog, Started, ending_of
-from tests.support.commands import command
+from tests.support import warm_python
+from tests.support.commands import Command, command
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.in_mlflow import history, runs_of
 from tests.support.stores import empty_store
 from tests.support.tracking_server import free_port, server, stop
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 class Server:
@@ -211,17 +211,17 @@ def test_a_store_whose_making_was_killed_is_made_by_the_next_one(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     training = Training(tmp_path / "root")
     training.tell(training.start, *training.points, training.end)
-    line = [sys.executable, "-m", "baselines", "publish", str(training.root)]
-    with subprocess.Popen(line) as publisher:
-        while True:
-            assert publisher.poll() is None, "it was made before it could be killed"
+    publisher = Command(Path.cwd(), "baselines", "publish", str(training.root))
+    while True:
+        assert publisher.poll() is None, "it was made before it could be killed"
+        if half_made(tmp_path / "new"):
+            publisher.send_signal(signal.SIGSTOP)
             if half_made(tmp_path / "new"):
-                publisher.send_signal(signal.SIGSTOP)
-                if half_made(tmp_path / "new"):
-                    break
-                publisher.send_signal(signal.SIGCONT)
-        publisher.kill()
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+                break
+            publisher.send_signal(signal.SIGCONT)
+    publisher.kill()
+    publisher.end()
+    done = Command(Path.cwd(), "baselines", "publish", str(training.root)).end()
     assert done.returncode == 0, done.stderr
     client = mlflow.MlflowClient(store)
     assert history(client, training.run(client)) == training.values
@@ -233,7 +233,7 @@ def test_two_at_once_publish_one_after_the_other(tmp_path: Path) -> None:
     training = Training(tmp_path / "root")
     training.tell(training.start, *training.points, training.end)
     empty_store(tmp_path)
-    line = [sys.executable, "-m", "baselines", "publish", "root"]
+    line = [warm_python.executable(), "-m", "baselines", "publish", "root"]
     with Lock(tmp_path / "root" / "publishing"):
         waiting = subprocess.Popen(
             line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

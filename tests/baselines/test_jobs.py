@@ -23,6 +23,7 @@ from baselines.experiment.store import task_folder, write_profile
 from baselines.training.checkpoint import StorageError
 from baselines.training.events import Ended, Evaluated, Event, Failed, ModelExported
 from baselines.training.exported_model import GRAPH
+from tests.support import warm_python
 from tests.support.kept_comparison import PROFILE, plan_of, results
 
 PLAN = plan_of(budget=1.5, seeds=2, methods=("constant", "lawa", "decayed"))
@@ -73,6 +74,7 @@ def folder_in(root: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_side_by_side_is_as_one_after_another(tmp_path: Path, one_after_another: str) -> None:
     told = Told()
     folder = folder_in(tmp_path)
@@ -113,6 +115,7 @@ def cluster_in(folder: Path) -> Cluster:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     with cluster_in(tmp_path) as engine:
         done = run_parallel(PLAN, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
@@ -137,6 +140,7 @@ def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
     tmp_path: Path, one_after_another: str
 ) -> None:
@@ -167,10 +171,11 @@ def test_a_killed_training_fails_alone_and_goes_on_the_next_time(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     starter = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(folder)],
+        [warm_python.executable(), "-m", __name__, str(folder)],
         cwd=Path(__file__).parent.parent.parent,
         stderr=subprocess.PIPE,
         text=True,
@@ -194,6 +199,7 @@ def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("kind", ["processes", "submitit"])
 def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path: Path) -> None:
     source = (str(tmp_path / "gone.py"), None)
@@ -208,6 +214,7 @@ def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_where_no_process_can_be_started_that_is_the_reason(tmp_path: Path) -> None:
     class Refuses(Processes):
         def submit(self, *_):

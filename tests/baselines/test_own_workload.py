@@ -11,7 +11,7 @@ import torch
 
 from baselines.workloads import NAMES, Workload, WorkloadError, load
 from baselines.workloads.check import errors
-from tests.support.commands import command, measured_here
+from tests.support.commands import command, made_up
 from tests.support.user_files import CHANGED, EXAMPLE, assert_said_in_one_line, write
 
 
@@ -239,7 +239,7 @@ def test_weights_drawn_elsewhere_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_compares_on_it(tmp_path: Path) -> None:
-    reference = measured_here(tmp_path, str(EXAMPLE), None, k=5)
+    reference = made_up(tmp_path, str(EXAMPLE), None, k=5)
     options = "--seeds 2 --budget 0.2s --methods constant,lawa --no-publish --reference"
     done = command(tmp_path, "compare", "--workload", str(EXAMPLE), *options.split(), reference)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from baselines.experiment.store import read_comparison
 from baselines.training.results import TrainingResult
+from tests.support import warm_python
 from tests.support.kept_comparison import PROFILE
 from tests.support.ranks_worker import WITHOUT_BATCHNORM, follow
 from tests.support.trainings import COSTS
@@ -31,7 +32,7 @@ pytestmark = [
 
 
 def torchrun(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch = [warm_python.executable(), "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*launch, f"--nproc-per-node={RANKS}", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

@@ -252,6 +252,7 @@ def test_going_on_reads_no_more_of_a_folder_than_that_it_is_of_this_command(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_files_of_the_command_line_are_run_side_by_side(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -31,6 +31,7 @@ from baselines.experiment.processes import Processes
 from baselines.experiment.store import write_profile
 from baselines.methods.names import find
 from baselines.workloads import load
+from tests.support import warm_python
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.kept_comparison import PROFILE as OF_DIGITS
 from tests.support.profiles import ROWS, profile, profile_of
@@ -422,7 +423,7 @@ def test_a_locale_without_letters_is_no_matter(folder: Path) -> None:
 def test_an_interrupt_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    line = [sys.executable, *shlex.split("-m baselines compare --workload slow.py")]
+    line = [warm_python.executable(), *shlex.split("-m baselines compare --workload slow.py")]
     started = {
         number: subprocess.Popen(line, cwd=tmp_path, text=True, **pipes)
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -555,6 +556,7 @@ def loss(model, batch):
 """
 
 
+@pytest.mark.usefixtures("warm")
 def test_what_a_file_does_in_another_process_is_told_with_its_place(tmp_path: Path) -> None:
     text = CHANGED.format(example=str(EXAMPLE), change="loss=loss")
     (tmp_path / "mine.py").write_text(text + IN_TRAINING)

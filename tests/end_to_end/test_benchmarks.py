@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import warm_python
+
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 
 OF_A_GPU = "## On a GPU\n\nWhat another command has written."
@@ -43,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
     out = folder / "out.md"
     options = ("--quick", "--only", "averaging", "memory", "--out", str(out))
     done = subprocess.run(
-        [sys.executable, str(folder / "all.py"), *options],
+        [warm_python.executable(), str(folder / "all.py"), *options],
         capture_output=True,
         text=True,
         check=False,
@@ -88,7 +90,7 @@ def test_the_section_on_a_gpu_is_kept(
 
 def test_results_are_of_a_whole_run_only() -> None:
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "all.py"), "--quick"],
+        [warm_python.executable(), str(FOLDER / "all.py"), "--quick"],
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ import pytest
 
 from baselines.cli.app import app
 from baselines.methods.names import DEFAULT, find
-from tests.support.commands import command, measured_here
+from tests.support.commands import command, made_up
 from timing.cli import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -159,7 +159,7 @@ def test_text_and_the_other_options(folder: Path, wikitext: Path) -> None:
     done = command(
         folder,
         *("compare", "--workload", "text", "--data", str(wikitext), *options.split()),
-        *("--reference", measured_here(folder, "text", str(wikitext), k=3)),
+        *("--reference", made_up(folder, "text", str(wikitext), k=3)),
         MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'other.db'}",
         MLFLOW_EXPERIMENT_NAME="elsewhere",
     )

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lawa_opt.__main__ import main as lawa_opt_command
+from tests.support import warm_python
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
 from timing.gpu import span
 from timing.gpu.visible_devices import visible_devices
@@ -74,7 +75,7 @@ def test_a_training_killed_while_it_saves_goes_on_to_the_same_end(
 ) -> None:
     cut, whole = tmp_path / "cut.pt", tmp_path / "whole.pt"
     done = subprocess.run(
-        [sys.executable, "-c", CUT_OFF, EXAMPLES / "resuming.py", cut],
+        [warm_python.executable(), "-c", CUT_OFF, EXAMPLES / "resuming.py", cut],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )

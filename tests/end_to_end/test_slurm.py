@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from baselines.experiment.store import read_comparison
+from tests.support import warm_python
 from tests.support.kept_comparison import plan_of, results
 from tests.support.one_node_slurm import missing, one_node
 from tests.support.profiles import profile_of
@@ -43,7 +43,7 @@ def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "waits.py").write_text(WAITS)
     return subprocess.Popen(
-        [sys.executable, "-m", "baselines", *COMPARE.split()],
+        [warm_python.executable(), "-m", "baselines", *COMPARE.split()],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from baselines.methods.names import find
-from tests.support.commands import command, measured_here
+from tests.support.commands import command, made_up
 from tests.support.tracking_server import free_port, server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the dev extra")
@@ -25,7 +25,7 @@ NAMES = ("constant", "decayed", "lawa")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The lines that a real comparison ends with."""
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
-    reference = measured_here(folder, "digits", None, k=5)
+    reference = made_up(folder, "digits", None, k=5)
     # Long enough to be seen by what sends, which takes seconds to start.
     options = f"--workload digits --seeds 2 --budget 4s --methods {','.join(NAMES)}"
     uri = f"http://127.0.0.1:{port}"

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lawa_opt import LAWA
+from tests.support import warm_python
 from tests.support.distributed_worker import (
     ALONE,
     CHECKS,
@@ -73,7 +73,14 @@ def ranks(undisturbed):
     worker = Path(__file__).parent.parent / "support" / "distributed_worker.py"
     # A port of 0 is a free one.
     launch = ["torch.distributed.run", f"--nproc-per-node={RANKS}", "--rdzv-backend=c10d"]
-    command = [sys.executable, "-m", *launch, "--rdzv-endpoint=127.0.0.1:0", worker, folder]
+    command = [
+        warm_python.executable(),
+        "-m",
+        *launch,
+        "--rdzv-endpoint=127.0.0.1:0",
+        worker,
+        folder,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(

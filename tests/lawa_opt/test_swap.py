@@ -236,7 +236,7 @@ def run_with_interrupt_at(number: int, work: Any) -> bool:
         # Python knows no way to be inside `try` before its line; signals are held until then.
         return but_for_try if frame.f_code.co_name == "__exit__" else on_line
 
-    before = sys.gettrace()
+    before, handler = sys.gettrace(), signal.getsignal(signal.SIGINT)
     sys.settrace(on_call)
     try:
         work()
@@ -244,6 +244,8 @@ def run_with_interrupt_at(number: int, work: Any) -> bool:
         return True
     finally:
         sys.settrace(before)
+        # A real one waits while handlers are put back; this one may come before they are.
+        signal.signal(signal.SIGINT, handler)
     return False
 
 

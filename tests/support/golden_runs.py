@@ -1,33 +1,27 @@
 """One small comparison and one ablation of digits, whose figures are kept beside this file.
 
-    python tests/support/golden_runs.py FOLDER     # makes them anew, with the code that is imported
-
 Steps, operations and reference seconds are the same on any machine; metrics only on one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timing
+from baselines.experiment.ablation import WindowConfig, methods_of
+from baselines.experiment.comparison import compare
+from baselines.experiment.plan import Plan
+from baselines.training.events import fold, read_events
+from baselines.workloads import load
+from timing import Budget, Profile
 
 GOLDEN = Path(__file__).with_name("golden")
 MEASURED_HERE = {"value", "train_loss", "test", "measured_seconds", "other_cores"}
 
-
-# At benchmarks/golden.py's commit. No import that fails tells, for an editable install finds in
-# this tree what that commit lacks.
-IS_BEFORE_THE_MOVES = not Path(timing.__file__).with_name("rst").is_dir()
-PROFILE = GOLDEN / ("profile-of-1792e2a.json" if IS_BEFORE_THE_MOVES else "profile.json")
-
-
+PROFILE = GOLDEN / "profile.json"
 COMPARE = (
     *("compare", "--workload", "digits", "--budget", "1s", "--seeds", "2"),
     *("--reference", str(PROFILE)),
@@ -36,11 +30,6 @@ COMPARE = (
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """Return what the command has left of each training, in the order of their folders' names."""
-    # As commits kept them that had no log of events yet.
-    if earlier := sorted(folder.glob("lawa-runs/*/1s/*/result.json")):
-        return [json.loads(path.read_text()) for path in earlier]
-    from baselines.training.events import fold, read_events
-
     paths = sorted(folder.glob("lawa-runs/*/1s/*/events.jsonl"))
     found = [fold(read_events(path.parent)) for path in paths]
     return [json.loads(json.dumps(asdict(result))) for result in found if result]
@@ -48,25 +37,8 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 def ablation() -> list[dict[str, Any]]:
     """Return what an ablation finds, a training a seed; windows have the names of 1792e2a."""
-    from baselines.workloads import load
-    from timing import Budget, Profile
-
     profile = Profile.read(PROFILE)
     cells = [(k, every) for every in ("auto", 7) for k in (1, 2, 5)]
-    if IS_BEFORE_THE_MOVES:
-        from baselines.ablation import Cell, ablate
-        from baselines.comparison import Plan
-
-        from baselines.methods import Settings
-
-        plan = Plan(load("digits"), (), (0, 1), Budget(1.0), Settings(0.1, 5, "auto"), 40)
-        trainings = ablate(plan, profile, [Cell(k, every) for k, every in cells]).trajectories
-        return [json.loads(json.dumps(asdict(result))) for result in trainings]
-
-    from baselines.experiment.ablation import WindowConfig, methods_of
-    from baselines.experiment.comparison import compare
-    from baselines.experiment.plan import Plan
-
     windows = [WindowConfig(k, every) for k, every in cells]
     methods = methods_of(windows)
     plan = Plan(load("digits"), methods, (0, 1), Budget(1.0), 0.1, 40, read_test=False)
@@ -95,21 +67,3 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
             yield from differences(one, other, f"{where}[{index}]")
     elif old != new:
         yield f"{where}: {old!r:.80} became {new!r:.80}"
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True)
-    subprocess.run(
-        [sys.executable, "-m", "baselines", *COMPARE],
-        cwd=folder,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""},
-        check=True,
-        capture_output=True,
-    )
-    found = {"comparison": results(folder), "ablation": ablation()}
-    for name, trainings in found.items():
-        (folder / f"{name}.json").write_text(json.dumps(trainings) + "\n")

@@ -4,11 +4,13 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support import warm_python
+from tests.support.waiting import wait_for
 
 
 def free_port() -> int:
@@ -20,10 +22,12 @@ def free_port() -> int:
 @contextlib.contextmanager
 def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server over the store in a folder, which is there after it, too."""
+    # One that was killed there before is gone in a moment.
+    wait_for(lambda: not is_answered(port))
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                *(warm_python.executable(), "-m", "mlflow", "server", "--workers", "1"),
                 *("--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
                 *("--artifacts-destination", str(folder / "artifacts")),
@@ -44,6 +48,11 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         stop(process)
+
+
+def is_answered(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support import warm_python
 from timing import this_machine
 from timing.limits import core_count, free_memory_bytes, memory_bytes
 
@@ -143,7 +143,7 @@ def test_the_fingerprint_is_of_the_cores_that_are_ours() -> None:
         "from timing import this_machine; print(this_machine().model_dump_json())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [warm_python.executable(), "-c", script], capture_output=True, text=True, check=True
     )
     bound = type(this_machine()).model_validate_json(done.stdout)
     assert (bound.physical_cores, bound.logical_cores) == (1, 1)

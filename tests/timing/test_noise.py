@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from tests.support import warm_python
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
 from timing.calibration import disturbance as noise_module
 from timing.calibration.disturbance import LARGEST_OTHER_CORES, Noise, NoiseWatch
@@ -77,7 +78,7 @@ def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
             ]
         )
         try:
-            command = [sys.executable, "-c", BOUND, str(here)]
+            command = [warm_python.executable(), "-c", BOUND, str(here)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         finally:
             busy.kill()

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import warm_python
 from tests.support.calibrated_file import SETUP
 from tests.support.profiles import MACHINE, SOFTWARE, WORKLOAD, process
 from tests.support.waiting import wait_for
@@ -58,6 +59,7 @@ def test_each_row_is_of_a_fresh_process(setup: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -90,7 +92,7 @@ def test_a_process_ends_with_the_one_that_calibrates(setup: Path, tmp_path: Path
     log = tmp_path / "log"
     target, arguments = f"{setup}:waits", {"log": str(log)}
     program = f"import timing; timing.calibrate_in_processes({target!r}, {arguments!r})"
-    starter = subprocess.Popen([sys.executable, "-c", program])
+    starter = subprocess.Popen([warm_python.executable(), "-c", program])
     wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
     child = psutil.Process(int(log.read_text()))
     starter.kill()

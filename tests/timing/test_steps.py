@@ -10,7 +10,6 @@ import queue
 import random
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support import warm_python
 from timing.clocks import step_timer as steps
 from timing.clocks.phase import PhaseTally
 from timing.clocks.step_timer import StepTimer
@@ -430,7 +430,7 @@ def test_timing_does_not_initialise_cuda() -> None:
         "timer.phases(); print(torch.cuda.is_initialized())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [warm_python.executable(), "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
 

@@ -139,6 +139,7 @@ def test_compare_refuses_other_workloads(monkeypatch, capsys, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -161,6 +162,7 @@ def test_calibrate_writes_a_profile(monkeypatch, capsys, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_calibration_that_fails_is_one_line_after_what_was_said(
     monkeypatch, capsys, tmp_path: Path
 ) -> None:
