@@ -40,6 +40,11 @@ th { vertical-align: bottom; max-width: 11rem; } td { white-space: nowrap; }
 img { max-width: 100%; height: auto; }
 .conditions { color: #444; font-size: .9rem; }
 pre { background: #f5f5f5; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 700px) {
+  body { font-size: 12.5px; margin: .3rem auto; padding: 0 .2rem; }
+  .headline { font-size: 1.03rem; padding: .3rem .6rem; }
+  th, td { padding-right: .7rem; }
+}
 section + section { border-top: 2px solid #ccc; margin-top: 2.5rem; padding-top: 1rem; }
 """
 # What stands below the headline and its table, and what below the details.

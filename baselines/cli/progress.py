@@ -60,6 +60,7 @@ class Course:
     def begin(self, phase: str) -> None:
         """Begin a phase; those before it have ended."""
         self._phase, self._doing, self._fraction = phase, "", 0.0
+        self._expected.setdefault(phase, 0.0)
         self._phase_began = time.monotonic()
         if not console.is_terminal:
             say(f"{phase}: {self._left()}")

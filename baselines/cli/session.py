@@ -133,9 +133,10 @@ def run_comparison(
                 check_kept(path, key, comparisons[-1])
             if len(comparisons) > 1:
                 show_ranking(comparisons)
+            if distributed.rank() == 0:
+                say(f"As one file for anyone: {report_command(root)}")
             if publish:
                 course.begin("sending to MLflow")
-    say(f"As one file for anyone: {report_command(root)}")
     return comparisons
 
 
@@ -148,7 +149,7 @@ def _announce(plans: list[Plan], phases: dict[str, float], jobs: int) -> None:
     own = f", of which calibration {duration(phases[CALIBRATING])}" if CALIBRATING in phases else ""
     say(
         f"{first.workload.name}: {len(first.methods)} method(s) with {seeds} seed(s), {budgets} of "
-        f"RST each, from {count} trainings, {jobs} at a time: about "
+        f"RST a run, from {count} trainings, {jobs} at a time: about "
         f"{duration(sum(phases.values()))}{own}."
     )
     if few := too_few(seeds):

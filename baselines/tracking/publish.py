@@ -39,7 +39,7 @@ from timing.secrets import hide
 _T = TypeVar("_T")
 
 # Tags by which runs are found again.
-COMPARISON_TAG, RUN_TAG = "lawa_opt.comparison", "lawa_opt.run"
+COMPARISON_TAG, RUN_TAG = saved_view.COMPARISON_TAG, "lawa_opt.run"
 # The run of the comparison itself, the parent of all others.
 PARENT = "comparison"
 # Of the report that the parent has.
@@ -164,29 +164,37 @@ class Publisher:
                     done.runs += 1
                     done.points += len(told.measured())
         comparison = Comparison(kept.plan, kept.profile, tuple(results))
+        y_range = None
         if all(len(comparison.of(method)) == len(kept.plan.seeds) for method in kept.plan.names):
-            end = partial(_end, parent, comparison, max(times))
+            end = partial(_end, parent, kept, comparison, max(times))
             self._unless_refused(done, key, PARENT, end)
+            y_range = said.range_of(comparison)
         elif is_running:
             parent.go_on()
         else:
             parent.end("KILLED", max(times, default=began))
+        save = partial(self._save_view, kept, parent, y_range)
+        self._unless_refused(done, key, PARENT, save)
+
+    def _save_view(
+        self, kept: Kept, parent: RunInMlflow, y_range: tuple[float, float] | None
+    ) -> None:
+        """Save the view that the printed address opens."""
+        assert self._client is not None
+        key, name = kept.manifest.id, said.name_of(kept.plan)
+        began = parent.began_milliseconds
+        view, state = saved_view.experiment_tag(kept.plan, key, name, parent.run_id, began, y_range)
+        if self._client.get_experiment(self._experiment_id).tags.get(view) != state:
+            self._client.set_experiment_tag(self._experiment_id, view, state)
 
     def _describe(self, parent: RunInMlflow, kept: Kept) -> None:
         """Send what a comparison is of."""
-        plan, profile, key = kept.plan, kept.profile, kept.manifest.id
+        plan, profile = kept.plan, kept.profile
         parent.log_parameters(said.parameters_of(plan))
         tags = {"reference": str(profile.machine), "metric": plan.workload.metric}
         parent.log_tags({**tags, "command": kept.manifest.command})
         reference = said.reference_metrics(profile)
         parent.log_metrics([Measured(0, parent.began_milliseconds, reference)])
-        search = f"tags.`{COMPARISON_TAG}` = '{key}'"
-        view, state = saved_view.experiment_tag(
-            key, said.name_of(plan), search, parent.run_id, parent.began_milliseconds
-        )
-        assert self._client is not None
-        if self._client.get_experiment(self._experiment_id).tags.get(view) != state:
-            self._client.set_experiment_tag(self._experiment_id, view, state)
         if parent.lacks_file("reference-profile.json"):
             content = profile.model_dump_json(indent=2).encode()
             parent.log_file("reference-profile.json", content)
@@ -268,12 +276,14 @@ def _quoted(text: str) -> str:
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
-def _end(parent: RunInMlflow, comparison: Comparison, time_milliseconds: int) -> None:
+def _end(parent: RunInMlflow, kept: Kept, comparison: Comparison, time_milliseconds: int) -> None:
     """End the parent, with table, verdict and plots, unless it has these very ones."""
     parent.end("FAILED" if comparison.failure else "FINISHED", time_milliseconds)
-    report = said.Report.of(comparison)
+    report = said.Report.of(kept, comparison)
     if parent.has_tag(REPORT_TAG, report.digest):
         return
+    at_end = said.comparison_metrics(comparison)
+    parent.log_metrics([Measured(0, time_milliseconds, at_end)])
     files = report.files()
     for name, content in files.items():
         parent.log_file(name, content)

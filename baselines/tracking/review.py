@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from baselines.tracking import saved_view
+from baselines.tracking.said import REPORT
 from baselines.tracking.store_address import placed
 
 
@@ -25,7 +26,7 @@ def review_instructions(store: str, experiment_id: str, comparisons: dict[str, s
     for key, run_id in comparisons.items():
         page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
         lines += [
-            f"Table, verdict and plots: {page}?workflowType=machine_learning",
+            f"Table, verdict and plots: {page}/artifacts/{REPORT}?workflowType=machine_learning",
             "Curves over RST, by method:",
             saved_view.address(server, experiment_id, key),
         ]

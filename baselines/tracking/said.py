@@ -7,24 +7,28 @@ import io
 import json
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from baselines.analysis import ablation, plots, report, tables
+from baselines.analysis import ablation, html_report, plots, report, tables
 from baselines.analysis.heat_map import heat_map
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.plan import RATE, Plan
+from baselines.experiment.store import Kept
 from baselines.methods.method import Method
 from baselines.tracking.saved_view import X_AXIS
 from baselines.training.results import Point, Run, TrainingResult
 from timing import Profile
 from timing.secrets import hide
 
+# The page that a comparison is opened on.
+REPORT = "report.html"
 # Of a tag in MLflow, where the note is kept, and some to spare for the addresses of the images.
 NOTE_CHARACTERS = 7000
 
@@ -72,9 +76,7 @@ def _tuning(plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         varied = tuning.varied([trial for trial in plan.tried if trial.method == method.name])
         own = {RATE: plan.rate_of(method), **method.settings}
-        # Names of parameters have no brackets, and do not begin as a path does.
-        clean = re.sub(r"[^\w.-]+", "-", method.name).strip("-")
-        prefix = f"tuning/{clean}"
+        prefix = f"tuning/{_clean(method.name)}"
         told[f"{prefix}/rst_seconds"] = plan.tuning_rst_seconds[method.name]
         told[f"{prefix}/tried"] = ", ".join(_range(*pair) for pair in varied.items())
         told[f"{prefix}/best"] = ", ".join(f"{name} {own.get(name)}" for name in varied)
@@ -124,6 +126,45 @@ def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
     return metrics
 
 
+def comparison_metrics(comparison: Comparison) -> dict[str, float]:
+    """Return what a comparison has come to, means over seeds: the end and the saving by method."""
+    if configs_of(comparison.plan):
+        return {}
+    found: dict[str, float] = {}
+    for row in tables.rows(comparison):
+        name = _clean(row.method)
+        if all(map(math.isfinite, row.ends)):
+            found[f"end/{name}"] = statistics.fmean(row.ends)
+        saved = row.savings.get(tables.TARGET_METHOD, (None,))
+        known = [each for each in saved if each is not None]
+        if len(known) == len(saved):
+            found[f"saved_vs_constant_percent/{name}"] = 100 * statistics.fmean(known)
+    seconds = math.fsum(result.measured_seconds for result in comparison.trainings)
+    return {**found, "measured/training_seconds": seconds}
+
+
+def range_of(comparison: Comparison) -> tuple[float, float] | None:
+    """Return the values between which the mean curves are, where they are told apart."""
+    begin = plots.FIRST_SHOWN * comparison.plan.budget.seconds
+    late = []
+    for method in comparison.plan.names:
+        runs = [run for run in comparison.of(method) if not run.failure]
+        late += [
+            statistics.fmean(point.value for point in same)
+            for same in zip(*(run.points for run in runs), strict=False)
+            if same[0].rst_seconds >= begin
+        ]
+    if not late:
+        return None
+    margin = 0.05 * (max(late) - min(late)) or 0.05
+    return min(late) - margin, max(late) + margin
+
+
+def _clean(method: str) -> str:
+    """Return a method's name as MLflow takes it in names: without brackets and slashes."""
+    return re.sub(r"[^\w.-]+", "-", method).strip("-")
+
+
 @dataclass(frozen=True)
 class Report:
     """Table, verdict and plots of a comparison that is over.
@@ -133,21 +174,22 @@ class Report:
         tables: by name; of each the columns.
     """
 
+    kept: Kept
     comparison: Comparison
     text: str
     tables: Mapping[str, Mapping[str, Sequence[Any]]]
 
     @classmethod
-    def of(cls, comparison: Comparison) -> Report:
-        """Return the report of a comparison."""
+    def of(cls, kept: Kept, comparison: Comparison) -> Report:
+        """Return the report of a comparison, of the folder that it is kept in."""
         shown: dict[str, Mapping[str, Sequence[Any]]]
         if configs_of(comparison.plan):
             shown = {"results": ablation.columns(comparison)}
-            return cls(comparison, hide(report.markdown(comparison)), shown)
+            return cls(kept, comparison, hide(report.markdown(comparison)), shown)
         shown = {"results": tables.columns(comparison)}
         if comparison.plan.tried:
             shown["tuning"] = tuning.columns(comparison.plan)
-        return cls(comparison, hide(report.markdown(comparison)), shown)
+        return cls(kept, comparison, hide(report.markdown(comparison)), shown)
 
     @property
     def digest(self) -> str:
@@ -158,6 +200,7 @@ class Report:
         """Return all of it as files, by name; the plots are drawn now, which takes seconds."""
         pictures = {f"{name}.png": _png(figure) for name, figure in self._figures().items()}
         return {
+            REPORT: html_report.page([(self.kept, self.comparison)]).encode(),
             "report.md": f"{self.text}\n\n{_links(pictures)}\n".encode(),
             **{f"{name}.json": _table(columns) for name, columns in self.tables.items()},
             **pictures,

@@ -13,10 +13,18 @@ import json
 import zlib
 from typing import Any
 
+from baselines.analysis.plots import FIRST_SHOWN
+from baselines.experiment.plan import Plan
+
 TAG = "mlflow.sharedViewState."
 X_AXIS = "rst_seconds"
-# From above, what a reviewer asks for first. A metric's section is all before its last slash.
-SECTIONS = ("validation", "train", "final", "work")
+METRIC = "validation/metric"
+# The tag by which the runs of a comparison are found.
+COMPARISON_TAG = "lawa_opt.comparison"
+SECTION = "loss over RST"
+CHART_HEIGHT = 360
+# A metric's section is all before its last slash.
+OTHER_SECTIONS = ("validation", "final", "train", "work")
 
 
 def view_key(comparison: str) -> str:
@@ -34,22 +42,28 @@ def address(server: str, experiment_id: str, comparison: str) -> str:
 
 
 def experiment_tag(
-    comparison: str, name: str, search: str, parent_run_id: str, created_milliseconds: int
+    plan: Plan,
+    comparison: str,
+    name: str,
+    parent_run_id: str,
+    created_milliseconds: int,
+    y_range: tuple[float, float] | None,
 ) -> tuple[str, str]:
     """Key and value of the experiment's tag that holds the view.
 
     Args:
+        plan: of the comparison.
         comparison: the key of the comparison.
         name: of the view.
-        search: MLflow's filter of the runs in it.
         parent_run_id: of the run of the comparison, which has no curves and is hidden.
         created_milliseconds: since 1970.
+        y_range: of the metric, where it matters; None before that is known.
     """
     view = {
         "name": name,
         "createdAt": created_milliseconds,
         "updatedAt": created_milliseconds,
-        "state": _encoded(_state(search, parent_run_id)),
+        "state": _encoded(_state(plan, comparison, parent_run_id, y_range)),
     }
     return TAG + view_key(comparison), json.dumps(view)
 
@@ -58,28 +72,31 @@ def _encoded(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
-def _state(search: str, parent_run_id: str) -> dict[str, Any]:
+def _state(
+    plan: Plan, comparison: str, parent_run_id: str, y_range: tuple[float, float] | None
+) -> dict[str, Any]:
     by_method = {"mode": "param", "groupByData": "method"}
+    judged = "final/test" if plan.read_test else "final/metric"
+    columns = ["params.`method`", "params.`seed`", f"metrics.`{judged}`", "metrics.`final/metric`"]
     return {
-        "searchFilter": search,
+        "searchFilter": f"tags.`{COMPARISON_TAG}` = '{comparison}'",
+        "orderByKey": f"metrics.`{judged}`",
+        "orderByAsc": True,
+        "selectedColumns": list(dict.fromkeys([*columns, f"metrics.`{X_AXIS}`"])),
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_method]},
+        "groupsExpanded": {f"param.method.{name}": False for name in plan.names},
         "useGroupedValuesInCharts": True,
+        # The chart takes all of the width; its legend has the names.
+        "runListHidden": True,
         # The first ten lines, by default.
         "runsHiddenMode": "SHOW_ALL",
         "runsHidden": [parent_run_id],
         "runsVisibilityMap": {parent_run_id: False},
-        # The UI fills these with a chart for each metric of that section, and adds other sections.
-        "compareRunCharts": [],
+        "compareRunCharts": [_chart(plan, y_range)],
+        # The UI makes a chart of every other metric, in sections of their own, which are closed.
         "compareRunSections": [
-            {
-                "uuid": f"lawa-opt-{name}",
-                "name": name,
-                "display": True,
-                "isReordered": True,
-                "deleted": False,
-                "isGenerated": True,
-            }
-            for name in SECTIONS
+            _section(SECTION, is_open=True) | {"columns": 1, "cardHeight": CHART_HEIGHT},
+            *(_section(name, is_open=False) for name in OTHER_SECTIONS),
         ],
         "isAccordionReordered": True,
         "globalLineChartConfig": {
@@ -87,4 +104,44 @@ def _state(search: str, parent_run_id: str) -> dict[str, Any]:
             "selectedXAxisMetricKey": X_AXIS,
             "lineSmoothness": 0,
         },
+    }
+
+
+def _section(name: str, *, is_open: bool) -> dict[str, Any]:
+    return {
+        "uuid": f"lawa-opt-{name}",
+        "name": name,
+        "display": is_open,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": True,
+    }
+
+
+def _chart(plan: Plan, y_range: tuple[float, float] | None) -> dict[str, Any]:
+    """Return one wide chart of the metric over RST, in the range where methods are told apart."""
+    low, high = y_range or (None, None)
+    begin, end = FIRST_SHOWN * plan.budget.seconds, plan.budget.seconds
+    x_range = {"xMin": begin, "xMax": end} if y_range else {"xMin": None, "xMax": None}
+    return {
+        "uuid": "lawa-opt-curves",
+        "type": "LINE",
+        "metricSectionId": f"lawa-opt-{SECTION}",
+        "isGenerated": False,
+        "deleted": False,
+        "runsCountToCompare": 100,
+        "metricKey": METRIC,
+        "selectedMetricKeys": [METRIC],
+        "displayName": f"{plan.workload.name}: validation {plan.workload.metric} over RST",
+        "xAxisKey": "metric",
+        "selectedXAxisMetricKey": X_AXIS,
+        "useGlobalXaxisKey": False,
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "ignoreOutliers": False,
+        "range": {**x_range, "yMin": low, "yMax": high},
     }

@@ -1,5 +1,6 @@
 """MLflow says what a folder says, however often it is published, and whatever it is."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +21,8 @@ from baselines.analysis import report
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.plan import Trial, tasks
-from baselines.experiment.store import budget_folder, task_folder
-from baselines.tracking import said
+from baselines.experiment.store import Kept, budget_folder, task_folder
+from baselines.tracking import said, saved_view
 from baselines.tracking.publish import Published, Publisher
 from baselines.tracking.review import review_instructions
 from baselines.training.events import (
@@ -93,6 +95,7 @@ def test_a_comparison_that_is_over_has_its_report_and_publishing_it_again_change
     pictures = {"metric-over-rst", "final-metric", "time-to-target", "account"}
     assert {artifact.path for artifact in client.list_artifacts(parent)} == {
         "reference-profile.json",
+        "report.html",
         "report.md",
         "results.json",
         *(f"{name}.png" for name in pictures),
@@ -394,7 +397,7 @@ def test_a_run_s_parameters_begin_with_what_matters_and_are_its_own() -> None:
     ]
 
 
-def test_a_tuned_comparison_says_what_was_tried_and_what_was_best() -> None:
+def test_a_tuned_comparison_says_what_was_tried_and_what_was_best(tmp_path: Path) -> None:
     made = comparison(CURVES)
     methods = tuple(dataclasses.replace(m, learning_rate=0.2) for m in made.plan.methods)
     trials = tuple(
@@ -413,14 +416,46 @@ def test_a_tuned_comparison_says_what_was_tried_and_what_was_best() -> None:
     assert parameters["tuning/constant/tried"] == "learning_rate 0.05 to 0.2"
     assert parameters["tuning/lawa/tried"] == "learning_rate 0.05 to 0.2, lawa.k 5 to 8"
     assert parameters["tuning/lawa/best"] == "learning_rate 0.2, lawa.k 5"
-    files = said.Report.of(dataclasses.replace(made, plan=plan)).files()
+    files = said.Report.of(*as_kept(dataclasses.replace(made, plan=plan), tmp_path)).files()
+    assert b"2 trials a method" in files[said.REPORT]
     table = json.loads(files["tuning.json"])
     assert len(table["data"]) == len(trials)
     assert "chosen" in table["columns"]
 
 
-def test_a_long_report_is_cut_between_two_lines_within_the_limit_of_a_tag() -> None:
-    whole = said.Report.of(comparison(CURVES))
+def as_kept(made: Comparison, folder: Path) -> tuple[Kept, Comparison]:
+    return Kept.read(kept(made, folder / "kept") / "4s"), made
+
+
+def test_the_parent_has_what_a_comparison_has_come_to() -> None:
+    found = said.comparison_metrics(comparison(CURVES))
+    assert found["end/lawa"] == pytest.approx(1.85)
+    assert found["saved_vs_constant_percent/lawa"] == pytest.approx(50)
+    assert "saved_vs_constant_percent/constant" not in found
+    assert found["measured/training_seconds"] == pytest.approx(4.1)
+
+
+def test_the_saved_view_is_one_wide_chart_of_where_methods_are_told_apart() -> None:
+    made = comparison(CURVES)
+    low, high = said.range_of(made)
+    # From 1 s on, of the means; and a twentieth beside.
+    assert (low, high) == pytest.approx((1.0833 - 0.1475, 4.0333 + 0.1475), abs=1e-3)
+    _, value = saved_view.experiment_tag(made.plan, "a key", "a name", "parent", 7, (low, high))
+    state = json.loads(zlib.decompress(base64.b64decode(json.loads(value)["state"][8:])))
+    (chart,) = state["compareRunCharts"]
+    assert chart["range"] == {"xMin": 0.8, "xMax": 4.0, "yMin": low, "yMax": high}
+    assert chart["metricKey"] == "validation/metric"
+    first, *others = state["compareRunSections"]
+    assert chart["metricSectionId"] == first["uuid"]
+    assert (first["columns"], first["display"]) == (1, True)
+    assert not any(section["display"] for section in others)
+    assert state["groupsExpanded"] == {f"param.method.{name}": False for name in CURVES}
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`final/test`", True)
+    assert "metrics.`final/test`" in state["selectedColumns"]
+
+
+def test_a_long_report_is_cut_between_two_lines_within_the_limit_of_a_tag(tmp_path: Path) -> None:
+    whole = said.Report.of(*as_kept(comparison(CURVES), tmp_path))
     long = dataclasses.replace(whole, text="\n".join(f"line {number}" for number in range(2000)))
     note = long.note(["account.png"])
     assert 6900 < len(note) <= said.NOTE_CHARACTERS

@@ -62,7 +62,9 @@ def test_what_is_printed(folder: Path, first: subprocess.CompletedProcess[str]) 
     assert "2 paired seeds" in " ".join(out.split())
     *_, how, page, _, address = out.strip().splitlines()
     ui = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs"
-    assert re.search(rf" {ui}/[0-9a-f]{{32}}\?workflowType=machine_learning$", page)
+    assert re.search(
+        rf" {ui}/[0-9a-f]{{32}}/artifacts/report\.html\?workflowType=machine_learning$", page
+    )
     assert re.search(rf"^{ui}\?\S+&viewStateShareKey=[0-9a-f]+$", address)
     assert re.search(
         r"-m mlflow ui --backend-store-uri sqlite:\S+mlflow\.db --host 127\.0\.0\.1", how
@@ -97,7 +99,7 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     client, (parent, *_), children = runs_of(folder)
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     plots = {"metric-over-rst.png", "final-metric.png", "time-to-target.png", "account.png"}
-    assert names == {"reference-profile.json", "report.md", "results.json", *plots}
+    assert names == {"reference-profile.json", "report.html", "report.md", "results.json", *plots}
     note = parent.data.tags["mlflow.note.content"]
     assert "| LAWA of the decayed rate |" in note
     assert "paired seeds" in note

@@ -99,7 +99,11 @@ def test_nothing_is_left_beside_a_folder_with_a_strange_name(
     (report,) = folder.glob("mlruns/*/*/artifacts/report.md")
     (line,) = (line for line in done.stdout.splitlines() if " mlflow ui " in line)
     assert line.endswith(" --host 127.0.0.1 --port 5000 --workers 1)")
-    run = re.search(r"^Table, verdict and plots: .*/runs/(\w+)\?", done.stdout, re.MULTILINE)
+    run = re.search(
+        r"^Table, verdict and plots: .*/runs/(\w+)/artifacts/report.html\?",
+        done.stdout,
+        re.MULTILINE,
+    )
     assert run
     port = free_port()
     with subprocess.Popen(

@@ -55,11 +55,8 @@ def page(printed: list[str]) -> Iterator["sync_api.Page"]:
         browser.close()
 
 
-def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(printed, page) -> None:
-    page.goto(printed[-1])
-    for method in NAMES:
-        page.get_by_text(f"Group: {method}", exact=True).wait_for()
-    # The first chart is the comparison itself: the metric of each method, over RST.
+def test_the_saved_view_opens_on_one_wide_chart_over_rst_a_line_a_method(printed, page) -> None:
+    page.goto(next(line for line in printed if "viewStateShareKey=" in line))
     chart = page.locator(".js-plotly-plot").first
     chart.locator("path.js-line").first.wait_for(state="attached")
     chart.get_by_text("rst_seconds").wait_for()
@@ -68,16 +65,35 @@ def test_the_saved_view_opens_on_curves_over_rst_a_line_a_method(printed, page) 
     assert len(drawn) >= len(NAMES)
     # A line has a place for each point, and is no dot.
     assert all(len(re.findall("[ML]", path or "")) + (path or "").count("C") > 1 for path in drawn)
-    headings = page.get_by_text(re.compile(r"^(validation|train|final|work)$"))
-    assert [headings.nth(i).inner_text() for i in range(2)] == ["validation", "train"]
-    assert page.get_by_text("lawa, seed 0", exact=True).count() == 1
+    box = chart.bounding_box()
+    assert box is not None
+    assert box["width"] > 600
+    # The other sections are closed, so no other chart is drawn.
+    assert page.locator(".js-plotly-plot").count() == 1
+
+
+def test_the_printed_address_opens_on_the_verdict_and_the_table(printed, page) -> None:
+    page.goto(opened_address(printed))
+    frame = page.frame_locator("iframe").first
+    frame.locator(".headline").wait_for()
+    assert "Two seeds cannot show a difference" in frame.locator(".headline").inner_text()
+    for method in NAMES:
+        frame.locator("table").first.get_by_text(find(method).title, exact=True).wait_for()
+    place = page.locator("iframe").first.bounding_box()
+    assert place is not None
+    assert place["y"] < 300
+
+
+def opened_address(printed: list[str]) -> str:
+    (address,) = (line.rpartition(" ")[2] for line in printed if line.startswith("Table, verdict"))
+    return address
 
 
 def opened(printed, page) -> str:
     """The page of the comparison, and its address without what is asked of it."""
-    (address,) = (line.rpartition(" ")[2] for line in printed if line.startswith("Table, verdict"))
-    page.goto(address)
-    return address.partition("?")[0]
+    address = opened_address(printed).partition("/artifacts/")[0]
+    page.goto(f"{address}?workflowType=machine_learning")
+    return address
 
 
 def test_the_comparison_has_its_table_verdict_and_plots(printed, page) -> None:
