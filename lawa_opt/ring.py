@@ -18,10 +18,10 @@ from lawa_opt.weights_by_step import UNKNOWN_STEP, Weigh, weighing
 # What a window may be kept in: what torch can turn into float32 and back on any device.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# What a snapshot is kept as: a tensor that changes it needs other slots.
 # The weights of an average, where no others are asked for.
 UNIFORM = weighing("uniform")
 
+# What a snapshot is kept as: a tensor that changes it needs other slots.
 kind_of = operator.attrgetter("dtype", "device", "shape")
 
 
