@@ -1,7 +1,7 @@
 """Lightning on handwritten digits: `python examples/lightning_callback.py`.
 
-The optimizer needs nothing but the wrapper. The callback has validation, and checkpoints made
-after it, see the average.
+The callback is all there is to add: it wraps the optimizers, and has validation, checkpoints and
+the model after the fit hold the average.
 """
 
 import lightning as L
@@ -12,25 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lawa_opt import LAWA
-
-
-class EvaluateAverage(L.Callback):
-    """Have the average in the model from each validation until the next training batch.
-
-    A checkpoint in between holds the average as the model, and the live weights beside the window
-    in the optimizer's state: `trainer.fit(ckpt_path=...)` goes on from those.
-    """
-
-    def on_validation_start(self, trainer, *_):
-        for opt in trainer.optimizers:
-            if isinstance(opt, LAWA) and opt.num_snapshots:
-                opt.eval()
-
-    def on_train_batch_start(self, trainer, *_):
-        for opt in trainer.optimizers:
-            if isinstance(opt, LAWA):
-                opt.train()
+from lawa_opt.lightning import LAWACallback
 
 
 class Digits(L.LightningModule):
@@ -47,7 +29,7 @@ class Digits(L.LightningModule):
         self.log("loss", F.cross_entropy(self.net(x), y), prog_bar=True)
 
     def configure_optimizers(self):
-        opt = LAWA(torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9), k=5)
+        opt = torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LinearLR(opt, 0.1, total_iters=100)
         return {"optimizer": opt, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -63,7 +45,7 @@ def main(folder="lightning_digits", epochs=10, ckpt_path=None, **trainer_options
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        callbacks=[EvaluateAverage(), checkpoints],
+        callbacks=[LAWACallback(k=5), checkpoints],
         **trainer_options,
     )
     model = Digits()

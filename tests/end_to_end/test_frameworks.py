@@ -75,41 +75,19 @@ QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 @lightning_noise
-def test_lightning_evaluates_and_checkpoints_the_average(tmp_path):
+def test_lightning_validates_and_checkpoints_the_average(tmp_path):
     package("lightning")
     module = example("lightning_callback")
-    trainer, model = module["main"](tmp_path / "run", epochs=3, **QUIET)
+    trainer, model = module["main"](tmp_path / "run", epochs=2, **QUIET)
     saved = torch.load(tmp_path / "run" / "epoch=1.ckpt", weights_only=False)
     means = naive_means(saved["optimizer_states"][0])
     for weights, mean in zip(saved["state_dict"].values(), means, strict=True):
         torch.testing.assert_close(weights, mean, rtol=1e-6, atol=1e-7)
-
-    average = module["Digits"]()
-    average.load_state_dict(saved["state_dict"])
     x, y = trainer.val_dataloaders.dataset[:]
-    loss = nn.functional.cross_entropy(average.net(x), y).detach()
+    model.load_state_dict(saved["state_dict"])
+    loss = nn.functional.cross_entropy(model.net(x), y).detach()
     scores = next(c for c in saved["callbacks"].values() if "current_score" in c)
     torch.testing.assert_close(scores["current_score"], loss)
-
-    (opt,) = trainer.optimizers
-    assert opt.swaps, "the last validation has left the average in the model"
-    resumed, _ = module["main"](
-        tmp_path / "run", epochs=3, ckpt_path=tmp_path / "run" / "epoch=1.ckpt", **QUIET
-    )
-    opt.train()
-    resumed.optimizers[0].train()
-    assert_same_training(opt, resumed.optimizers[0])
-
-    class Plain(module["Digits"]):
-        def configure_optimizers(self):
-            base = torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
-            schedule = torch.optim.lr_scheduler.LinearLR(base, 0.1, total_iters=100)
-            return {"optimizer": base, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    module["main"].__globals__["Digits"] = Plain
-    _, plain = module["main"](tmp_path / "plain", epochs=3, **QUIET)
-    for mine, its in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(mine, its)
 
 
 @lightning_noise
