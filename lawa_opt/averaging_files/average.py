@@ -138,8 +138,8 @@ def average_checkpoints(
 
     A file that is given twice, also by a link, counts once. What was taken, in which order and with
     which shares is logged as `lawa_opt`: INFO, and WARNING for files given twice. What is written
-    says of itself which files it was made of, by their SHA-256, and how; `python -m lawa_opt verify`
-    makes it again from those.
+    says of itself which files it was made of, by their SHA-256, and how, and `python -m lawa_opt
+    verify` makes it again from those.
 
     Memory: up to 1.3 times the largest file that is read or written. Nothing that a file holds is
     executed.
