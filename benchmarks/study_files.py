@@ -24,8 +24,8 @@ from lawa_opt import study
 
 WINDOWS = (1, 2, 4, 6, 10)
 TIME = Limit(1.2, "the floor")
-# The longest window, the average, the file being read.
-PEAK = Limit(13)
+# The longest window, the average, files being read, and what the function takes.
+PEAK = Limit(16)
 
 
 def evaluate(state):

@@ -38,7 +38,7 @@ def study(
 
     Each checkpoint is read once. An evaluation that raises is marked in the study, which goes on.
 
-    Memory: as many checkpoints as the longest window reaches back over, and two.
+    Memory: as many checkpoints as the longest window reaches back over, and up to four.
 
     Args:
         inputs: checkpoints, as `average_checkpoints` takes them.
