@@ -149,7 +149,7 @@ def test_the_same_command_does_nothing_again(
     assert again.returncode == 0, again.stderr
     assert "calibrating" not in again.stdout
     table = "RST each"
-    assert again.stdout[again.stdout.index(table) :] == first.stdout[first.stdout.index(table) :]
+    assert again.stdout[again.stdout.rindex(table) :] == first.stdout[first.stdout.rindex(table) :]
     assert len(runs_of(folder)[1]) == before
 
 
