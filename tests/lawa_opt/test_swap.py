@@ -419,7 +419,7 @@ def test_a_block_can_be_entered_once_and_a_function_decorated() -> None:
     model, opt = trained()
     live = weights_of(model)
     block = opt.averaged()
-    with block, pytest.raises(RuntimeError, match="call averaged\\(\\) anew"):
+    with block, pytest.raises(RuntimeError, match="call averaged\\(\\) again"):
         block.__enter__()
     assert same(live, weights_of(model))
 
