@@ -1,4 +1,4 @@
-"""Takes the README's screenshots of MLflow's UI, after a comparison, with its server running.
+"""Takes the pictures of MLflow's UI in docs, after a comparison, with its server running.
 
     python docs/screenshots.py PAGE VIEW
 
@@ -17,10 +17,11 @@ SIZE = {"width": 1400, "height": 860}
 
 
 def comparison(page: Page, address: str) -> None:
-    """The note of the comparison: table and verdict."""
+    """The report: verdict, table and curves."""
     page.goto(address)
-    page.get_by_text("Show more").first.click()
-    page.locator("img[src*='metric-over-rst']").wait_for()
+    page.frame_locator("iframe").first.locator(".headline").wait_for()
+    # The pictures in it come after the text.
+    page.wait_for_timeout(2000)
     page.screenshot(path=IMAGES / "comparison.png")
 
 
@@ -28,7 +29,7 @@ def saved_view(page: Page, address: str) -> None:
     """The saved view: curves over RST, by method."""
     page.goto(address)
     page.locator(".js-plotly-plot path.js-line").first.wait_for(state="attached")
-    # The charts come in one after the other.
+    # The lines come in one after the other.
     page.wait_for_timeout(5000)
     page.screenshot(path=IMAGES / "saved-view.png")
 
@@ -36,7 +37,7 @@ def saved_view(page: Page, address: str) -> None:
 def main() -> None:
     """Take both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", help="of the comparison: table, verdict and plots")
+    parser.add_argument("page", help="of the comparison: verdict, table and plots")
     parser.add_argument("view", help="the saved view: curves over RST")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

@@ -59,9 +59,10 @@ def publish_command(
                 print(f"another process publishes {root}: waiting", file=sys.stderr)
             with Lock(place, math.inf):
                 done = send.follow(root, wait) if follow else send.send(folder, root, wait)
+            there = "" if done.is_new else "nothing new, it has the "
             say(
-                f"Published to the experiment {done.experiment} of {done.store}: {done.runs} runs "
-                f"with {done.points} points."
+                f"Published to the experiment {done.experiment} of {done.store}: {there}"
+                f"{done.runs} runs with {done.points} points."
             )
             for line in review.review_instructions(
                 done.store, done.experiment_id, done.comparisons

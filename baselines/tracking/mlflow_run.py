@@ -39,8 +39,20 @@ class Measured:
     metrics: Mapping[str, float]
 
 
+@dataclass
+class Sent:
+    """How many requests that change MLflow's store were made, whether or not they arrived."""
+
+    count: int = 0
+
+
 class RunInMlflow:
     """A run in MLflow, and what it has already.
+
+    Args:
+        client: by which it is changed.
+        run: as MLflow has it.
+        sent: counts what is sent.
 
     Attributes:
         run_id: MLflow's.
@@ -48,13 +60,14 @@ class RunInMlflow:
         began_milliseconds: since 1970.
     """
 
-    def __init__(self, client: mlflow.MlflowClient, run: MlflowRun) -> None:
+    def __init__(self, client: mlflow.MlflowClient, run: MlflowRun, sent: Sent) -> None:
         self.run_id: str = run.info.run_id
         self.status: str = run.info.status
         self.began_milliseconds: int = run.info.start_time
         self._experiment_id: str = run.info.experiment_id
         self._artifacts_address: str = run.info.artifact_uri
         self._client = client
+        self._sent = sent
         self._parameters = set(run.data.params)
         self._tags = dict(run.data.tags)
         # Metrics that were there when the run was found, whose steps are asked for when needed.
@@ -63,12 +76,17 @@ class RunInMlflow:
         self._files: set[str] | None = None
         self._has_model = False
 
+    def _sending(self) -> mlflow.MlflowClient:
+        """Return the client for a request that changes the store, which counts."""
+        self._sent.count += 1
+        return self._client
+
     def log_parameters(self, parameters: Mapping[str, str]) -> None:
         """Log those that the run has not: MLflow refuses another value for one it has."""
         new = [Param(name, hide(value)) for name, value in parameters.items()]
         new = [parameter for parameter in new if parameter.key not in self._parameters]
         for portion in _portions(new, PARAMETERS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=portion)
+            self._sending().log_batch(self.run_id, params=portion)
         self._parameters |= parameters.keys()
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
@@ -76,7 +94,7 @@ class RunInMlflow:
         tags = {name: hide(value) for name, value in tags.items()}
         new = [RunTag(name, value) for name, value in tags.items() if self._tags.get(name) != value]
         for portion in _portions(new, TAGS_AT_ONCE):
-            self._client.log_batch(self.run_id, tags=portion)
+            self._sending().log_batch(self.run_id, tags=portion)
         self._tags |= tags
 
     def has_tag(self, name: str, value: str) -> bool:
@@ -103,7 +121,7 @@ class RunInMlflow:
             if each.step not in self._steps_of(name)
         ]
         for portion in _portions(new, METRICS_AT_ONCE):
-            self._client.log_batch(self.run_id, metrics=portion)
+            self._sending().log_batch(self.run_id, metrics=portion)
             for metric in portion:
                 self._steps[metric.key].add(metric.step)
 
@@ -131,7 +149,7 @@ class RunInMlflow:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.write_bytes(content)
-            self._client.log_artifact(self.run_id, str(path))
+            self._sending().log_artifact(self.run_id, str(path))
         if self._files is not None:
             self._files.add(name)
 
@@ -145,19 +163,19 @@ class RunInMlflow:
         if not any(model.status == "READY" for model in found):
             require_home(self._artifacts_address)
             # One that was left unfinished is gone on with.
-            made = next(iter(found), None) or self._client.create_logged_model(
+            made = next(iter(found), None) or self._sending().create_logged_model(
                 self._experiment_id, name=name, source_run_id=self.run_id, model_type="pytorch"
             )
             with describe(folder) as described:
-                self._client.log_model_artifacts(made.model_id, str(described))
-            self._client.finalize_logged_model(made.model_id, "READY")
-            self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
+                self._sending().log_model_artifacts(made.model_id, str(described))
+            self._sending().finalize_logged_model(made.model_id, "READY")
+            self._sending().log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
         self._has_model = True
 
     def go_on(self) -> None:
         """Mark the run RUNNING, unless it has ended well."""
         if self.status not in ("RUNNING", "FINISHED"):
-            self._client.update_run(self.run_id, status="RUNNING")
+            self._sending().update_run(self.run_id, status="RUNNING")
             self.status = "RUNNING"
 
     def end(self, status: str, time_milliseconds: int, failure: str | None = None) -> None:
@@ -168,10 +186,10 @@ class RunInMlflow:
             self.log_tags({FAILURE_TAG: failure, MLFLOW_RUN_NOTE: f"**Failed**: {failure}"})
         elif status == "FINISHED" and FAILURE_TAG in self._tags:
             for name in (FAILURE_TAG, MLFLOW_RUN_NOTE):
-                self._client.delete_tag(self.run_id, name)
+                self._sending().delete_tag(self.run_id, name)
                 del self._tags[name]
         if self.status != status:
-            self._client.set_terminated(self.run_id, status, end_time=time_milliseconds)
+            self._sending().set_terminated(self.run_id, status, end_time=time_milliseconds)
             self.status = status
 
 

@@ -24,7 +24,7 @@ from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.store import Kept, folders_of
 from baselines.tracking import said, saved_view
-from baselines.tracking.mlflow_run import Measured, RunInMlflow
+from baselines.tracking.mlflow_run import Measured, RunInMlflow, Sent
 from baselines.tracking.mlflow_store import (
     COMMAND,
     NeedsUserError,
@@ -33,15 +33,12 @@ from baselines.tracking.mlflow_store import (
     experiment_in_words,
 )
 from baselines.tracking.publish_run import RunEvents
+from baselines.tracking.saved_view import COMPARISON_TAG, PARENT, RUN_TAG
 from baselines.training.events import fold, methods_in
 from timing.secrets import hide
 
 _T = TypeVar("_T")
 
-# Tags by which runs are found again.
-COMPARISON_TAG, RUN_TAG = saved_view.COMPARISON_TAG, "lawa_opt.run"
-# The run of the comparison itself, the parent of all others.
-PARENT = "comparison"
 # Of the report that the parent has.
 REPORT_TAG = "lawa_opt.report_sha256"
 # What a server answers to what it does not take, while it may take the rest.
@@ -59,6 +56,7 @@ class Published:
         comparisons: MLflow's ids of their runs, by their keys.
         runs: that MLflow has of them.
         points: that those have.
+        is_new: whether anything of it was sent now.
         refusals: why runs were refused, in a line each.
     """
 
@@ -68,6 +66,7 @@ class Published:
     comparisons: dict[str, str] = field(default_factory=dict)
     runs: int = 0
     points: int = 0
+    is_new: bool = False
     refusals: list[str] = field(default_factory=list)
 
 
@@ -76,10 +75,11 @@ class Publisher:
 
     Args:
         folder: of a command's comparisons, or of one of them.
+        sent: counts what is sent, also by one before that did not end well.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, sent: Sent) -> None:
+        self._folder, self._sent = folder, sent
         self._store = mlflow.get_tracking_uri()
         self._client: mlflow.MlflowClient | None = None
         self._experiment_id = ""
@@ -110,6 +110,7 @@ class Publisher:
         done = Published(experiment_in_words(), hide(self._store), self._experiment_id)
         for folder in folders:
             self._publish(Kept.read(folder), done, is_running=is_running)
+        done.is_new = self._sent.count > 0
         return done
 
     def running(self) -> list[str]:
@@ -183,8 +184,9 @@ class Publisher:
         assert self._client is not None
         key, name = kept.manifest.id, said.name_of(kept.plan)
         began = parent.began_milliseconds
-        view, state = saved_view.experiment_tag(kept.plan, key, name, parent.run_id, began, y_range)
+        view, state = saved_view.experiment_tag(kept.plan, key, name, began, y_range)
         if self._client.get_experiment(self._experiment_id).tags.get(view) != state:
+            self._sent.count += 1
             self._client.set_experiment_tag(self._experiment_id, view, state)
 
     def _describe(self, parent: RunInMlflow, kept: Kept) -> None:
@@ -244,7 +246,7 @@ class Publisher:
         )
         for each in found:
             if each.info.lifecycle_stage == "active":
-                return RunInMlflow(self._client, each)
+                return RunInMlflow(self._client, each, self._sent)
         if found:
             # Made again, it would be there twice once this one is restored.
             deleted = found[0].info
@@ -261,10 +263,9 @@ class Publisher:
         tags = {COMPARISON_TAG: key, RUN_TAG: run}
         if parent:
             tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
-        made = self._client.create_run(
-            self._experiment_id, start_time=began, run_name=name, tags=tags
-        )
-        return RunInMlflow(self._client, made)
+        self._sent.count += 1
+        made = self._client.create_run(self._experiment_id, began, tags, name)
+        return RunInMlflow(self._client, made, self._sent)
 
 
 def _quoted(text: str) -> str:

@@ -19,9 +19,11 @@ from baselines.experiment.plan import Plan
 TAG = "mlflow.sharedViewState."
 X_AXIS = "rst_seconds"
 METRIC = "validation/metric"
-# The tag by which the runs of a comparison are found.
-COMPARISON_TAG = "lawa_opt.comparison"
-SECTION = "loss over RST"
+# Tags by which the runs of a comparison are found again.
+COMPARISON_TAG, RUN_TAG = "lawa_opt.comparison", "lawa_opt.run"
+# The run of the comparison itself, the parent of all others.
+PARENT = "comparison"
+SECTION_ID = "lawa-opt-curves"
 CHART_HEIGHT = 360
 # A metric's section is all before its last slash.
 OTHER_SECTIONS = ("validation", "final", "train", "work")
@@ -45,7 +47,6 @@ def experiment_tag(
     plan: Plan,
     comparison: str,
     name: str,
-    parent_run_id: str,
     created_milliseconds: int,
     y_range: tuple[float, float] | None,
 ) -> tuple[str, str]:
@@ -55,7 +56,6 @@ def experiment_tag(
         plan: of the comparison.
         comparison: the key of the comparison.
         name: of the view.
-        parent_run_id: of the run of the comparison, which has no curves and is hidden.
         created_milliseconds: since 1970.
         y_range: of the metric, where it matters; None before that is known.
     """
@@ -63,7 +63,7 @@ def experiment_tag(
         "name": name,
         "createdAt": created_milliseconds,
         "updatedAt": created_milliseconds,
-        "state": _encoded(_state(plan, comparison, parent_run_id, y_range)),
+        "state": _encoded(_state(plan, comparison, y_range)),
     }
     return TAG + view_key(comparison), json.dumps(view)
 
@@ -72,14 +72,14 @@ def _encoded(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
-def _state(
-    plan: Plan, comparison: str, parent_run_id: str, y_range: tuple[float, float] | None
-) -> dict[str, Any]:
+def _state(plan: Plan, comparison: str, y_range: tuple[float, float] | None) -> dict[str, Any]:
     by_method = {"mode": "param", "groupByData": "method"}
     judged = "final/test" if plan.read_test else "final/metric"
     columns = ["params.`method`", "params.`seed`", f"metrics.`{judged}`", "metrics.`final/metric`"]
     return {
-        "searchFilter": f"tags.`{COMPARISON_TAG}` = '{comparison}'",
+        # The parent has no curves, and would be a group of its own.
+        "searchFilter": f"tags.`{COMPARISON_TAG}` = '{comparison}' "
+        f"AND tags.`{RUN_TAG}` != '{PARENT}'",
         "orderByKey": f"metrics.`{judged}`",
         "orderByAsc": True,
         "selectedColumns": list(dict.fromkeys([*columns, f"metrics.`{X_AXIS}`"])),
@@ -90,13 +90,16 @@ def _state(
         "runListHidden": True,
         # The first ten lines, by default.
         "runsHiddenMode": "SHOW_ALL",
-        "runsHidden": [parent_run_id],
-        "runsVisibilityMap": {parent_run_id: False},
         "compareRunCharts": [_chart(plan, y_range)],
         # The UI makes a chart of every other metric, in sections of their own, which are closed.
         "compareRunSections": [
-            _section(SECTION, is_open=True) | {"columns": 1, "cardHeight": CHART_HEIGHT},
-            *(_section(name, is_open=False) for name in OTHER_SECTIONS),
+            {
+                # Of the chart itself the UI shows the name of the metric.
+                **_section(SECTION_ID, _title(plan), is_open=True),
+                "columns": 1,
+                "cardHeight": CHART_HEIGHT,
+            },
+            *(_section(f"lawa-opt-{name}", name, is_open=False) for name in OTHER_SECTIONS),
         ],
         "isAccordionReordered": True,
         "globalLineChartConfig": {
@@ -107,9 +110,14 @@ def _state(
     }
 
 
-def _section(name: str, *, is_open: bool) -> dict[str, Any]:
+def _title(plan: Plan) -> str:
+    # The UI cuts a name that is longer than about 40 letters.
+    return f"validation {plan.workload.metric} over RST"
+
+
+def _section(uuid: str, name: str, *, is_open: bool) -> dict[str, Any]:
     return {
-        "uuid": f"lawa-opt-{name}",
+        "uuid": uuid,
         "name": name,
         "display": is_open,
         "isReordered": True,
@@ -124,15 +132,15 @@ def _chart(plan: Plan, y_range: tuple[float, float] | None) -> dict[str, Any]:
     begin, end = FIRST_SHOWN * plan.budget.seconds, plan.budget.seconds
     x_range = {"xMin": begin, "xMax": end} if y_range else {"xMin": None, "xMax": None}
     return {
-        "uuid": "lawa-opt-curves",
+        "uuid": "lawa-opt-chart",
         "type": "LINE",
-        "metricSectionId": f"lawa-opt-{SECTION}",
+        "metricSectionId": SECTION_ID,
         "isGenerated": False,
         "deleted": False,
         "runsCountToCompare": 100,
         "metricKey": METRIC,
         "selectedMetricKeys": [METRIC],
-        "displayName": f"{plan.workload.name}: validation {plan.workload.metric} over RST",
+        "displayName": _title(plan),
         "xAxisKey": "metric",
         "selectedXAxisMetricKey": X_AXIS,
         "useGlobalXaxisKey": False,

@@ -14,6 +14,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from baselines.experiment.lock import is_locked
 from baselines.experiment.manifest import FolderError
+from baselines.tracking.mlflow_run import Sent
 from baselines.tracking.mlflow_store import NeedsUserError
 from baselines.tracking.publish import Published, Publisher, in_a_line
 
@@ -33,10 +34,10 @@ def send(folder: Path, root: Path, wait_seconds: float) -> Published:
         FolderError: it holds no comparison, or a damaged one.
         NotPublishedError: MLflow has not taken it within `wait_seconds`, or needs a person's help.
     """
-    deadline = time.monotonic() + wait_seconds
+    deadline, sent = time.monotonic() + wait_seconds, Sent()
     while True:
         try:
-            return Publisher(folder).publish(is_running=is_locked(root))
+            return Publisher(folder, sent).publish(is_running=is_locked(root))
         except FolderError:
             raise
         # Whatever goes wrong between here and a server of any kind is tried again.
@@ -55,7 +56,8 @@ def follow(root: Path, wait_seconds: float) -> Published:
             input, or needs a person's help.
     """
     os.nice(NICENESS)
-    publisher, system = Publisher(root), _SystemMetrics()
+    sent, system = Sent(), _SystemMetrics()
+    publisher = Publisher(root, sent)
     latest: set[tuple[str, int, int]] | None = None
     has_ended, deadline = False, math.inf
     while True:
@@ -65,7 +67,7 @@ def follow(root: Path, wait_seconds: float) -> Published:
                 published = publisher.publish(is_running=not has_ended)
                 latest = there
                 if has_ended and publisher.has_lost_runs():
-                    publisher = Publisher(root)
+                    publisher = Publisher(root, sent)
                     published = publisher.publish(is_running=False)
                 if has_ended:
                     return published
@@ -78,7 +80,7 @@ def follow(root: Path, wait_seconds: float) -> Published:
             if has_ended and (needs_user or time.monotonic() > deadline):
                 raise NotPublishedError(in_a_line(error)) from error
             # What is there may be other than what was seen.
-            publisher, latest = Publisher(root), None
+            publisher, latest = Publisher(root, sent), None
             system.watch([])
         if has_ended:
             time.sleep(SECONDS_BETWEEN_LOOKS)

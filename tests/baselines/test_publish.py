@@ -23,6 +23,7 @@ from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.plan import Trial, tasks
 from baselines.experiment.store import Kept, budget_folder, task_folder
 from baselines.tracking import said, saved_view
+from baselines.tracking.mlflow_run import Sent
 from baselines.tracking.publish import Published, Publisher
 from baselines.tracking.review import review_instructions
 from baselines.training.events import (
@@ -63,7 +64,7 @@ SMALL = {name: by_seed[:2] for name, by_seed in CURVES.items() if name != "decay
 
 
 def publish(folder: Path, *, is_running: bool = False) -> Published:
-    return Publisher(folder).publish(is_running=is_running)
+    return Publisher(folder, Sent()).publish(is_running=is_running)
 
 
 def key_of(root: Path) -> str:
@@ -81,7 +82,7 @@ def test_a_comparison_that_is_over_has_its_report_and_publishing_it_again_change
     made = comparison(CURVES)
     root = kept(made, tmp_path / "root")
     done = publish(root)
-    assert (done.runs, done.points, done.refusals) == (9, 36, [])
+    assert (done.runs, done.points, done.is_new, done.refusals) == (9, 36, True, [])
     found = runs_of(client, key=key_of(root))
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert len(found) == 10
@@ -112,7 +113,7 @@ def test_a_comparison_that_is_over_has_its_report_and_publishing_it_again_change
     # From here, and as from another machine.
     for folder in (root, root / "4s", Path(shutil.copytree(root, tmp_path / "brought"))):
         time.sleep(0.01)
-        assert publish(folder) == done
+        assert publish(folder) == dataclasses.replace(done, is_new=False)
         assert everything(client, key_of(root)) == before
     assert client.get_experiment(done.experiment_id).tags == experiment.tags
 
@@ -140,7 +141,7 @@ def test_a_file_with_a_quote_in_its_name_is_found_again_and_with_two_kinds_refus
         first, again = publish(root), publish(root)
         found = runs_of(client, key=key_of(root))
         assert found.keys() == {"comparison", *(() if refused else (f"{file}/0/4s",))}
-        assert first == again
+        assert dataclasses.replace(first, is_new=False) == again
         assert [": give the file a name without" in each for each in first.refusals] == [
             True for _ in range(refused)
         ]
@@ -440,7 +441,7 @@ def test_the_saved_view_is_one_wide_chart_of_where_methods_are_told_apart() -> N
     low, high = said.range_of(made)
     # From 1 s on, of the means; and a twentieth beside.
     assert (low, high) == pytest.approx((1.0833 - 0.1475, 4.0333 + 0.1475), abs=1e-3)
-    _, value = saved_view.experiment_tag(made.plan, "a key", "a name", "parent", 7, (low, high))
+    _, value = saved_view.experiment_tag(made.plan, "a key", "a name", 7, (low, high))
     state = json.loads(zlib.decompress(base64.b64decode(json.loads(value)["state"][8:])))
     (chart,) = state["compareRunCharts"]
     assert chart["range"] == {"xMin": 0.8, "xMax": 4.0, "yMin": low, "yMax": high}
@@ -448,6 +449,7 @@ def test_the_saved_view_is_one_wide_chart_of_where_methods_are_told_apart() -> N
     first, *others = state["compareRunSections"]
     assert chart["metricSectionId"] == first["uuid"]
     assert (first["columns"], first["display"]) == (1, True)
+    assert first["name"] == f"validation {made.plan.workload.metric} over RST"
     assert not any(section["display"] for section in others)
     assert state["groupsExpanded"] == {f"param.method.{name}": False for name in CURVES}
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`final/test`", True)

@@ -60,6 +60,10 @@ def test_the_saved_view_opens_on_one_wide_chart_over_rst_a_line_a_method(printed
     chart = page.locator(".js-plotly-plot").first
     chart.locator("path.js-line").first.wait_for(state="attached")
     chart.get_by_text("rst_seconds").wait_for()
+    page.get_by_text("validation nats per image over RST").first.wait_for()
+    # The parent has no curve, and no name beside the methods'.
+    legend = page.get_by_text("(validation/metric)")
+    assert {each.split()[0] for each in legend.all_inner_texts()} == {*NAMES}
     lines = chart.locator("path.js-line")
     drawn = {lines.nth(i).get_attribute("d") for i in range(lines.count())}
     assert len(drawn) >= len(NAMES)
@@ -103,7 +107,7 @@ def test_the_comparison_has_its_table_verdict_and_plots(printed, page) -> None:
     for method in NAMES:
         cell = table.get_by_text(find(method).title, exact=True)
         cell.first.wait_for()
-    claim = re.compile("LAWA of the constant rate .*constant rate.* over 2 paired seeds")
+    claim = re.compile("LAWA of the constant rate ends at .* over 2 paired seeds")
     page.get_by_text(claim).first.wait_for()
     for name in ("metric-over-rst", "final-metric", "time-to-target", "account"):
         image = page.locator(f"img[src*='{name}.png']")
