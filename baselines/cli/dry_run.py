@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from rich.table import Table
 
+from baselines.cli.duration import calibration_seconds
 from baselines.cli.memory import (
     Memory,
     available_bytes,
@@ -32,8 +33,6 @@ from baselines.methods.recipes import RecipePart
 from baselines.workloads.base import WorkloadError
 from baselines.workloads.check import errors
 from timing import Account, Profile, limits
-from timing.calibration.measure import MIN_PASSES, WARM_UP_STEPS
-from timing.calibration.warnings import LEAST_PROCESSES
 from timing.tracebacks import is_lack_of_memory, message_of
 
 LEAST_TIMED_STEPS = 3
@@ -82,6 +81,8 @@ def estimate(
         WorkloadError: one step does not fit into memory.
         MethodError: a method cannot be made, or does not say how an operation is measured.
     """
+    # Before anything else takes time: it counts how long a process takes to start.
+    calibration = 0.0 if profile else calibration_seconds(plan)
     workload = plan.workload
     groups = [[plan.method(name) for name in group] for group in methods_by_training(plan)]
     available = available_bytes()
@@ -136,9 +137,6 @@ def estimate(
     training_seconds += len(plan.seeds) * math.fsum(map(training_seconds_of, final))
     rounds = plan.trials + len(plan.seeds)
     training_seconds += readings * rounds * evaluation_seconds
-    passes = LEAST_PROCESSES * (WARM_UP_STEPS + 2 * MIN_PASSES)
-    all_steps = math.fsum(each.step_seconds for each in tried.values())
-    calibration = 0.0 if profile else passes * (all_steps + evaluation_seconds / 40)
     return Estimate(
         memory=memory,
         step_seconds=max(each.step_seconds for each in tried.values()),

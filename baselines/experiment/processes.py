@@ -41,7 +41,6 @@ class Processes:
         # What forks has imported and done nothing else: no thread of it and no GPU is in use.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_IMPORTED_ONCE)
-        self._logs = tempfile.TemporaryDirectory(prefix="lawa-opt-")
         self._jobs: list[_ProcessJob] = []
 
     def submit(self, work: Work, folder: str, index: int, files: dict[str, str], /) -> Job:
@@ -53,6 +52,8 @@ class Processes:
         return self._jobs[-1]
 
     def __enter__(self) -> Processes:
+        # Not before: a dry run makes an engine that it never enters.
+        self._logs = tempfile.TemporaryDirectory(prefix="lawa-opt-")
         return self
 
     def __exit__(self, *exception: object) -> None:
