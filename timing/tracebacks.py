@@ -77,16 +77,22 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "allocate" in message_of(error)
 
 
-def write_down(error: BaseException) -> str:
-    """Write a traceback to a temporary file that others cannot read, and return where it is."""
+def write_down(error: BaseException, folder: Path | None = None) -> str:
+    """Write a traceback to a file that others cannot read, and return where it is.
+
+    Args:
+        error: that was caught.
+        folder: where the file is written; without one, among the temporary files.
+    """
     text = hide("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(
             "w",
             encoding="utf-8",
             errors="backslashreplace",
-            prefix="lawa-opt-",
+            prefix="traceback-" if folder else "lawa-opt-",
             suffix=".txt",
+            dir=folder,
             delete=False,
         ) as file:
             file.write(text)

@@ -134,6 +134,7 @@ def run_training(
             checkpoints=checkpoints,
             read_test=plan.read_test,
             on_end=export,
+            folder=folder,
         )
         tell(ending_of(result, task.seed))
     if result.error is None and checkpoints and folder:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     read_test: bool = True,
     on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
+    folder: Path | None = None,
 ) -> TrainingResult:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
@@ -80,6 +82,7 @@ def train(
         read_test: whether the test part is read at the end of each run. That is for the report, and
             no policy charges it.
         on_end: told of each method's model in the weights that it reports, and of training inputs.
+        folder: where the traceback of an error is written.
 
     Returns:
         A run for each method. Where the loss or the metric is no finite number any more, it ends at
@@ -114,7 +117,7 @@ def train(
             raise
         error = tracebacks.in_one_line(raised)
         if not tracebacks.place_of(raised):
-            error = f"{error}; {tracebacks.write_down(raised)}"
+            error = f"{error}; {tracebacks.write_down(raised, folder)}"
         for run in training.active:
             run.error = f"at step {training.step}: {error}"
     return training.result(error)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import operator
 import os
 import random
 import re
@@ -316,6 +317,18 @@ def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: 
     again = carried_out(dataclasses.replace(SMALL, workload=workload), tmp_path)
     assert results(again) == results(compare(SMALL, PROFILE))
     assert next(calls) < 30
+
+
+def test_the_traceback_of_a_library_lies_beside_the_events(tmp_path: Path) -> None:
+    # It raises a TypeError, in no line of anybody's file.
+    workload = dataclasses.replace(ONE.workload, loss=operator.truediv)
+    done = carried_out(dataclasses.replace(ONE, workload=workload), tmp_path)
+    (events,) = tmp_path.glob("**/events.jsonl")
+    (written,) = events.parent.glob("traceback-*.txt")
+    assert "TypeError: unsupported operand" in written.read_text()
+    assert written.stat().st_mode & 0o077 == 0
+    for run in done.runs:
+        assert str(run.failure).endswith(f"; its traceback is in {written}")
 
 
 def test_a_loss_that_is_no_number_stands(tmp_path: Path) -> None:
