@@ -102,7 +102,7 @@ def _sentences(report: Report) -> str:
     if not report.sentences:
         return ""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.sentences)
-    return f"<h2>What the intervals bear</h2><ul>{items}</ul>"
+    return f"<h2>What the intervals show</h2><ul>{items}</ul>"
 
 
 def _table(table: Table, *, titled: bool = True) -> str:

@@ -38,7 +38,7 @@ class Report:
         title: workload, budget and seeds.
         headline: at most three sentences.
         tables: the results.
-        sentences: what the intervals bear of each pair of methods.
+        sentences: what the intervals show of each pair of methods.
         details: further tables.
         conditions: under which all of it holds.
     """

@@ -97,7 +97,7 @@ def compare_command(
         int,
         typer.Option(
             help="Settings tried for each method before, on the validation part and with a seed of "
-            "their own: the peak rate, and what is the method's own. 0: one rate for all."
+            "their own: the peak rate, and its settings. 0: one rate for all."
         ),
     ] = 0,
     threads: ThreadsOption = 1,

@@ -54,8 +54,8 @@ PolicyOption = Annotated[
 FolderOption = Annotated[
     Path,
     typer.Option(
-        help="Where comparisons are kept. The same command goes on with its own if it was cut "
-        "off, and repeats nothing that has ended."
+        help="Where comparisons are kept. The same command resumes its own if it was cut off, "
+        "and repeats nothing that has ended."
     ),
 ]
 JobsOption = Annotated[
