@@ -125,7 +125,7 @@ def test_a_folder_that_was_moved_records_where_it_is_now(home: Path, sent: list)
         assert len(runs) == len(METHODS) + 1
         assert all(history(client, runs[name]) == points for name, points in kept.items())
         (parent,) = runs.keys() - kept.keys()
-        assert f"/runs/{runs[parent].info.run_id}?" in done.stdout
+        assert f"/runs/{runs[parent].info.run_id}/artifacts/" in done.stdout
         assert f"sqlite:///{moved}/mlflow.db" in done.stdout
         # MLflow's own paths do not move, and that is said.
         (line,) = (line for line in done.stdout.splitlines() if "refusal(s) by MLflow" in line)
