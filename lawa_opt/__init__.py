@@ -2,6 +2,7 @@
 
 from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.find import CheckpointError
+from lawa_opt.averaging_files.verify import verify_average
 from lawa_opt.optimizer import LAWA
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.studying.live import WindowStudy
@@ -20,4 +21,5 @@ __all__ = [
     "__version__",
     "average_checkpoints",
     "study",
+    "verify_average",
 ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lawa_opt.averaging_files.find import CheckpointError, fingerprint, reading
-from lawa_opt.averaging_files.plain_data import PLAIN
+from lawa_opt.averaging_files.plain_data import PLAIN, configs_among
 from lawa_opt.averaging_files.steps import steps_in
 
 # Under this name an average says what it was made of: in safetensors' metadata, beside a nested
@@ -69,22 +69,36 @@ def provenance_in(file: Path) -> tuple[str | None, bool]:
 
 def torch_load(file: Path) -> Any:
     """Return what `torch.save` wrote, mapped. Nothing that a file holds is executed."""
-    with torch.serialization.safe_globals(PLAIN):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            # Its text advises to load the file without any check.
-            try:
-                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-            except pickle.UnpicklingError:
-                unsafe = []
+    try:
+        return _mapped(file, PLAIN)
+    except pickle.UnpicklingError as error:
+        # Its text advises to load the file without any check.
+        unsafe = _other_classes(file, PLAIN)
+        if configs := configs_among(unsafe):
+            unsafe = _other_classes(file, [*PLAIN, *configs])
             if not unsafe:
-                said = "it is damaged, or not pickled as torch.save does: torch.save it again"
-                raise ValueError(said) from error
-            raise ValueError(
-                f"it holds {', '.join(unsafe)}, which is no plain data, and nothing of a file is "
-                "executed: load it where it was made, and torch.save its state dict alone"
-            ) from error
+                return _mapped(file, [*PLAIN, *configs])
+        if not unsafe:
+            said = "it is damaged, or not pickled as torch.save does: torch.save it again"
+            raise ValueError(said) from error
+        raise ValueError(
+            f"it holds {', '.join(unsafe)}, which is no plain data, and nothing of a file is "
+            "executed: load it where it was made, and torch.save its state dict alone"
+        ) from error
+
+
+def _mapped(file: Path, classes: list[Any]) -> Any:
+    with torch.serialization.safe_globals(classes):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _other_classes(file: Path, classes: list[Any]) -> list[str]:
+    """Return the names of the classes in a file beside these and torch's own."""
+    with torch.serialization.safe_globals(classes):
+        try:
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        except pickle.UnpicklingError:
+            return []
 
 
 def record_sizes(file: Path) -> Counter[int]:

@@ -10,6 +10,9 @@ import argparse
 import os
 import pathlib
 import re
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -73,3 +76,18 @@ PLAIN: list[Any] = [
     (_Dtype, "numpy.dtype"),
     (_no_bytes, "builtins.bytes"),  # what torch's pickles have for bytes of no length
 ]
+
+
+def configs_among(names: Iterable[str]) -> list[Any]:
+    """Return the classes of OmegaConf's configs, if a file names one and OmegaConf is installed.
+
+    They are its own: what they hold is data, and is resolved only when somebody asks for it.
+    """
+    if find_spec("omegaconf") is None or not any(name.startswith("omegaconf.") for name in names):
+        return []
+    from omegaconf import DictConfig, ListConfig, base, nodes
+
+    kinds = ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")
+    held = [getattr(nodes, f"{kind}Node") for kind in kinds]
+    plain = [Any, bool, bytes, defaultdict, dict, float, int, list, str]
+    return [DictConfig, ListConfig, base.ContainerMetadata, base.Metadata, *held, *plain]

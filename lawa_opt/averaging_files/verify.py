@@ -40,7 +40,7 @@ class Verified:
         sources = f"{len(made.sources)} source(s) that it names, weights {made.weights}"
         if not self.differences:
             return f"{self.out} is, bit for bit, the average of the {sources}"
-        return "\\n".join((f"{self.out} is NOT the average of the {sources}:", *self.differences))
+        return "\n".join((f"{self.out} is NOT the average of the {sources}:", *self.differences))
 
 
 def verify_average(

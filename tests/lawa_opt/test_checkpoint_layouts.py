@@ -1,6 +1,7 @@
 """The layouts of checkpoints that other libraries write."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import zipfile
@@ -91,6 +92,12 @@ def test_adapters_are_averaged_with_a_word_on_what_that_is(capsys):
 
 # Plain data beside the tensors
 
+
+@dataclasses.dataclass
+class Settings:
+    lr: float = 0.1
+
+
 PLAIN = {
     "args": argparse.Namespace(lr=0.1, out=pathlib.Path("a/b"), nested=argparse.Namespace(x=[1])),
     "path": pathlib.Path("/x"),
@@ -110,6 +117,28 @@ PLAIN = {
     "words": numpy.array(["a", "bé"]),
     "version": 3,
 }
+
+
+def test_configs_of_omegaconf_are_read_and_kept_as_they_are():
+    omegaconf = pytest.importorskip("omegaconf", reason="omegaconf is not installed")
+    config = omegaconf.OmegaConf.create(
+        {"lr": 0.1, "list": [1, {"b": None, "c": True}], "again": "${lr}", "must": "???"}
+    )
+    for number in (1, 2):
+        save({"model": STATE, "config": config}, f"step-{number}.pt")
+    assert main(["average", ".", "--key", "model", "--out", "o.pt"]) == 0
+    kept = torch.load("o.pt", weights_only=False)["config"]
+    assert kept == config
+    assert kept.again == 0.1
+
+
+def test_a_config_of_a_class_of_somebodys_own_is_refused_by_its_name(capsys):
+    omegaconf = pytest.importorskip("omegaconf", reason="omegaconf is not installed")
+    save({"model": STATE, "config": omegaconf.OmegaConf.structured(Settings)}, "e.pt")
+    assert main(["average", "e.pt", "--key", "model", "--out", "o.pt"]) == 1
+    said = capsys.readouterr().err
+    assert f"{__name__}.Settings, which is no plain data" in " ".join(said.split())
+    assert "omegaconf" not in said
 
 
 def test_plain_data_is_read_and_kept_from_the_newest(capsys):
