@@ -56,7 +56,7 @@ def wikitext() -> Path:
 @pytest.fixture(autouse=True)
 def _signals_are_handled_as_before() -> Iterator[None]:
     """Whatever a test does, the next one is interrupted as this one was."""
-    numbers = (signal.SIGINT,)
+    numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
     after = [signal.getsignal(number) for number in numbers]

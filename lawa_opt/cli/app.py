@@ -63,7 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         fault of lawa-opt, 130 when interrupted.
     """
     # As an exception, so that the temporary file is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _run_and_flush(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _run_and_flush(arguments: list[str] | None) -> int:
     logging.getLogger("lawa_opt").addHandler(logging.NullHandler())  # the summary has it all
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that a locale cannot write

@@ -54,9 +54,24 @@ def study(
         str, typer.Option(help="number: by step; given: as given, oldest first.")
     ] = "number",
     key: Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")] = "",
+    strip_prefix: Annotated[
+        list[str] | None, typer.Option(help="What names lose, as module.; may be given again.")
+    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
+    from_step: Annotated[
+        int | None, typer.Option("--from", min=0, help="None of before this step.")
+    ] = None,
+    to_step: Annotated[
+        int | None, typer.Option("--to", min=0, help="None of after this step.")
+    ] = None,
+    at_least: Annotated[
+        int | None,
+        typer.Option(min=1, help="Leave out what is fewer steps before the next one that counts."),
+    ] = None,
 ) -> None:
     """Find out which window over checkpoints would have been best, and the steps it saves."""
     made = (0, 0)
+    stripped = tuple(strip_prefix or ())
     console = Console(stderr=True)
     bar = (TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as shown:
@@ -80,7 +95,7 @@ def study(
                 target=target,
                 out=out,
                 jobs=jobs,
-                selection=Selection(order=order, key=key),
+                selection=Selection(order, key, stripped, last, from_step, to_step, at_least),
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -528,7 +528,6 @@ def test_an_interrupted_command_leaves_nothing(
         average_checkpoints(*args, progress=interrupt, **options)
 
     monkeypatch.setattr("lawa_opt.cli.average.average_checkpoints", interrupted)
-    handler = signal.getsignal(signal.SIGTERM)
     # A shell that starts the tests in the background has them ignore it.
     interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -536,7 +535,6 @@ def test_an_interrupted_command_leaves_nothing(
     except SystemExit as end:
         code = end.code
     finally:
-        signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, interrupts)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert len(seen) == len(before) + 1  # it was interrupted while a temporary file was there
@@ -647,14 +645,6 @@ def test_progress_counts_the_bytes_of_one_checkpoint(tmp_path, small_tiles):
 # The command and its extra
 
 
-@pytest.fixture
-def restore_sigterm():
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.mark.usefixtures("restore_sigterm")
 def test_the_command_does_what_the_function_does(tmp_path, capsys):
     nested = [{"state_dict": {"model": state}} for state in run(0, k=5)]
     paths = save_run(nested, tmp_path, "pt")
@@ -679,7 +669,6 @@ def test_the_command_does_what_the_function_does(tmp_path, capsys):
     assert "--last" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("restore_sigterm")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

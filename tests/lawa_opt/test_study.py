@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -317,16 +316,33 @@ def interrupted(state):
 
 
 @pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     Path("ev.py").write_text(MODULE)
     torch.manual_seed(0)
     for step in (100, 250, 300):
         torch.save(torch.nn.Linear(3, 2).state_dict(), f"run/model_step_{step}.pt")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("--last 2", ["250", "300"]),
+        ("--from 200", ["250", "300"]),
+        ("--to 250", ["100", "250"]),
+        ("--at-least 100", ["100", "300"]),
+    ],
+)
+def test_the_command_takes_the_same_checkpoints_as_average(
+    options: str, steps: list[str], in_folder: Path
+) -> None:
+    command = f"study run --evaluate ev.py:of_model --model ev.py:make --k 2 {options}"
+    assert main(command.split()) == 0
+    rows = csv.DictReader(Path("study/study.csv").read_text().splitlines())
+    live = [row["step"] for row in rows if (row["metric"], row["window"]) == ("loss", "live")]
+    assert live == steps
 
 
 @pytest.mark.slow
