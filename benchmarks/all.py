@@ -35,6 +35,7 @@ BENCHMARKS = (
     "training_steps",
     "memory",
     "checkpoints",
+    "merge_commands",
     "study_files",
     "timing_costs",
     "same_rst",
