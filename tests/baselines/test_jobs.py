@@ -115,7 +115,6 @@ def cluster_in(folder: Path) -> Cluster:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("warm")
 def test_with_submitit_too(tmp_path: Path, one_after_another: str) -> None:
     with cluster_in(tmp_path) as engine:
         done = run_parallel(PLAN, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
@@ -199,7 +198,6 @@ def test_a_workload_made_by_hand_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("kind", ["processes", "submitit"])
 def test_a_task_whose_workload_is_gone_fails_with_its_reason(kind: str, tmp_path: Path) -> None:
     source = (str(tmp_path / "gone.py"), None)

@@ -243,5 +243,5 @@ def test_the_command_compares_on_it(tmp_path: Path) -> None:
     options = "--seeds 2 --budget 0.2s --methods constant,lawa --no-publish --reference"
     done = command(tmp_path, "compare", "--workload", str(EXAMPLE), *options.split(), reference)
     assert done.returncode == 0, done.stderr
-    assert "diabetes, 0.2 s of RST each" in done.stdout
+    assert "diabetes: 0.2 s of RST each" in done.stdout
     assert "LAWA of the constant rate" in done.stdout

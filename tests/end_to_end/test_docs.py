@@ -72,7 +72,7 @@ def test_the_reference_begins_with_all_public_names(site: Path) -> None:
 
 def test_included_examples_are_on_their_pages(site: Path) -> None:
     page = html.unescape((site / "frameworks" / "index.html").read_text())
-    assert "EvaluateAverage" in page
+    assert "LAWACallback(k=5)" in page
     assert "--8<--" not in page
 
 

@@ -198,6 +198,7 @@ def test_no_password_is_written_shown_or_on_a_command_line(unsent: Path, tmp_pat
 
 def test_a_folder_that_was_removed_in_mid_run_is_said_to_be_gone(tmp_path: Path) -> None:
     prepare(tmp_path)
+    empty_store(tmp_path)  # or two processes would make one at once
     (tmp_path / "waits.py").write_text(WAITS)
     with subprocess.Popen(
         [warm_python.executable(), "-m", "baselines", *COMPARE, "--methods", "waits.py"],

@@ -30,7 +30,8 @@ PROGRAM = """#!{python} -ISs
 import os, sys
 words = sys.argv[1:]
 while words and words[0] in ("-u", "-B"):
-    words.pop(0)
+    if words.pop(0) == "-u":
+        os.environ["PYTHONUNBUFFERED"] = "1"
 if not words or (words[0][:1] == "-" and words[0] not in ("-m", "-c")):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 sys.path.insert(0, {support!r})

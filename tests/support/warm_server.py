@@ -166,7 +166,15 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
         torch.set_num_threads(int(threads))
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         errors = "backslashreplace" if name == "stderr" else "strict"
-        stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        by_line = name == "stderr" or (name == "stdout" and "PYTHONUNBUFFERED" in os.environ)
+        stream = open(  # noqa: SIM115
+            number,
+            mode,
+            buffering=1 if by_line else -1,
+            encoding="utf-8",
+            errors=errors,
+            closefd=False,
+        )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     numpy.random.seed()
