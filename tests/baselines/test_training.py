@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.methods.names import NAMES, find
+from baselines.methods.names import find
 from baselines.training.results import Run
-from tests.support.trainings import COSTS, WORKLOAD, follow
+from tests.support.trainings import COSTS, METHODS, WORKLOAD, follow
 from timing import POLICIES
 
 
@@ -35,7 +35,7 @@ def run(method: str, budget: float = 0.5, **other) -> Run:
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(sorted(NAMES)),
+    st.sampled_from(sorted(METHODS)),
     st.floats(0.2, 0.8),
     st.fixed_dictionaries({name: st.floats(1e-4, 0.03) for name in COSTS}),
 )
@@ -101,7 +101,7 @@ def test_an_extra_operation_costs_steps() -> None:
 
 @pytest.mark.slow
 def test_points_lie_on_one_grid() -> None:
-    for method in NAMES:
+    for method in METHODS:
         result = run(method, 1.0, evaluations=10)
         for index, point in enumerate(result.points[:-1], start=1):
             most = result.step_seconds + COSTS["average"] + COSTS["statistics"]
@@ -117,7 +117,7 @@ def test_the_rate_follows_the_fraction_of_the_budget_spent() -> None:
 
 @pytest.mark.slow
 def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
-    for method in NAMES:
+    for method in METHODS:
         first = run(method)
         torch.rand(7)  # what came before a run must not matter
         assert first == run(method)
@@ -126,7 +126,7 @@ def test_runs_repeat_to_the_last_digit_and_seeds_differ() -> None:
 
 @pytest.mark.slow
 def test_methods_that_share_a_training_end_as_if_each_had_trained_alone() -> None:
-    names = [name for name in NAMES if find(name).shares_training]
+    names = [name for name in METHODS if find(name).shares_training]
     assert len(names) >= 4
     together = follow(*names, budget=1.0)
     assert together.runs == tuple(run(name, 1.0) for name in names)
