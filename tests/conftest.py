@@ -56,6 +56,8 @@ def wikitext() -> Path:
 @pytest.fixture(autouse=True)
 def _signals_are_handled_as_before() -> Iterator[None]:
     """Whatever a test does, the next one is interrupted as this one was."""
+    # A shell that starts the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield

@@ -68,8 +68,21 @@ def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
     here, *others = sorted(os.sched_getaffinity(0))
     if not others:
         pytest.skip("there is one core only")
+    for _ in range(5):
+        shared, apart = noise_beside_a_busy_core(here, others[0])
+        # Everything else on this machine may come to be on our core meanwhile.
+        if apart.other_cores < shared.other_cores:
+            break
+    assert shared.other_cores > 0.9
+    assert "cores busy: close them" in shared.warnings[0]
+    assert apart.cores_elsewhere > 0.9
+    assert apart.other_cores < shared.other_cores
+
+
+def noise_beside_a_busy_core(here: int, elsewhere: int) -> tuple[Noise, Noise]:
+    """What a process bound to a core says of a loop on that core, and of one on another."""
     found = {}
-    for core in (here, others[0]):
+    for core in (here, elsewhere):
         busy = subprocess.Popen(
             [
                 sys.executable,
@@ -85,11 +98,7 @@ def test_what_runs_on_cores_that_are_not_ours_is_mentioned_alone() -> None:
             busy.wait()
         found[core] = Noise.model_validate_json(done.stdout)
     shared, apart = found.values()
-    # Of the core that both are on, and that everything else on this machine may be on too.
-    assert shared.other_cores > 0.9
-    assert "cores busy: close them" in shared.warnings[0]
-    assert apart.cores_elsewhere > 0.9
-    assert apart.other_cores < shared.other_cores
+    return shared, apart
 
 
 @pytest.mark.slow
