@@ -27,7 +27,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
     reference = made_up(folder, "digits", None, k=5)
     # Long enough to be seen by what sends, which takes seconds to start.
-    options = f"--workload digits --seeds 2 --budget 4s --methods {','.join(NAMES)}"
+    # Long enough for MLflow to look at the system once.
+    options = f"--workload digits --seeds 2 --budget 12s --methods {','.join(NAMES)}"
     uri = f"http://127.0.0.1:{port}"
     with server(folder, port):
         done = command(
