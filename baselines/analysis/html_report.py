@@ -53,17 +53,18 @@ _FIRST = ("metric-over-rst",)
 
 def page(kept: Sequence[tuple[Kept, Comparison]]) -> str:
     """Return comparisons, each as its folder has it and with its results, as an HTML page."""
-    titles = [report_of(comparison).title for _, comparison in kept]
-    body = "".join(_section(*each) for each in kept)
-    if _is_one_series([comparison for _, comparison in kept]):
-        rows = tables.ranking([comparison for _, comparison in kept])
+    comparisons = [comparison for _, comparison in kept]
+    reports = [*map(report_of, comparisons)]
+    body = "".join(_section(*each, report) for each, report in zip(kept, reports, strict=True))
+    if _is_one_series(comparisons):
+        rows = tables.ranking(comparisons)
         title = "How the ranking moves with the budget: the end (rank)"
         body = f"<section>{_table(Table(title, rows))}</section>{body}"
     return hide(
         f'{MARK}\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(titles[0])}</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(reports[0].title)}</title><style>{_STYLE}</style></head>"
         f"<body>{body}</body></html>\n"
     )
 
@@ -76,8 +77,7 @@ def _is_one_series(comparisons: Sequence[Comparison]) -> bool:
     return len(alike) == 1 and len(plans) == len(budgets) > 1 and not configs_of(plans[0])
 
 
-def _section(kept: Kept, comparison: Comparison) -> str:
-    report = report_of(comparison)
+def _section(kept: Kept, comparison: Comparison, report: Report) -> str:
     figures = _figures(comparison)
     first = {name: figure for name, figure in figures.items() if name in _FIRST}
     rest = {name: figure for name, figure in figures.items() if name not in first}

@@ -63,7 +63,7 @@ class Selection:
 
     @property
     def by_step(self) -> bool:
-        """Whether the steps themselves decide, and not only their order."""
+        """Return whether the steps themselves decide, and not only their order."""
         return any(each is not None for each in (self.from_step, self.to_step, self.at_least))
 
 

@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def is_folder(self) -> bool:
-        """Whether what lies beside its files describes it, as in Hugging Face's folders."""
+        """Return whether what lies beside its files describes it, as in Hugging Face's folders."""
         return self.path.is_dir() or self.source.name in WEIGHTS_FILES
 
     def file_of(self, name: Any) -> Path:

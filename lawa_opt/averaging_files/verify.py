@@ -142,10 +142,7 @@ def _differences(mean: Mean, average: Checkpoint) -> list[str]:
 
 def _unlike(made: Tensor, there: Tensor, start: int) -> str:
     """Say where two flat tensors differ in a bit; nothing if they do not."""
-    bytes_of = (
-        each.contiguous().view(torch.uint8).view(-1, each.itemsize) for each in (made, there)
-    )
-    a, b = bytes_of
+    a, b = (each.contiguous().view(torch.uint8).view(-1, each.itemsize) for each in (made, there))
     wrong = (a != b).any(1)
     if not bool(wrong.any()):
         return ""

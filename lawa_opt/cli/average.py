@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lawa_opt.averaging_files.average import average_checkpoints
+from lawa_opt.cli.choosing import AtLeast, FromStep, Key, Last, Order, StripPrefix, ToStep
 from lawa_opt.cli.console import progress_bar, say
 from lawa_opt.weights_by_step import NAMES
 
@@ -27,24 +28,13 @@ def average(
             "as that of the newest."
         ),
     ],
-    last: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
-    from_step: Annotated[
-        int | None, typer.Option("--from", min=0, help="None of before this step.")
-    ] = None,
-    to_step: Annotated[
-        int | None, typer.Option("--to", min=0, help="None of after this step.")
-    ] = None,
-    at_least: Annotated[
-        int | None,
-        typer.Option(min=1, help="Leave out what is fewer steps before the next one that counts."),
-    ] = None,
-    order: Annotated[
-        str, typer.Option(help="number: by step; given: as given, oldest first.")
-    ] = "number",
-    key: Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")] = "",
-    strip_prefix: Annotated[
-        list[str] | None, typer.Option(help="What names lose, as module.; may be given again.")
-    ] = None,
+    last: Last = None,
+    from_step: FromStep = None,
+    to_step: ToStep = None,
+    at_least: AtLeast = None,
+    order: Order = "number",
+    key: Key = "",
+    strip_prefix: StripPrefix = None,
     weights: Annotated[str, typer.Option(help=f"{NAMES}.")] = "uniform",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16 or float64; else their own.")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lawa_opt.averaging_files.choose import Selection
+from lawa_opt.cli.choosing import AtLeast, FromStep, Key, Last, Order, StripPrefix, ToStep
 from lawa_opt.cli.console import say
 from lawa_opt.messages import ArgumentError
 from lawa_opt.studying.study import study as run_study
@@ -50,24 +51,13 @@ def study(
         Path, typer.Option(help="Folder for study.csv, .json, .png and what is kept of it.")
     ] = Path("study"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes that evaluate.")] = 1,
-    order: Annotated[
-        str, typer.Option(help="number: by step; given: as given, oldest first.")
-    ] = "number",
-    key: Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")] = "",
-    strip_prefix: Annotated[
-        list[str] | None, typer.Option(help="What names lose, as module.; may be given again.")
-    ] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
-    from_step: Annotated[
-        int | None, typer.Option("--from", min=0, help="None of before this step.")
-    ] = None,
-    to_step: Annotated[
-        int | None, typer.Option("--to", min=0, help="None of after this step.")
-    ] = None,
-    at_least: Annotated[
-        int | None,
-        typer.Option(min=1, help="Leave out what is fewer steps before the next one that counts."),
-    ] = None,
+    order: Order = "number",
+    key: Key = "",
+    strip_prefix: StripPrefix = None,
+    last: Last = None,
+    from_step: FromStep = None,
+    to_step: ToStep = None,
+    at_least: AtLeast = None,
 ) -> None:
     """Find out which window over checkpoints would have been best, and the steps it saves."""
     made = (0, 0)

@@ -25,12 +25,12 @@ class StudyWindow:
 
     @property
     def is_live(self) -> bool:
-        """Whether this is no average but the newest checkpoint itself."""
+        """Return whether this is no average but the newest checkpoint itself."""
         return self.k == 1
 
     @property
     def span(self) -> int:
-        """How many of the newest checkpoints it reaches back over, with those left out."""
+        """Return how many of the newest checkpoints it reaches back over, with those left out."""
         return (self.k - 1) * self.every + 1
 
     def __str__(self) -> str:
