@@ -1,11 +1,14 @@
 """Run the command line: `python -m baselines compare`, `ablate`, `score`, `report`, `publish`."""
 
+import os
 import sys
+from contextlib import suppress
 
 _TRAINS = sys.argv[1:2] in (["compare"], ["ablate"]) and "--help" not in sys.argv
-if __name__ == "__main__" and _TRAINS and sys.stdout is not None and sys.stdout.isatty():
-    # Before the imports, which take seconds.
-    print("Reading the plan; then come a calibration and the trainings. How long is said first.")
+if __name__ == "__main__" and _TRAINS and os.environ.get("RANK", "0") == "0":
+    # Before the imports, which take seconds. Where nobody reads, the command itself finds out.
+    with suppress(OSError):
+        print("Reading the plan. How long all takes is said before anything begins.", flush=True)
 
 from baselines.cli.app import app  # noqa: E402
 from timing.cli import commandline  # noqa: E402

@@ -4,11 +4,13 @@
 
 Each run is a fresh process, timed without its imports, the files in the page cache. Everyone writes
 the same file and flushes it to the disk. Ratios are medians over rounds of pairs run in turn. The
-floor reads every byte once and writes one checkpoint; of memory, it is one checkpoint.
+floor reads every byte once and writes one checkpoint; of memory, it is one checkpoint. The folders
+of torch.distributed.checkpoint (dcp) are of one rank, and peers turn each into a file first.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,23 +22,44 @@ from peers import OfflineAveraging
 from rich.progress import track
 from rows import Limit, Row, finish, parser
 from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from lawa_opt import average_checkpoints
+import lawa_opt
 
 # Kinds of files and how many are averaged; the targets are for the largest.
-CASES = [("safetensors", 2), ("safetensors", 5), ("safetensors", 10), ("pt", 10)]
+CASES = [("safetensors", 2), ("safetensors", 5), ("safetensors", 10), ("pt", 10), ("dcp", 10)]
 PEAK = Limit(1.3, "the floor")
 TIME = Limit(1.0, "load_all_and_average")
 
 
 def load(path):
+    if path.is_dir():
+        with tempfile.NamedTemporaryFile(dir=path.parent) as file:
+            dcp_to_torch_save(path, file.name)
+            return torch.load(file.name, weights_only=True)["model"]
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
 
 
 def save(state, path):
+    if path.suffix == ".dcp":
+        checkpoint.save({"model": state}, checkpoint_id=path, no_dist=True)
+        return
     (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def files_of(path):
+    return [*path.iterdir()] if path.is_dir() else [path]
+
+
+def bytes_of(path):
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def average_checkpoints(paths, out):
+    lawa_opt.average_checkpoints(paths, out, key="model" if out.suffix == ".dcp" else "")
 
 
 def load_all_and_average(paths, out):
@@ -68,11 +91,12 @@ def floor(paths, out):
     """Read every byte once and write one checkpoint's worth."""
     buffer = memoryview(bytearray(1 << 20))
     for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+        for each in files_of(path):
+            with each.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
     with out.open("wb") as file:
-        for _ in range(paths[0].stat().st_size // len(buffer)):
+        for _ in range(bytes_of(paths[0]) // len(buffer)):
             file.write(buffer)
         file.flush()
         os.fsync(file.fileno())
@@ -122,14 +146,14 @@ def measure(paths, out, rounds, threads):
             command = [sys.executable, __file__, "--child", name, str(threads), out, *paths]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[name].append(json.loads(done.stdout))
-            out.unlink()
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
     return results
 
 
 def rows_of(suffix, k, mb, rounds, threads):
     with tempfile.TemporaryDirectory() as folder:
         paths = make(Path(folder), suffix, k, mb, torch.float32)
-        one = paths[0].stat().st_size
+        one = bytes_of(paths[0])
         results = measure(paths, Path(folder) / f"out.{suffix}", rounds, threads)
     size = f"{suffix}, k={k} of {one / 1e6:.0f} MB"
     seconds = {name: [run["seconds"] for run in runs] for name, runs in results.items()}

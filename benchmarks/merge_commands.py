@@ -4,9 +4,10 @@
 
 Whole commands, with their start, on folders in the page cache; everyone writes one such folder, and
 flushes it to the disk. mergekit asks for other versions of packages, so it is in an environment of
-its own, which `--mergekit` names; where it is not given, it is left out and that is said. The floor
-is `cat` of all bytes to nowhere and `cp` of one checkpoint. Peak memory is of the process, mapped
-files in the page cache included, over the bytes of one checkpoint.
+its own, which `--mergekit` names; where it is not given, it is left out and that is said. Ours
+alone says what it was made of, by SHA-256 of all sources, so the loop runs once with that too. The
+floor is `cat` of all bytes to nowhere and `cp` of one checkpoint. Peak memory is of the process,
+mapped files in the page cache included, over the bytes of one checkpoint.
 """
 
 import os
@@ -35,6 +36,12 @@ for folder in folders[1:]:
 out.mkdir()
 save_file({name: each / len(folders) for name, each in total.items()}, out / "model.safetensors")
 shutil.copy(folders[-1] / "config.json", out)
+"""
+WITH_SHA256 = f"""{LOOP}
+import hashlib
+for folder in folders:
+    with (folder / "model.safetensors").open("rb") as file:
+        print(folder, hashlib.file_digest(file, "sha256").hexdigest())
 """
 CONFIG = """{
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
@@ -80,6 +87,7 @@ def commands(folder, folders, mergekit):
         "floor": ["sh", "-c", f"mkdir {shlex.quote(out)}; {read} >/dev/null; {write}"],
         "ours": [sys.executable, "-m", "lawa_opt", "average", *folders, "--out", out],
         "a plain loop": [sys.executable, "-c", LOOP, *folders, out],
+        "a loop with SHA-256": [sys.executable, "-c", WITH_SHA256, *folders, out],
     }
     if mergekit:
         recipe = folder / "recipe.yml"
@@ -132,7 +140,7 @@ def main():
     peaks = {name: [each[1] / one for each in runs] for name, runs in taken.items()}
     floor = seconds.pop("floor")
     peaks.pop("floor")
-    limit = Limit(1.0, "a plain loop")
+    limit = Limit(1.0, "a loop with SHA-256")
     size = f"{k} folders of {one / 1e6:.0f} MB"
     rows = [
         Row.of("averaging by command", size, "s", seconds.pop("ours"), seconds, floor, limit),

@@ -19,6 +19,7 @@ from lawa_opt.averaging_files.find import CheckpointError, reading
 from lawa_opt.averaging_files.read import Checkpoint
 
 BLOCK_BYTES = 1 << 20
+MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,18 @@ def hashing(checkpoints: Sequence[Checkpoint]) -> Iterator[Any]:
     def sums(checkpoint: Checkpoint) -> dict[str, str]:
         return {file.name: sha256_of(file, stop) for file in checkpoint.fingerprints}
 
-    with ThreadPoolExecutor(1, thread_name_prefix="lawa-opt-sha256") as pool:
+    with ThreadPoolExecutor(_spare_threads(), thread_name_prefix="lawa-opt-sha256") as pool:
         made = [pool.submit(sums, checkpoint) for checkpoint in checkpoints]
         try:
             yield lambda: [each.result() for each in made]
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _spare_threads() -> int:
+    """Return how many threads take sums: one core makes the mean, and a disk feeds a few more."""
+    return max(1, min(MOST_THREADS, torch.get_num_threads() - 1))
 
 
 def sha256_of(file: Path, stop: Event | None = None) -> str:

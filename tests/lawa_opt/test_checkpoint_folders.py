@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -420,6 +421,79 @@ def test_a_folder_that_cannot_be_finished_leaves_what_was_there(monkeypatch, cap
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert "No space left on device: 'o'" in said.err
     assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def save_run_of(layout):
+    for step in (1, 2):
+        if layout == "hf":
+            save(step, f"run/{step}/pytorch_model.bin")
+        else:
+            save_dcp(step, f"run/{step}")
+
+
+def contents():
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("layout", ["hf", "dcp"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_the_folder_that_was_there(
+    layout, number, monkeypatch, small_batches, capsys
+):
+    save_run_of(layout)
+    options = () if layout == "hf" else ("--key", "model")
+    assert run("run", "--out", "o", *options) == 0
+    before, seen = contents(), []
+
+    def interrupted(*args, progress, **others):
+        def interrupt(done, total):
+            seen.append(sorted(Path().iterdir()))
+            signal.raise_signal(number)
+
+        average_checkpoints(*args, progress=interrupt, **others)
+
+    monkeypatch.setattr("lawa_opt.cli.average.average_checkpoints", interrupted)
+    try:
+        code = run("run", "--out", "o", "--overwrite", *options)
+    except SystemExit as end:
+        code = end.code
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert len(seen[0]) == 3  # run, o, and what was being written
+    assert contents() == before
+    assert sorted(map(str, Path().iterdir())) == ["o", "run"]
+
+
+LIMITED = """
+import resource, sys
+from lawa_opt.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+layout, *options = sys.argv[1:]
+sys.exit(main(["average", layout, "--out", f"{layout}-out", "--overwrite", *options]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["hf", "dcp"])
+def test_a_disk_that_is_full_leaves_the_folder_that_was_there(layout):
+    pytest.importorskip("resource")
+    state = {"w": torch.ones(100_000)}
+    options = []
+    if layout == "hf":
+        for step in (1, 2):
+            Path(f"hf/{step}").mkdir(parents=True)
+            save_file(state, f"hf/{step}/model.safetensors")
+    else:
+        options = ["--key", "model"]
+        for step in (1, 2):
+            checkpoint.save({"model": state}, checkpoint_id=f"dcp/{step}", no_dist=True)
+    assert main(["average", layout, "--out", f"{layout}-out", *options]) == 0
+    before = contents()
+    command = [sys.executable, "-c", LIMITED, layout, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "File too large" in done.stderr
+    assert contents() == before
+    assert sorted(map(str, Path().iterdir())) == [layout, f"{layout}-out"]
 
 
 # Provenance
