@@ -158,7 +158,7 @@ def ablate_command(
     """Try every k with every interval, all on one training of the constant rate a seed.
 
     Prints the metric of each at half of the budget and at its end, beside the live weights;
-    everything is kept, gone on with and published as by compare.
+    everything is kept, resumed and published as by compare.
     """
     options.set_threads(threads)
     ks = [options.count("--k", text, MOST_SNAPSHOTS) for text in k.split(",")]
