@@ -7,8 +7,25 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from lawa_opt.several import Several, parts_of
 
-def refuse_other_than_optimizers(given: Any) -> None:
+
+def wrapped(given: Any) -> Any:
+    """Return the optimizer that a LAWA wraps: the given one, or one that stands for several.
+
+    Raises:
+        TypeError: one is no optimizer, or is a LAWA already.
+        ValueError: two of several have the same parameter.
+    """
+    if not isinstance(given, list | tuple):
+        _refuse_other_than_optimizers(given)
+        return given
+    for each in given:
+        _refuse_other_than_optimizers(each)
+    return Several(given)
+
+
+def _refuse_other_than_optimizers(given: Any) -> None:
     """Refuse what is no optimizer to wrap.
 
     Raises:
@@ -18,7 +35,8 @@ def refuse_other_than_optimizers(given: Any) -> None:
         raise TypeError("this is a LAWA already: read a shorter window by averaged(k=j)")
     if not (hasattr(given, "param_groups") and callable(getattr(given, "step", None))):
         raise TypeError(
-            "LAWA wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1): got "
+            "LAWA wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1), or a "
+            "list of them: got "
             f"{type(given).__name__}"
         )
 
@@ -29,7 +47,7 @@ def refuse_lasting_state(base: Optimizer) -> None:
     Raises:
         TypeError: it makes it when it is built.
     """
-    if isinstance(base, torch.optim.Adagrad):
+    if any(isinstance(each, torch.optim.Adagrad) for each in parts_of(base)):
         raise TypeError(
             "Adagrad makes its state when it is built and not again: restart without "
             "reset_state and set its state yourself"

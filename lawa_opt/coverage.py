@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lawa_opt.buffers import Buffers, saved_buffers
 from lawa_opt.messages import few, warn
+from lawa_opt.several import parts_of
 
 # Weights that nobody trains have been written to a few times all the same, to initialise and to
 # load them.
@@ -54,7 +55,8 @@ def refuse_unaveraged_parameters(
     for other, trained in _trained_by_others(missing, own):
         remedy = "pass others=[its LAWA]"
         if not hasattr(other, "window"):
-            remedy = "wrap it in a LAWA too, and pass others=[that LAWA]"
+            kinds = ", ".join(map(_kind, (*own, other)))
+            remedy = f"wrap them in one, LAWA([{kinds}])"
         raise ValueError(
             f"{few(trained)} would be live beside averaged weights, for {_kind(other)} trains "
             f"them: {remedy}. If they are not trained any more, delete that optimizer, or freeze "
@@ -83,7 +85,7 @@ def warn_of_bare_optimizers(
         if not hasattr(other, "window"):
             warn(
                 f"{few(trained)} stay live beside averaged weights, for {_kind(other)} trains "
-                "them and is in no LAWA: wrap it in one too, and enter both"
+                f"them and is in no LAWA: wrap them in one, LAWA([{_kind(own)}, {_kind(other)}])"
             )
 
 
@@ -112,7 +114,8 @@ def _trained_by_others(
     missing: Mapping[str, Tensor], own: Sequence[Optimizer]
 ) -> list[tuple[Optimizer, list[str]]]:
     """Return further optimizers of this process, and what each trains of the missing."""
-    others = [o for o in _optimizers() if not any(getattr(o, "base", o) is mine for mine in own)]
+    mine = {id(each) for optimizer in own for each in (optimizer, *parts_of(optimizer))}
+    others = [o for o in _optimizers() if id(getattr(o, "base", o)) not in mine]
     named = [(other, _trained_by(missing, [other])) for other in others]
     return [(other, names) for other, names in named if names]
 
@@ -126,11 +129,10 @@ def _optimizers() -> list[Optimizer]:
         if issubclass(type(item), Optimizer) and hasattr(item, "param_groups")
     ]
     lawas = [item for item in found if hasattr(item, "window")]
-    wrapped = [getattr(lawa, "base", None) for lawa in lawas]
+    bases = [lawa.base for lawa in lawas if hasattr(lawa, "base")]
+    wrapped = {id(each) for base in bases for each in (base, *parts_of(base))}
     return lawas + [
-        item
-        for item in found
-        if not hasattr(item, "window") and not any(item is base for base in wrapped)
+        item for item in found if not hasattr(item, "window") and id(item) not in wrapped
     ]
 
 
@@ -145,7 +147,8 @@ def _trained_by(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer
 
 
 def _kind(optimizer: Optimizer) -> str:
-    return type(getattr(optimizer, "base", optimizer)).__name__
+    kinds = [type(each).__name__ for each in parts_of(getattr(optimizer, "base", optimizer))]
+    return " and ".join(kinds)
 
 
 def _writes(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lawa_opt.average import Average
+from lawa_opt.base import refuse_lasting_state
 from lawa_opt.batchnorm import model_with_statistics, recompute_statistics, run_batches
 from lawa_opt.buffers import can_be_written
 from lawa_opt.interrupts import HeldSignals
@@ -132,6 +133,16 @@ class Exchange:
         if hasattr(self.base, "train"):
             self.base.train()
             self.stamp()
+
+    def restart(self, k: int | None, weigh: Weigh, *, reset_state: bool) -> None:
+        """Make the average the live weights, for good."""
+        self.swaps.refuse_any("restart_from_average()")
+        if reset_state:
+            refuse_lasting_state(self.base)
+        self.average.write(k, weigh)
+        self.stamp()
+        if reset_state:
+            self.base.state.clear()
 
     def resume(self, saved: Swap | None) -> None:
         """Go on with a swap that was under way when a checkpoint was saved, or with none."""

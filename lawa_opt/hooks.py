@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
+from lawa_opt.several import Several, parts_of
+
 Hook = Callable[..., Any]
 
 # Where torch keeps the hooks of an optimizer.
@@ -63,11 +65,16 @@ def _fires_global_hooks(optimizer: Optimizer) -> bool:
 
     A scheduler that was given the wrapped optimizer has put a `step` of its own into it.
     """
-    return hasattr(type(optimizer).step, "__wrapped__") and "step" in vars(optimizer)
+    return any(
+        hasattr(type(each).step, "__wrapped__") and "step" in vars(each)
+        for each in parts_of(optimizer)
+    )
 
 
 def _step_without_global_hooks(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
     """Take an optimizer's step with its own hooks alone, and return what the step returns."""
+    if isinstance(optimizer, Several):
+        return optimizer.in_turn(_step_without_global_hooks, *args, **kwargs)
     step = getattr(type(optimizer).step, "__wrapped__", None)
     if step is None or not getattr(type(optimizer).step, "hooked", False):
         return optimizer.step(*args, **kwargs)

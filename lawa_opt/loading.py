@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lawa_opt.average import Average
 from lawa_opt.schedule import CollectSchedule
+from lawa_opt.several import parts_of
 from lawa_opt.state_check import check_entries
 from lawa_opt.state_dict import detach, local_copies, restored_rings, set_schedule
 from lawa_opt.swap import Swap
@@ -51,12 +52,13 @@ def load(state_dict: dict[str, Any], average: Average) -> Swap | None:
 
 def _undo_of(base: Optimizer, window: Window, schedule: CollectSchedule) -> Callable[[], None]:
     """Return what brings back optimizer, window and schedule as they are now."""
-    state = dict(vars(base))
+    states = [(each, dict(vars(each))) for each in parts_of(base)]
     groups = [(group, dict(group)) for group in base.param_groups]
     rings, position = list(window.rings), dict(vars(schedule))
 
     def undo() -> None:
-        vars(base).update(state)
+        for each, state in states:
+            vars(each).update(state)
         for group, before in groups:
             group.clear()
             group.update(before)

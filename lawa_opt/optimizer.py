@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_ho
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
 from lawa_opt.average import Average
-from lawa_opt.base import refuse_lasting_state, refuse_other_than_optimizers
+from lawa_opt.base import wrapped
 from lawa_opt.buffers import Buffers
 from lawa_opt.copies import averaged_copies, copy_with
 from lawa_opt.exchange import AveragedBlock, Exchange, outside_graphs
@@ -29,6 +29,7 @@ from lawa_opt.loading import load
 from lawa_opt.schedule import CollectSchedule, Every
 from lawa_opt.state_dict import is_dcp_state_init, saved
 from lawa_opt.swaps import Swaps
+from lawa_opt.two_steps import two_steps_of
 from lawa_opt.weights_by_step import Weights, weighing
 from lawa_opt.window import Window
 
@@ -44,7 +45,8 @@ class LAWA(Optimizer):
     framework; the wrapped one is `base`. docs/using.md tells the costs, and of ranks.
 
     Args:
-        optimizer: any `torch.optim.Optimizer`, also of another package.
+        optimizer: any `torch.optim.Optimizer`, also of another package, or a list of them over one
+            model (Muon and AdamW), which step in turn and show their groups as one optimizer's.
         k: snapshots in the window; the paper uses 6, above 16 is worse.
         every: steps between two collects, "auto", or "manual" (see `CollectSchedule`).
         horizon: the share of the training so far that an "auto" window reaches back.
@@ -64,7 +66,7 @@ class LAWA(Optimizer):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         k: int = 5,
         every: Every = "auto",
         *,
@@ -76,12 +78,12 @@ class LAWA(Optimizer):
         mesh: DeviceMesh | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: it would make param_groups and state of its own.
-        refuse_other_than_optimizers(optimizer)
+        base = wrapped(optimizer)
         window = Window(k, dtype, mesh, device)
         schedule = CollectSchedule(every, k, horizon, start)
-        average = Average(optimizer, window, schedule, Buffers(buffers))
-        exchange = Exchange(optimizer, average)
-        parts = (optimizer, window, schedule, average, exchange, exchange.swaps)
+        average = Average(base, window, schedule, Buffers(buffers))
+        exchange = Exchange(base, average)
+        parts = (base, window, schedule, average, exchange, exchange.swaps)
         self.__setstate__(dict(zip(_PARTS, parts, strict=True)))
 
     # Proxies of frameworks copy __dict__ and must still see later changes, so none of these names
@@ -111,6 +113,8 @@ class LAWA(Optimizer):
     """Bytes of all snapshots, on whatever device."""
     enabled: bool = forwarded("schedule", "enabled")
     """Whether `step()` collects what is due; `collect()` always does."""
+    if not TYPE_CHECKING:  # or every attribute would be one
+        __getattr__ = two_steps_of  # SAM's `first_step` and `second_step`
 
     def __repr__(self) -> str:
         k, every, held = self.window.k, self.schedule.every, self.num_snapshots
@@ -176,7 +180,7 @@ class LAWA(Optimizer):
 
         The live weights come back bit for bit, also when the block raises or is interrupted;
         changes made to the weights inside are lost, with a warning where torch counts them (not by
-        `.data`). Blocks nest; of two optimizers over one model, enter both.
+        `.data`). Blocks nest; of two LAWAs over one model, enter both.
 
         Args:
             k: average the newest so many snapshots, from 1 to `num_snapshots`; by default, all.
@@ -242,9 +246,9 @@ class LAWA(Optimizer):
         others: Sequence[LAWA] = (),
     ) -> nn.Module:
         """Return a copy of the model with the weights of `averaged_state_dict`; raises as that."""
-        state = self.averaged_state_dict(model, k, weights=weights, others=others)
-        return copy_with(state, model)
+        return copy_with(self.averaged_state_dict(model, k, weights=weights, others=others), model)
 
+    @outside_graphs
     @torch.no_grad()
     def restart_from_average(
         self, k: int | None = None, *, weights: Weights = "uniform", reset_state: bool = False
@@ -256,13 +260,7 @@ class LAWA(Optimizer):
             weights: as in `averaged`.
             reset_state: forget the wrapped optimizer's state too, if it is made again.
         """
-        self.swaps.refuse_any("restart_from_average()")
-        if reset_state:
-            refuse_lasting_state(self.base)
-        self.average.write(k, weighing(weights))
-        self.exchange.stamp()
-        if reset_state:
-            self.base.state.clear()
+        self.exchange.restart(k, weighing(weights), reset_state=reset_state)
 
     @outside_graphs
     def state_dict(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_an_optimizer_without_a_lawa_is_named() -> None:
     muon, adam = by_dimension(model)
     opt = LAWA(muon, k=3, every=1)
     train_both(model, (opt, adam))
-    with pytest.raises(ValueError, match=r"0.bias, 2.bias .*AdamW trains them: wrap it in a LAWA"):
+    with pytest.raises(ValueError, match=r"0.bias, 2.bias .*AdamW trains them: wrap them in one"):
         opt.averaged_state_dict(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("weight" in name)
