@@ -1,6 +1,6 @@
 """On an idle reference machine, RST and measured time of what was charged agree within 3%.
 
-    python benchmarks/rst_against_time.py [--processes 10] [--calibration-seconds 40]
+    python benchmarks/rst_against_time.py [--processes 10] [--calibration-seconds 150]
         [--workloads digits pydocs] [--quick] [--json FILE]
 
 For each workload: calibrate in fresh processes, and in each of them train all methods that share
@@ -276,11 +276,11 @@ def row_of(workload_name, options, notes):
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--processes", type=int, default=10)
-    arguments.add_argument("--calibration-seconds", type=float, default=40.0, help="of a workload")
+    arguments.add_argument("--calibration-seconds", type=float, default=150.0, help="of a workload")
     arguments.add_argument("--workloads", nargs="+", default=["digits", "pydocs"])
     options = arguments.parse_args()
     if options.quick:
-        options.processes, options.calibration_seconds, options.workloads = 2, 2.0, ["digits"]
+        options.processes, options.calibration_seconds, options.workloads = 2, 8.0, ["digits"]
     torch.set_num_threads(1)
     # The training's thread is to have memory of the same heap as the calibration's.
     os.environ["MALLOC_ARENA_MAX"] = "1"

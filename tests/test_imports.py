@@ -59,6 +59,7 @@ ROWS = {
         {"__init__"},
         {"__main__"},
         {"cli"},
+        {"mapping"},
         {"calibration"},
         {"gpu", "clocks"},
         {"rst", "statistics", "limits", "tracebacks"},

@@ -1,4 +1,4 @@
-"""Run the command line: `python -m timing probe`, `calibrate`, `show` and `compare`."""
+"""Run the command line: `python -m timing probe`, `calibrate`, `show`, `compare` and `map`."""
 
 from timing.cli import commandline
 from timing.cli.app import app

@@ -59,6 +59,17 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
     return Interval(mean, mean - half, mean + half)
 
 
+def prediction_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Return where one more value is to be expected, by Student's t; two values or more.
+
+    Raises:
+        ValueError: the confidence is not between 0 and 1.
+    """
+    mean = mean_interval(values, confidence)
+    half = (mean.high - mean.low) / 2 * math.sqrt(len(values) + 1)
+    return Interval(mean.estimate, mean.estimate - half, mean.estimate + half)
+
+
 def ratio_interval(
     a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval:

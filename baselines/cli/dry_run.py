@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from rich.table import Table
 
-from baselines.cli.duration import calibration_seconds
 from baselines.cli.memory import (
     Memory,
     available_bytes,
@@ -26,7 +25,7 @@ from baselines.cli.memory import (
     window_bytes,
     with_no_more_than,
 )
-from baselines.experiment.calibration import operations
+from baselines.experiment.calibration import effort, operations
 from baselines.experiment.plan import Plan, costs_depend_on, methods_by_training
 from baselines.methods.method import Method
 from baselines.methods.recipes import RecipePart
@@ -82,7 +81,7 @@ def estimate(
         MethodError: a method cannot be made, or does not say how an operation is measured.
     """
     # Before anything else takes time: it counts how long a process takes to start.
-    calibration = 0.0 if profile else calibration_seconds(plan)
+    calibration = 0.0 if profile else effort(plan, jobs).seconds
     workload = plan.workload
     groups = [[plan.method(name) for name in group] for group in methods_by_training(plan)]
     available = available_bytes()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-import psutil
-
-from baselines.experiment.calibration import timing_seconds
+from baselines.experiment.calibration import effort
 from baselines.experiment.plan import Plan, methods_by_training
 from timing import Profile
-from timing.calibration.warnings import LEAST_PROCESSES
 
 CALIBRATING = "calibrating, with nothing beside it"
 TUNING = "tuning under {:g} s"
@@ -27,19 +23,13 @@ def training_of(plan: Plan) -> str:
 
 def phases_of(plans: Sequence[Plan], profile: Profile | None, jobs: int) -> dict[str, float]:
     """Return the seconds that each phase will take, as if this machine were the reference."""
-    phases = {} if profile else {CALIBRATING: calibration_seconds(plans[0])}
+    phases = {} if profile else {CALIBRATING: effort(plans[0], jobs).seconds}
     for plan in plans:
         once = _trainings_seconds(plan, profile) / jobs
         if plan.trials:
             phases[TUNING.format(plan.budget.seconds)] = plan.trials * once
         phases[training_of(plan)] = len(plan.seeds) * once
     return phases
-
-
-def calibration_seconds(plan: Plan) -> float:
-    """Return the seconds of a calibration: each of its processes starts as this one did."""
-    start = time.time() - psutil.Process().create_time()
-    return LEAST_PROCESSES * (start + 2 * timing_seconds(plan) / LEAST_PROCESSES)
 
 
 def _trainings_seconds(plan: Plan, profile: Profile | None) -> float:

@@ -14,13 +14,13 @@ from typing import Any
 import typer
 
 from baselines.analysis.verdict import too_few
-from baselines.cli.console import by_kind, console, say, show, show_ranking, table_of
+from baselines.cli.console import console, say, show, show_ranking, table_of
 from baselines.cli.duration import CALIBRATING, TUNING, phases_of, training_of
 from baselines.cli.progress import Course, duration
 from baselines.cli.screen import Screen, TuningScreen
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
-from baselines.experiment.calibration import measure_profile
+from baselines.experiment.calibration import effort, measure_profile
 from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.engine import Engine
@@ -43,6 +43,7 @@ from baselines.tracking.follow import Follower, publish_command
 from baselines.training import distributed
 from baselines.training.events import OnEvent
 from timing import CalibrationError, Profile, profile_warnings
+from timing.calibration.warnings import by_kind
 from timing.cli import commandline
 
 # Runs a plan, kept in a folder, as `resume` does.
@@ -99,7 +100,7 @@ def run_comparison(
     phases = phases_of(plans, given or read_profile(root), jobs)
     _announce(plans, phases, jobs)
     with Course(phases) as course:
-        profile = _profile_in(root, plans, given, course)
+        profile = _profile_in(root, plans, given, course, jobs)
         refuse(plans, profile)
         for phase, seconds in phases_of(plans, profile, jobs).items():
             course.expect(phase, seconds)
@@ -176,10 +177,12 @@ def publishing(root: Path, *, publish: bool) -> Iterator[None]:
         say(f"Nothing was sent to MLflow: {publish_command(root)} does it.")
 
 
-def _profile_in(root: Path, plans: list[Plan], given: Profile | None, course: Course) -> Profile:
+def _profile_in(
+    root: Path, plans: list[Plan], given: Profile | None, course: Course, jobs: int
+) -> Profile:
     """Return the profile of a folder, which it is given or calibrated for when it is begun."""
     if distributed.rank() == 0 and read_profile(root) is None:
-        write_profile(root, given or calibrated(plans[0], course))
+        write_profile(root, given or calibrated(plans[0], course, jobs))
     distributed.barrier()
     profile = read_profile(root)
     if profile is None or (given is not None and profile != given):
@@ -190,11 +193,17 @@ def _profile_in(root: Path, plans: list[Plan], given: Profile | None, course: Co
     return profile
 
 
-def calibrated(plan: Plan, course: Course) -> Profile:
+def calibrated(plan: Plan, course: Course, jobs: int) -> Profile:
     """Measure a profile, with nothing beside it, print what it says of itself, and return it."""
     course.begin(CALIBRATING)
+    if (own := effort(plan, jobs)).is_small:
+        say(
+            f"A small calibration for a small budget: {own.processes} processes, about "
+            f"{own.seconds:.0f} s, so the reference is known to wider intervals; a larger budget "
+            "or --reference FILE gives a better one."
+        )
     try:
-        profile = measure_profile(plan, course.update)
+        profile = measure_profile(plan, course.update, jobs)
     except MethodError as error:
         raise typer.BadParameter(f"--methods: {error}") from error
     except CalibrationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,23 +29,58 @@ from timing import (
 )
 from timing.calibration.processes import RETRIES
 from timing.calibration.profile import FLOPS
+from timing.calibration.timetable import LEAST_SECONDS, START_SECONDS
 from timing.calibration.warnings import LEAST_PROCESSES
 from timing.rst.schedules import constant
 
-# Timing takes a twentieth of the time that training will, within these seconds; loading the
-# workload in each process, and the loop that checks the costs, come on top.
-SHARE = 1 / 20
-SECONDS = (1.0, 8.0)
+# Of the whole comparison's time, which is a quarter of what is trained.
+SHARE_OF_TRAINING = 1 / 4
+LONGEST_SECONDS = 45.0
+# Of two the interval is three times as wide, and of no use.
+FEWEST_PROCESSES = 3
 # Of all trainings: from here on a disturbed process is measured again.
 LONG_SECONDS = 600.0
 
 
-def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Profile:
+@dataclass(frozen=True)
+class Effort:
+    """What a calibration may take.
+
+    Attributes:
+        seconds: all told.
+        processes: the fewest that measure.
+    """
+
+    seconds: float
+    processes: int
+
+    @property
+    def is_small(self) -> bool:
+        """Say whether a better one would take more than its share of the comparison."""
+        return self.processes < LEAST_PROCESSES
+
+
+def effort(plan: Plan, jobs: int = 1) -> Effort:
+    """Return what calibration may take: a fifth of the comparison, or three processes if more."""
+    each = START_SECONDS + LEAST_SECONDS
+    seconds = SHARE_OF_TRAINING * training_seconds_of(plan) / jobs
+    seconds = min(max(FEWEST_PROCESSES * each, seconds), LONGEST_SECONDS)
+    return Effort(seconds, min(int(seconds / each), LEAST_PROCESSES))
+
+
+def measure_profile(
+    plan: Plan, on_progress: Callable[[float, str], None], jobs: int = 1
+) -> Profile:
     """Measure, on this machine and in fresh processes, every operation the plan can charge.
 
     The profile has those of the default methods too, and so serves all that run no others. It is
     not refused on a busy machine, where a comparison may still be wanted: the profile's warnings
     say what is wrong with it.
+
+    Args:
+        plan: what is compared.
+        on_progress: told the fraction done, from 0 to 1, and what has just happened.
+        jobs: trainings at a time, by which the comparison is shorter.
 
     Raises:
         ValueError: the workload was not made by `baselines.workloads.load`.
@@ -61,6 +96,7 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
     # In this process first, where an error can be told.
     operations(plan.workload, plan.methods, costs_depend_on(plan.methods))
     name, data = plan.workload.source
+    own = effort(plan, jobs)
     return calibrate_in_processes(
         "baselines.experiment.calibration:calibration_target",
         {
@@ -69,21 +105,14 @@ def measure_profile(plan: Plan, on_progress: Callable[[float, str], None]) -> Pr
             "methods": ",".join(plan.names),
             **costs_depend_on(plan.methods),
         },
-        # The half of it is set aside for starting the processes.
-        seconds=2 * timing_seconds(plan),
+        seconds=own.seconds,
         threads=torch.get_num_threads(),
         force=True,
         on_progress=on_progress,
-        processes=LEAST_PROCESSES,
+        processes=own.processes,
         # Not to be longer than a fifth of a short comparison; the warnings say what is disturbed.
         retries=RETRIES if training_seconds_of(plan) > LONG_SECONDS else 0,
     )
-
-
-def timing_seconds(plan: Plan) -> float:
-    """Return the seconds for which operations are timed, in all processes together."""
-    least, most = SECONDS
-    return min(max(least, SHARE * training_seconds_of(plan)), most)
 
 
 def training_seconds_of(plan: Plan) -> float:

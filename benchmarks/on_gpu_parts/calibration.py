@@ -16,8 +16,8 @@ from timing import CalibrationError, calibrate_in_processes, profile_warnings
 # With those that take the place of disturbed ones, five: all must fit into the part's limit, since
 # the profile is there only when the last has ended.
 PROCESSES = 2
-# Of the single timings in each process; as much again goes into passes timed as a whole.
-SECONDS_A_PROCESS, SMOKE_SECONDS_A_PROCESS = 2.0, 0.2
+# For all processes together, their starts included: a quarter of it each measures.
+SECONDS, SMOKE_SECONDS = 50.0, 0.8
 # What is left of the part's time when a process that hangs is ended.
 SECONDS_TO_END = 5.0
 
@@ -25,7 +25,6 @@ SECONDS_TO_END = 5.0
 def main():
     part = Part(__doc__)
     torch.set_num_threads(1)
-    seconds = SMOKE_SECONDS_A_PROCESS if part.smoke else SECONDS_A_PROCESS
     function, arguments = target(part)
     # CUDA is not started here, or each of the processes would find another one on the GPU.
     try:
@@ -33,7 +32,7 @@ def main():
             function,
             arguments,
             processes=PROCESSES,
-            seconds=2 * PROCESSES * seconds,
+            seconds=SMOKE_SECONDS if part.smoke else SECONDS,
             force=True,
             limit_seconds=part.seconds_left - SECONDS_TO_END,
             on_progress=lambda _, said: part.note(said),

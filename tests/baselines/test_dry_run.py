@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from baselines.cli import dry_run
 from baselines.cli.dry_run import Estimate, estimate_table
 from baselines.cli.memory import window_bytes
+from baselines.experiment.calibration import Effort
 from baselines.experiment.plan import Plan
 from baselines.methods.names import NAMES, find
 from baselines.methods.part import MethodError
@@ -40,8 +41,8 @@ def estimate(plan: Plan, jobs: int = 1) -> Estimate:
 
 @pytest.fixture
 def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As guessed for the command's first line, where it counts how long this process runs."""
-    monkeypatch.setattr(dry_run, "calibration_seconds", lambda _: CALIBRATION_SECONDS)
+    """A calibration of a minute."""
+    monkeypatch.setattr(dry_run, "effort", lambda *_: Effort(CALIBRATION_SECONDS, 5))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import rich.console
 
 from baselines.cli import console as screen
 from baselines.cli import options, progress
-from baselines.cli.console import by_kind
 from baselines.cli.duration import CALIBRATING, phases_of, training_of
 from baselines.cli.progress import Course, duration
 from baselines.experiment.processes import free_core_count
 from tests.support.comparisons import CURVES, comparison
+from timing.calibration.warnings import by_kind
 
 
 def test_warnings_of_one_kind_are_one_line() -> None:

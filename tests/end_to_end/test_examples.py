@@ -23,6 +23,8 @@ from torch import Tensor
 from lawa_opt.__main__ import main as lawa_opt_command
 from tests.support import warm_python
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
+from tests.support.profiles import profile_of
+from timing import MeasuredRun, Profile, map_run
 from timing.gpu import span
 from timing.gpu.visible_devices import visible_devices
 
@@ -240,3 +242,23 @@ def test_what_nvml_says_is_printed_with_scope_and_bound(
     assert "J of the whole device" not in other
     assert "no energy counter: Not Supported" in other
     assert "no GPU time" not in out
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_spends_its_budget_and_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = example("own_budget")
+    costs = {"train_step": 0.01, "evaluate": 0.002}
+    profile_of([costs] * 5, module["WORKLOAD"]).write("reference.json")
+    account, error = module["main"](0.305, "reference.json")
+    assert account.counts == {"train_step": 30, "evaluate": 1}
+    assert error < 0.5
+    assert "30 steps, 0.3000 s of 0.305 s RST" in capsys.readouterr().out
+    mapped = map_run(MeasuredRun.read("run.json"), Profile.read("reference.json"))
+    assert mapped.is_exact
+    assert mapped.rst.estimate == pytest.approx(account.rst_seconds)
+    # And by costs of its own, which it measures.
+    account, _ = module["main"](0.05)
+    assert 0 < account.rst_seconds <= 0.05

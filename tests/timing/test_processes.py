@@ -1,6 +1,7 @@
 """Calibration in fresh processes: real ones, and what is done with what they report."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import warm_python
 from tests.support.calibrated_file import SETUP
@@ -16,6 +19,7 @@ from tests.support.waiting import wait_for
 from timing import Calibration, CalibrationError, calibrate_in_processes, profile_warnings
 from timing.calibration import processes as module
 from timing.calibration.target import load
+from timing.calibration.timetable import LEAST_SECONDS
 from timing.calibration.worker import WorkerRequest, WorkerResult
 
 
@@ -214,6 +218,77 @@ def uneven() -> Iterator[Calibration]:
     while True:
         yield process({"train_step": 0.011})
         yield process({"train_step": 0.009})
+
+
+def slow_to_start(monkeypatch: pytest.MonkeyPatch, start_seconds: float) -> list[WorkerRequest]:
+    """Quiet processes on a clock on which each takes this long beside its own seconds."""
+    requests = scripted(monkeypatch, iter([process(STEADY)] * 99))
+    now = 0.0
+    run = module._run
+
+    def slow(request: WorkerRequest, limit_seconds: float) -> WorkerResult:
+        nonlocal now
+        now += start_seconds + request.seconds
+        return run(request, limit_seconds)
+
+    monkeypatch.setattr(module, "_run", slow)
+    monkeypatch.setattr("timing.calibration.timetable.time.monotonic", lambda: now)
+    return requests
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.0, 30.0), st.floats(1.0, 1000.0), st.integers(2, 8))
+def test_the_time_is_kept_or_said_to_be_too_short(
+    start_seconds: float, seconds: float, processes: int
+) -> None:
+    said: list[str] = []
+    done: list[float] = []
+
+    def told(fraction: float, what: str) -> None:
+        done.append(fraction)
+        said.append(what)
+
+    with pytest.MonkeyPatch.context() as patched:
+        requests = slow_to_start(patched, start_seconds)
+        calibrate_in_processes(
+            "a:b", processes=processes, seconds=seconds, force=True, on_progress=told
+        )
+    took = sum(start_seconds + request.seconds for request in requests)
+    short = [line for line in said if "since each needs" in line]
+    if not short:
+        assert took <= 1.5 * seconds + 1e-6
+    else:
+        # It could not have been kept by measuring for less.
+        least = min(LEAST_SECONDS, seconds / (2 * processes))
+        assert processes * (start_seconds + least) > 1.4 * seconds
+        assert len(requests) == processes
+    assert done == sorted(done)
+    assert done[-1] == 1.0
+
+
+def test_what_is_left_of_the_time_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_to_start(monkeypatch, 2.0)
+    said: list[str] = []
+    calibrate_in_processes("a:b", seconds=100.0, on_progress=lambda _, what: said.append(what))
+    # Five processes of 10 s each, and of 3 s to start, before one was seen to take 2.
+    assert said[0] == "5 processes or more, about 65 s left, at most 100 s"
+    left = [re.findall(r"(?:about|at most) .*", line)[0] for line in said[1:-1]]
+    assert left == [
+        "about 48 s left, at most 88 s",
+        "about 36 s left, at most 76 s",
+        "about 24 s left, at most 64 s",
+        "about 12 s left, at most 52 s",
+        "at most 40 s left",
+    ]
+
+
+def test_a_time_that_is_used_up_leaves_none_for_others_in_place_of_disturbed_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = scripted(monkeypatch, iter([LOUD, process(STEADY)]))
+    with pytest.raises(CalibrationError, match=r"1 processes were disturbed.*--force \(force=True"):
+        calibrate_in_processes("a:b", seconds=1e-9)
+    assert len(requests) == 1
 
 
 def test_more_processes_until_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -478,3 +478,31 @@ def test_cuda_events_agree_with_a_clock_that_waits_for_the_gpu() -> None:
     assert (phase.count, phase.clock) == (5, "cuda events")
     # Some 50 ms a pass, of which to wait takes a few hundredths of one.
     assert 0.9 * seconds <= phase.total_seconds <= 1.001 * seconds
+
+
+def test_a_pass_may_be_named_at_its_end_or_dropped() -> None:
+    timer = StepTimer(warm_up=0)
+    for _ in range(3):
+        timer.start("step")
+        timer.start("load_data")
+        timer.stop()
+        timer.stop("train_step, collect")
+    with timer("evaluate"):
+        timer.start("nothing")
+        time.sleep(0.01)
+        timer.drop()
+    phases = timer.phases()
+    counts = {name: phase.count for name, phase in phases.items()}
+    assert counts == {
+        "step": 0,
+        "load_data": 3,
+        "train_step, collect": 3,
+        "evaluate": 1,
+        "nothing": 0,
+    }
+    # What is dropped stays with the phase around it.
+    assert phases["evaluate"].total_seconds >= 0.01
+    with pytest.raises(RuntimeError, match=r"no phase runs: start\(\) one before drop\(\)"):
+        timer.drop()
+    with timer("evaluate"), pytest.raises(RuntimeError, match=r"drop\(\) only ends what start\(\)"):
+        timer.drop()

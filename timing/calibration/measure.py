@@ -25,11 +25,12 @@ from timing.statistics import interquartile_range
 _T = TypeVar("_T")
 
 WARM_UP_STEPS = 10
-MIN_PASSES = 200
-SHORTEST_CHUNK = 20
+# The first pass has all operations and is slow; more of a warm-up than this would leave too little.
+WARM_UP_SHARE = 0.2
+# Passes of each kind that take turns.
+LONGEST_BLOCK = 20
+FEWEST_SAMPLES = 2
 ATTEMPTS = 3
-# How many times as much as is needed it measures, to find the processor free.
-MAX_EFFORT = 4
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def calibrate(
     are. Some passes are timed operation by operation, and as many as a whole, to be compared with
     what the medians predict. The two take turns, so that a machine that grows slower in the
     meantime does so for both. Passes before or after which the processor was slowed down from
-    outside (`timing.calibration.cpu_probe`) are left out, and others are run for them, up to four
-    times as many in all, unless hardly any is undisturbed. An operation that would lose more than
+    outside (`timing.calibration.cpu_probe`) are left out. An operation that would lose more than
     nineteen in twenty of its samples keeps all of them, as do the passes timed as a whole, and the
     noise says so.
     Where the medians and those passes differ by more than `max_additivity_error`, the noise of the
@@ -72,18 +72,20 @@ def calibrate(
 
     Args:
         operations: by name, in the order in which they follow one another in a pass.
-        seconds: time for the single timings of one attempt, above zero; the passes timed as a whole
-            take as long again, and 200 of each are the least.
+        seconds: of one attempt, all told, above zero. It is kept to a pass of all operations: the
+            least is two samples of each operation, and one pass timed as a whole.
         max_additivity_error: a share, such as 0.05.
         on_progress: told the fraction done, from 0 to 1.
         known_probe: what the processor is known to reach, in the seconds of
             `timing.calibration.cpu_probe`, if it is.
 
     Raises:
-        ValueError: there is no operation, or one is to run every 0 passes.
+        ValueError: there is no operation, one is to run every 0 passes, or there is no time.
     """
     if not operations:
         raise ValueError("there is no operation to calibrate")
+    if not seconds > 0:
+        raise ValueError(f"a calibration takes a time above zero, not {seconds!r} s")
     for name, operation in operations.items():
         if operation.every < 1:
             raise ValueError(f"{name!r} cannot run every {operation.every} passes: give 1 or more")
@@ -102,21 +104,39 @@ def _attempt(
     on_progress: Callable[[float], None],
     known_probe: float | None,
 ) -> Calibration:
-    period = math.lcm(*(operation.every for operation in operations.values()))
-    chunk = period * math.ceil(SHORTEST_CHUNK / period)
     segments: list[_Segment] = []
     watch = NoiseWatch()
     with watch:
-        _loop(operations, range(WARM_UP_STEPS))
+        begin = time.perf_counter()
+        latest = _warm_up(operations, begin + WARM_UP_SHARE * seconds)
+        number, missing = 1, FEWEST_SAMPLES
         while True:
-            segments += _chunk(operations, chunk)
-            free = drop_disturbed([(segment.probe, segment) for segment in segments], known_probe)
-            share = _share_done(operations, free, seconds)
-            on_progress(0.9 * min(1.0, share))
-            effort = _share_done(operations, segments, seconds)
-            hopeless = len(free) < (1 - MAX_DISTURBED_SHARE) * len(segments)
-            if share >= 1 or effort >= MAX_EFFORT or (effort >= 1 and hopeless):
+            if missing:
+                missing = max(0, FEWEST_SAMPLES - _rarest(operations, segments))
+            # Kept for samples of what is due more rarely than there is time for passes.
+            end = begin + seconds - missing * math.fsum(latest.values())
+            now = time.perf_counter()
+            on_progress(0.9 * min(1.0, (now - begin) / seconds))
+            each = math.fsum(took / operations[name].every for name, took in latest.items())
+            fit = (end - now) / (2 * each) if each else LONGEST_BLOCK
+            if segments and fit < 1:
                 break
+            passes = range(number, number + max(1, min(LONGEST_BLOCK, int(fit))))
+            block = _block(operations, passes)
+            latest |= {
+                name: statistics.fmean(found)
+                for name, found in _samples(operations, block).items()
+                if found
+            }
+            segments += block
+            number = passes.stop
+        while _rarest(operations, segments) < FEWEST_SAMPLES:
+            # In a pass of this number all operations are due.
+            segments += _singles(operations, range(1))
+        # Where nothing runs in each pass, as long as there was no time for more of them.
+        if not any(_due(operations, n) for each in _wholes(segments) for n in each.passes):
+            segments += _as_a_whole(operations, range(1), 1)
+    free = drop_disturbed([(segment.probe, segment) for segment in segments], known_probe)
     wholes, disturbed_share = _undisturbed(_wholes(segments), _wholes(free))
     samples, free_samples = _samples(operations, segments), _samples(operations, free)
     for name in operations:
@@ -141,50 +161,64 @@ def _attempt(
         costs=costs,
         additivity_error=predicted / math.fsum(segment.seconds for segment in wholes) - 1,
         noise=watch.noise(disturbed_share=disturbed_share),
-        cpu_probe_seconds=undisturbed_probe([segment.probe for segment in wholes]),
+        cpu_probe_seconds=undisturbed_probe([segment.probe for segment in segments]),
     )
 
 
-def _chunk(operations: Mapping[str, Operation], length: int) -> list[_Segment]:
-    """Run the loop so many passes long, timing each operation, and once more, as a whole."""
+def _warm_up(operations: Mapping[str, Operation], end: float) -> dict[str, float]:
+    """Run the first passes, not far beyond a moment; returns what each operation took latest."""
+    latest: dict[str, float] = {}
+    # In the pass of number 0 all are due.
+    for number in range(WARM_UP_STEPS):
+        if number and time.perf_counter() >= end:
+            break
+        latest |= {name: _timed(operations[name].run) for name in _due(operations, number)}
+    return latest
+
+
+def _block(operations: Mapping[str, Operation], passes: range) -> list[_Segment]:
+    """Run these passes of the loop, timing each operation, and once more, as a whole."""
+    # Passes overlap on a GPU: to wait for it after each would make them longer than they are.
+    together = len(passes) if torch.cuda.is_initialized() else 1
+    return _singles(operations, passes) + _as_a_whole(operations, passes, together)
+
+
+def _as_a_whole(
+    operations: Mapping[str, Operation], passes: range, together: int
+) -> list[_Segment]:
+    """Run these passes of the loop, so many of them timed together."""
     segments: list[_Segment] = []
     probe = cpu_probe_seconds()
-
-    def add(passes: range, samples: Mapping[str, float] | None, seconds: float) -> None:
-        nonlocal probe
+    for number in range(passes.start, passes.stop, together):
+        some = range(number, number + together)
+        seconds = _timed(partial(_loop, operations, some))
         before, probe = probe, cpu_probe_seconds()
-        segments.append(_Segment(passes, samples, seconds, max(before, probe)))
-
-    for number in range(1, length + 1):
-        passes = range(number, number + 1)
-        begin = time.perf_counter()
-        samples = {name: _timed(operations[name].run) for name in _due(operations, number)}
-        add(passes, samples, time.perf_counter() - begin)
-    # Passes overlap on a GPU: to wait for it after each would make them longer than they are.
-    together = length if torch.cuda.is_initialized() else 1
-    for number in range(1, length + 1, together):
-        passes = range(number, number + together)
-        add(passes, None, _timed(partial(_loop, operations, passes)))
+        segments.append(_Segment(some, None, seconds, max(before, probe)))
     return segments
 
 
-def _share_done(
-    operations: Mapping[str, Operation], segments: Sequence[_Segment], seconds: float
-) -> float:
-    """Return the share there is of what is needed: seconds, passes of both kinds, samples."""
-    single = [segment for segment in segments if segment.samples is not None]
-    whole = sum(len(segment.passes) for segment in segments) - len(single)
-    # The probe takes its time too, more than a pass does where passes are short.
-    timed_seconds = math.fsum(segment.seconds + segment.probe for segment in single)
-    rarest = min(map(len, _samples(operations, segments).values()))
-    # Two samples, at the least, of the rarest operation.
-    return min(timed_seconds / seconds, len(single) / MIN_PASSES, whole / MIN_PASSES, rarest / 2)
+def _singles(operations: Mapping[str, Operation], passes: range) -> list[_Segment]:
+    """Run these passes of the loop, timing each operation."""
+    segments: list[_Segment] = []
+    probe = cpu_probe_seconds()
+    for number in passes:
+        begin = time.perf_counter()
+        samples = {name: _timed(operations[name].run) for name in _due(operations, number)}
+        seconds = time.perf_counter() - begin
+        before, probe = probe, cpu_probe_seconds()
+        segments.append(_Segment(range(number, number + 1), samples, seconds, max(before, probe)))
+    return segments
+
+
+def _rarest(operations: Mapping[str, Operation], segments: Sequence[_Segment]) -> int:
+    """Return how many samples there are of the operation that has the fewest."""
+    return min(map(len, _samples(operations, segments).values()))
 
 
 def _undisturbed(found: list[_T], free: list[_T]) -> tuple[list[_T], float]:
     """Return those undisturbed, or all where hardly any are, and the share that was disturbed."""
     # A single sample has no spread.
-    share = 1 - len(free) / len(found) if len(free) > 1 else 1.0
+    share = 1 - len(free) / len(found) if len(free) > 1 or free == found else 1.0
     return (found if share > MAX_DISTURBED_SHARE else free), share
 
 

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from timing.calibration.profile import Profile
 from timing.calibration.target import check_target
+from timing.calibration.timetable import Timetable
 from timing.calibration.uncertainty import rst_interval
 from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
 from timing.calibration.worker import WorkerRequest, WorkerResult
@@ -55,10 +55,10 @@ def calibrate_in_processes(
 
     Each process imports the target, calls it, and runs `timing.calibrate` on what it returns. There
     are at least `processes` of them, and more until the interval of the reference iteration's RST
-    is narrow enough or the time is used up; half of it is set aside for starting them and for their
-    passes timed as a whole. A process that was disturbed, ran on a processor slower than another
-    process found it, or whose costs do not add up to a loop's time, is discarded and another one is
-    run in its place, `retries` times in all.
+    is narrow enough or the time is used up. The least number measure for half of it in all, or for
+    less, where starting them takes long. A process that was disturbed, ran on a processor slower
+    than another process found it, or whose costs do not add up to a loop's time, is discarded and
+    another one is run in its place, `retries` times in all, within one and a half times the time.
 
     To stop once an interval is narrow favours those that are narrow by chance: in a simulation with
     0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
@@ -67,13 +67,15 @@ def calibrate_in_processes(
         target: "MODULE:FUNCTION" or "FILE.py:FUNCTION"; the function returns a `CalibrationTarget`.
         arguments: what the function is called with; values that JSON can hold.
         processes: the fewest, 5 or more unless forced.
-        seconds: for all processes together; the fewest are run even if they take longer.
+        seconds: for all processes together, their starts included. The fewest are run even if their
+            starts alone take longer, which is told after the first.
         precision: half width of the 95% interval of the reference iteration's RST, as a share.
         threads: of torch and OpenMP.
-        force: keep disturbed processes once the retries are used up, with what disturbed them.
+        force: keep disturbed processes once no other may be run, with what disturbed them.
         limit_seconds: after which a process is taken to hang, and is ended.
         retries: processes that may be discarded.
-        on_progress: told the fraction done, from 0 to 1, and what has just happened.
+        on_progress: told the fraction done, from 0 to 1, and what has just happened, with an
+            estimate of the time left.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -91,47 +93,54 @@ def calibrate_in_processes(
             raise ValueError(f"{name} must be above zero: {value}")
         if value > most:
             raise ValueError(f"{name} must be at most {most:g}: {value:g}")
+    time_left = Timetable(seconds, processes)
     request = WorkerRequest(
-        target=target,
-        arguments=dict(arguments or {}),
-        seconds=seconds / (2 * processes),
-        threads=threads,
+        target=target, arguments=dict(arguments or {}), seconds=seconds, threads=threads
     )
-    end = time.monotonic() + seconds
     kept: list[WorkerResult] = []
     discarded = 0
     known_probe: float | None = None
+    on_progress(0.0, f"{processes} processes or more, {time_left.said(processes)}")
     while True:
-        kept.append(_run(request.model_copy(update={"known_probe": known_probe}), limit_seconds))
+        own_seconds = time_left.share(processes - len(kept))
+        changed = {"known_probe": known_probe, "seconds": own_seconds}
+        with time_left.process(own_seconds):
+            kept.append(_run(request.model_copy(update=changed), limit_seconds))
         _check_alike(kept[0], kept[-1])
         known_probe = _fastest(known_probe, kept[-1].calibration.cpu_probe_seconds)
+        if time_left.ran == 1 and (warning := time_left.too_short()):
+            on_progress(time_left.done(processes - len(kept)), warning)
         busy = ""
         # All of them, for a later one may have found the processor faster.
         for result in list(kept):
+            may_retry = discarded < retries and time_left.has_retry(processes - len(kept) + 1)
             errors = "; ".join(result.calibration.errors(known_probe))
-            if not errors or (force and discarded == retries):
+            if not errors or (force and not may_retry):
                 continue
             kept.remove(result)
-            if discarded < retries:
+            if may_retry:
                 discarded += 1
-                on_progress(_done(kept, processes), f"discarded a process: {errors}")
+                done = time_left.done(processes - len(kept))
+                on_progress(done, f"discarded a process: {errors}")
             else:
                 busy = errors
         if busy:
             if len(kept) >= processes:
                 break
             raise CalibrationError(
-                f"{discarded + 1} processes were disturbed, the latest: {busy}; leave the "
-                "machine alone and calibrate again, or force it, and the profile will say so"
+                f"{discarded + 1} processes were disturbed, the latest: {busy}; leave the machine "
+                "alone and calibrate again (--seconds gives time for more of them), or keep them "
+                "by --force (force=True), and the profile will say so"
             )
         if not kept:
             continue
         profile = _profile(kept, discarded)
-        on_progress(_done(kept, processes), _said_of(profile))
-        if len(kept) < processes:
+        left = processes - len(kept)
+        on_progress(time_left.done(left), f"{_said_of(profile)}, {time_left.said(left)}")
+        if left > 0:
             continue
         width = rst_interval(profile.reference_iteration, profile, "mlperf").half_width
-        if width <= precision or time.monotonic() >= end:
+        if width <= precision or not time_left.has_another():
             break
     on_progress(1.0, f"done, {discarded} discarded")
     return _profile(kept, discarded)
@@ -225,10 +234,6 @@ def _profile(results: list[WorkerResult], discarded: int) -> Profile:
         processes=tuple(result.calibration for result in results),
         discarded=discarded,
     )
-
-
-def _done(kept: list[WorkerResult], processes: int) -> float:
-    return min(1.0, len(kept) / (processes + 1))
 
 
 def _said_of(profile: Profile) -> str:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -170,8 +170,9 @@ class Profile(BaseModel):
                 "calibrate again"
             )
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the document as JSON, whole or not at all."""
+        path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -183,26 +184,14 @@ class Profile(BaseModel):
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: str | Path) -> Self:
         """Read and check a document.
 
         Raises:
             ProfileError: it cannot be read, is no profile, is of another version, or holds
                 what no calibration measures.
         """
-        try:
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise ProfileError(f"{path}: {error.strerror}") from error
-        if len(content) > MOST_BYTES:
-            raise ProfileError(f"{path} is longer than any profile, {MOST_BYTES} bytes")
-        try:
-            document = json.loads(content)
-        except ValueError as error:
-            raise ProfileError(f"{path} is not JSON: {error}") from error
-        except RecursionError:
-            raise ProfileError(f"{path} is no profile: it is nested too deeply") from None
+        document = read_json(path, "profile", ProfileError)
         version = document.get("version") if isinstance(document, dict) else None
         if version in (1, 2):
             raise ProfileError(
@@ -224,6 +213,29 @@ class Profile(BaseModel):
                 raise ProfileError(f"{path}: {said}") from error
             found = _shown(first["input"])
             raise ProfileError(f"{path}: {where}: {said} (found {found})") from error
+
+
+def read_json(path: str | Path, what: str, error_of: type[ValueError]) -> Any:
+    """Return what a JSON file holds, of which it is not known where it is from.
+
+    Args:
+        path: the file.
+        what: it is to be.
+        error_of: the error where it cannot be read, is too long for that, or is no JSON.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise error_of(f"{path}: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise error_of(f"{path} is longer than any {what}, {MOST_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise error_of(f"{path} is not JSON: {error}") from error
+    except RecursionError:
+        raise error_of(f"{path} is no {what}: it is nested too deeply") from None
 
 
 def _shown(value: object) -> str:

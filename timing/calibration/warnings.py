@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from timing.calibration.profile import Profile
 from timing.calibration.uncertainty import rst_interval
 
@@ -41,3 +44,30 @@ def profile_warnings(profile: Profile) -> tuple[str, ...]:
                 f"in another ({min(medians):.3g} to {max(medians):.3g} s)"
             )
     return tuple(found)
+
+
+def by_kind(warnings: Iterable[str]) -> list[str]:
+    """Return warnings such as "process 2: it was slow", those that differ in numbers joined."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for warning in warnings:
+        about, colon, text = warning.partition(": ")
+        if not colon or (" " in about and not re.fullmatch(r"process \d+", about)):
+            about, text = "", warning
+        kinds.setdefault(re.sub(r"[-+]?\d[\d.e-]*%?", "#", text), []).append((about, text))
+    joined = []
+    for found in kinds.values():
+        abouts = [about for about, _ in found if about]
+        text = found[0][1]
+        if len(found) > 1:
+            # The same in other words for each: the one with the largest first number is shown.
+            text = f"up to: {max((text for _, text in found), key=_first_number)}"
+        if abouts and all(about.startswith("process ") for about in abouts):
+            numbers = ", ".join(about.removeprefix("process ") for about in abouts)
+            abouts = [f"process{'es' if len(abouts) > 1 else ''} {numbers}"]
+        joined.append(f"{', '.join(abouts)}: {text}" if abouts else text)
+    return joined
+
+
+def _first_number(text: str) -> float:
+    number = re.search(r"\d+(\.\d+)?", text)
+    return float(number[0]) if number else 0.0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from timing.calibration.environment import this_machine
 from timing.calibration.processes import (
@@ -26,10 +25,12 @@ from timing.calibration.warnings import (
     LEAST_PROCESSES,
     ORDER_OF_MAGNITUDE,
     PRECISION,
+    by_kind,
     profile_warnings,
 )
 from timing.cli import commandline
 from timing.cli.commandline import CommandError
+from timing.cli.mapping import map_command
 from timing.gpu.meter import probe_gpus
 
 app = typer.Typer(add_completion=False)
@@ -79,7 +80,8 @@ def calibrate(
     seconds: Annotated[
         float,
         typer.Option(
-            help="Seconds for all processes together; the least number of them runs in any case."
+            help="Seconds for all processes together, their starts included; the least number of "
+            "them runs in any case."
         ),
     ] = SECONDS,
     precision: Annotated[
@@ -95,7 +97,10 @@ def calibrate(
         float, typer.Option(help="Seconds after which a process counts as hanging, and is ended.")
     ] = LIMIT_SECONDS,
     force: Annotated[
-        bool, typer.Option("--force", help="Write the profile even if the machine was busy.")
+        bool,
+        typer.Option(
+            "--force", help="Write the profile even if the machine was busy, or with 2 processes."
+        ),
     ] = False,
 ) -> None:
     """Measure a reference profile on this machine, in fresh processes, in a loop like the real one.
@@ -167,7 +172,9 @@ def compare(
     if not shared:
         raise typer.BadParameter(f"{a} and {b} have no operation in common")
     ratios = {operation: operation_ratio(operation, first, second) for operation in shared}
-    table = _table(f"{b.name} against {a.name}", "operation", "A", "B", "B / A", "95% interval")
+    table = commandline.table(
+        f"{b.name} against {a.name}", "operation", "A", "B", "B / A", "95% interval"
+    )
     for operation, ratio in ratios.items():
         table.add_row(
             operation,
@@ -188,7 +195,7 @@ def compare(
     found = [
         f"{name}: {warning}"
         for name, profile in (("A", first), ("B", second))
-        for warning in profile_warnings(profile)
+        for warning in by_kind(profile_warnings(profile))
     ]
     found += [
         f"{operation}: its ratio of {ratio.estimate:.3g} is far from the operations' median of "
@@ -197,6 +204,9 @@ def compare(
         if max(ratio.estimate / middle, middle / ratio.estimate) > ORDER_OF_MAGNITUDE
     ]
     _print_warnings(found, "this comparison")
+
+
+app.command("map")(map_command)
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:
@@ -219,7 +229,7 @@ def _read(path: Path) -> Profile:
 
 
 def _print_profile(path: Path, profile: Profile) -> None:
-    table = _table(
+    table = commandline.table(
         f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
         *("operation", "median", "quartiles apart", "samples", "every", "95% interval"),
     )
@@ -253,7 +263,7 @@ def _print_profile(path: Path, profile: Profile) -> None:
     if isinstance(flops, int) and "train_step" in profile.seconds:
         rate = flops / profile.seconds["train_step"] / 1e9
         _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
-    _print_warnings(profile_warnings(profile), "this profile")
+    _print_warnings(by_kind(profile_warnings(profile)), "this profile")
 
 
 def _elsewhere(profile: Profile) -> str:
@@ -276,13 +286,6 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.4f} ms"
-
-
-def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title)
-    for head in heads:
-        table.add_column(head, justify="left" if head == "operation" else "right")
-    return table
 
 
 def _say(line: str) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from timing.calibration.environment import own_version
 from timing.tracebacks import in_one_line, is_lack_of_memory, message_of, place_of, write_down
@@ -61,6 +62,14 @@ def progress_bar(console: Console) -> Progress:
     """Make a bar with what is done beside it, and the time so far."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)
+
+
+def table(title: str, *heads: str) -> Table:
+    """Make a table with these columns: operations on the left, figures on the right."""
+    made = Table(title=title)
+    for head in heads:
+        made.add_column(head, justify="left" if head == "operation" else "right")
+    return made
 
 
 def said_of(error: Exception) -> str:

@@ -99,35 +99,54 @@ class StepTimer:
         """
         _Pass(self, phase, is_block=False).__enter__()
 
-    def stop(self) -> None:
-        """End the pass begun latest.
+    def stop(self, phase: str | None = None) -> None:
+        """End the pass begun latest; as one of `phase`, where only its end shows what it was.
 
         Raises:
             RuntimeError: none runs, or it belongs to a `with`.
         """
+        latest = self._latest("stop")
+        self._end(latest)
+        if phase is not None:
+            latest.tally = self._tally(phase)
+        self._add(latest)
+
+    def drop(self) -> None:
+        """End the pass begun latest uncounted: its time stays with the phase around it.
+
+        Raises:
+            RuntimeError: none runs, or it belongs to a `with`.
+        """
+        self._abandon(self._latest("drop"))
+
+    def _latest(self, verb: str) -> _Pass:
         if not self._running:
-            raise RuntimeError("no phase runs: start() one before stop()")
+            raise RuntimeError(f"no phase runs: start() one before {verb}()")
         latest = self._running[-1]
         if latest.is_block:
             raise RuntimeError(
-                f"phase {latest.phase!r} was begun by `with` and ends with its block: stop() only "
-                "ends what start() began, and nothing of that runs inside it"
+                f"phase {latest.phase!r} was begun by `with` and ends with its block: {verb}() "
+                "only ends what start() began, and nothing of that runs inside it"
             )
-        self._end(latest)
+        return latest
 
     def phases(self) -> dict[str, Phase]:
-        """Return what each phase took so far, in the order they first began.
+        """Return what each phase took so far, in the order they first began or were named.
 
         Waits for the GPU where passes are timed there: call it once in a while, not every step.
         """
         self._harvest(len(self._pending), wait=True)
         return {name: tally.summary() for name, tally in self._tallies.items()}
 
-    def _begin(self, this: _Pass) -> None:
-        tally = self._tallies.get(this.phase)
+    def _tally(self, phase: str) -> PhaseTally:
+        tally = self._tallies.get(phase)
         if tally is None:
-            warm_up = 0 if this.phase in self._seldom else self._warm_up
-            tally = self._tallies[this.phase] = PhaseTally(warm_up)
+            warm_up = 0 if phase in self._seldom else self._warm_up
+            tally = self._tallies[phase] = PhaseTally(warm_up)
+        return tally
+
+    def _begin(self, this: _Pass) -> None:
+        tally = self._tally(this.phase)
         if tally.runs:
             raise RuntimeError(
                 f"phase {this.phase!r} runs already: end it before it begins again (`with` ends it "
@@ -151,10 +170,15 @@ class StepTimer:
             this.outer.inner_seconds += seconds
             this.outer.inner_cpu_seconds += cpu_seconds
         this.cpu_seconds = cpu_seconds - this.inner_cpu_seconds
-        if this.first is None:
-            this.tally.add(seconds - this.inner_seconds, this.cpu_seconds, HOST)
-        else:
+        this.seconds = seconds - this.inner_seconds
+        if this.first is not None:
             this.last = self._recorded_event()
+
+    def _add(self, this: _Pass) -> None:
+        """Add a pass that has ended to its tally, or let it wait for its events."""
+        if this.first is None:
+            this.tally.add(this.seconds, this.cpu_seconds, HOST)
+        else:
             self._pending.append(this)
             self._harvest(HARVESTED_A_PASS, wait=False)
 
@@ -213,6 +237,7 @@ class _Pass:
         "last",
         "outer",
         "phase",
+        "seconds",
         "tally",
         "timer",
     )
@@ -221,6 +246,7 @@ class _Pass:
     began: float
     cpu_began: float
     cpu_seconds: float
+    seconds: float
 
     def __init__(self, timer: StepTimer, phase: str, is_block: bool) -> None:
         self.timer = timer
@@ -244,6 +270,7 @@ class _Pass:
         running = self.timer._running
         if kind is None and running and running[-1] is self:
             self.timer._end(self)
+            self.timer._add(self)
         elif self in running:
             inside = self.timer._abandon(self)
             if kind is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from os import getpid
 from typing import Self
 
@@ -32,13 +33,16 @@ class GpuMeter:
 
     Args:
         poll_seconds: time between polls, above 0 and at most 5: the driver keeps no more samples.
+        uuids: of the devices that are measured; all that this process may use, if None.
 
     Attributes:
         uses: what each device did over the latest span; empty before the first has ended.
         unavailable: which devices are not measured, and why; None if none is missing.
     """
 
-    def __init__(self, poll_seconds: float = DEFAULT_POLL_SECONDS) -> None:
+    def __init__(
+        self, poll_seconds: float = DEFAULT_POLL_SECONDS, uuids: Collection[str] | None = None
+    ) -> None:
         if not 0 < poll_seconds <= LONGEST_POLL_SECONDS:
             raise ValueError(
                 f"poll_seconds is above 0 and at most {LONGEST_POLL_SECONDS:g}; got {poll_seconds}"
@@ -46,6 +50,7 @@ class GpuMeter:
         self.uses: tuple[GpuUse, ...] = ()
         self.unavailable: str | None = None
         self._poll_seconds = poll_seconds
+        self._uuids = uuids
         self._spans: list[Span] | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,6 +60,10 @@ class GpuMeter:
         if self._spans is not None:
             raise RuntimeError("this meter runs already: stop() it, or use another one")
         devices, self.unavailable = visible_devices()
+        if self._uuids is not None:
+            devices = tuple(device for device in devices if device.uuid in self._uuids)
+            if not devices and self.unavailable is None:
+                self.unavailable = f"NVML knows no device {' or '.join(self._uuids)}"
         self.uses = ()
         self._spans = [Span(device) for device in devices]
         if self._spans:
