@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.analysis import ablation
+from baselines.analysis import ablation, measured
 from baselines.analysis.conditions import conditions
 from baselines.analysis.headline import headline
 from baselines.analysis.tables import results, savings, totals, validation
@@ -38,7 +38,7 @@ class Report:
         title: workload, budget and seeds.
         headline: at most three sentences.
         tables: the results.
-        sentences: what the intervals show of each pair of methods.
+        sentences: what the intervals show of each pair of methods, and how RST stood to time.
         details: further tables.
         conditions: under which all of it holds.
     """
@@ -56,6 +56,7 @@ def report_of(comparison: Comparison) -> Report:
     plan = comparison.plan
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     title = f"{plan.workload.name}: {plan.budget.seconds:g} s of RST each, {seeds}"
+    held_under = [conditions(comparison), *measured.not_measured(comparison)]
     if configs_of(plan):
         return Report(
             title,
@@ -64,9 +65,9 @@ def report_of(comparison: Comparison) -> Report:
                 Table(ablation.title(comparison, share), ablation.table(comparison, share))
                 for share in ablation.SHARES
             ],
-            [],
-            [],
-            f"Constant rate. {conditions(comparison)}",
+            measured.sentences(comparison),
+            _measured(comparison),
+            " ".join(["Constant rate.", *held_under]),
         )
     table = results(comparison)
     has_best = table[1][0] == "1"
@@ -81,14 +82,25 @@ def report_of(comparison: Comparison) -> Report:
     details.append(Table(name, by_policy))
     if plan.tried:
         details.append(Table(tuning.title(plan), tuning.rows(plan)))
+    details += _measured(comparison)
     return Report(
         title,
         headline(comparison),
         [Table(title, table, best_first=has_best)],
-        verdict(comparison),
+        [*verdict(comparison), *measured.sentences(comparison)],
         details,
-        conditions(comparison),
+        " ".join(held_under),
     )
+
+
+def _measured(comparison: Comparison) -> list[Table]:
+    """Return what trainings and operations took here, beside RST."""
+    seeds = ", medians over seeds" if len(comparison.plan.seeds) > 1 else ""
+    tables = {
+        f"Measured here{seeds}": measured.trainings(comparison),
+        "Operations here and by the profile": measured.operations(comparison),
+    }
+    return [Table(title, rows) for title, rows in tables.items() if rows]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -8,6 +8,7 @@ from baselines.cli.console import say
 from baselines.cli.progress import Course
 from baselines.experiment.plan import Plan
 from baselines.training.events import Ended, Evaluated, Event, Failed, Started
+from baselines.training.measurement import Measurement
 from baselines.training.results import Point
 
 
@@ -34,7 +35,7 @@ class Screen:
                 theirs = f" with the own work of its {len(event.runs)} methods" if several else ""
                 say(
                     f"  that training took {event.measured_seconds:.1f} s here, or "
-                    f"{event.rst_seconds:.1f} s RST{theirs}"
+                    f"{event.rst_seconds:.1f} s RST{theirs}{_joules(event.measurement)}"
                 )
             case Failed():
                 for method in event.methods:
@@ -53,6 +54,11 @@ class Screen:
         self._done[method, seed] = fraction
         done = math.fsum(self._done.values()) / self._total
         self._course.update(min(1.0, done), f"{method}, seed {seed}")
+
+
+def _joules(measurement: Measurement | None) -> str:
+    joules = measurement and measurement.gpu_joules
+    return "" if joules is None else f", and {joules:.0f} J of the GPU"
 
 
 class TuningScreen:

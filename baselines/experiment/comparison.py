@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from baselines.experiment.plan import Plan, Task, check, tasks
-from baselines.training.checkpoint import Checkpoints
+from baselines.training.checkpoint import Checkpoints, write_atomically
 from baselines.training.events import (
     Evaluated,
     Event,
@@ -27,6 +27,8 @@ from baselines.training.loop import train
 from baselines.training.results import Run, TrainingResult
 from timing import Profile
 
+# What `python -m timing map` takes.
+MEASURED = "measured.json"
 # So many of the runs that did not end are named in a line.
 _NAMED = 6
 
@@ -137,6 +139,9 @@ def run_training(
             folder=folder,
         )
         tell(ending_of(result, task.seed))
+        if folder and (measurement := result.measurement):
+            run = measurement.as_run(plan.signature)
+            write_atomically(folder / MEASURED, run.model_dump_json(indent=2).encode())
     if result.error is None and checkpoints and folder:
         checkpoints.remove()
     # What a failed one had charged is not kept.

@@ -8,6 +8,7 @@
             records/             what is to be sent to MLflow
             constant-seed-0/     of one training
                 events.jsonl     what it tells, a line each; the last is how it has ended
+                measured.json    its operations as they ran here, for `python -m timing map`
                 step-*.pt        its latest checkpoints, until it has
                 model-constant/  a method's model, of the first seed
         30s-trial-0/             of a trial of tuning, like a budget's

@@ -118,12 +118,31 @@ def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
         "work/training_rst_seconds": result.rst_seconds,
         "work/training_measured_seconds": result.measured_seconds,
         "work/training_other_cores": result.other_cores,
+        **_measured_metrics(result),
     }
     if run.failure is None:
         metrics["final/metric"] = run.final
     if math.isfinite(run.test):
         metrics["final/test"] = run.test
     return metrics
+
+
+def _measured_metrics(result: TrainingResult) -> dict[str, float]:
+    """Return what was measured of a training; what was not is left out."""
+    measurement = result.measurement
+    if measurement is None:
+        return {}
+    found = {
+        "over_rst": result.measured_seconds * measurement.ranks / result.rst_seconds
+        if result.rst_seconds
+        else None,
+        "cpu_seconds": measurement.cpu_seconds,
+        "gpu_active_seconds": measurement.gpu_active_seconds,
+        "gpu_joules": measurement.gpu_joules,
+        "processors_joules": measurement.host_joules,
+    }
+    found |= {f"{name}_seconds": each for name, each in measurement.operation_seconds.items()}
+    return {f"measured/{name}": value for name, value in found.items() if value is not None}
 
 
 def comparison_metrics(comparison: Comparison) -> dict[str, float]:

@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -80,9 +83,16 @@ def of_all_ranks(operations: tuple[str, ...], *, alike: bool) -> tuple[str, ...]
     """
     if alike or world_size() == 1:
         return operations * world_size()
-    gathered: list[tuple[str, ...]] = [() for _ in range(world_size())]
-    dist.all_gather_object(gathered, operations)
-    return tuple(itertools.chain.from_iterable(gathered))
+    return tuple(itertools.chain.from_iterable(gathered(operations)))
+
+
+def gathered(value: _T) -> list[_T]:
+    """Return what each rank has, the first rank's first; each must call."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def broadcast_from_rank0(value: float | None, device: torch.device) -> float:

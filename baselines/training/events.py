@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from baselines.training.checkpoint import storage_errors
+from baselines.training.measurement import Measurement
 from baselines.training.results import Point, Run, TrainingResult, check_whole
 from timing import Policy
 from timing.secrets import hide
@@ -95,6 +96,7 @@ class Ended(_Event):
     rst_seconds: float
     measured_seconds: float
     other_cores: float
+    measurement: Measurement | None = None
 
 
 class Failed(_Event):
@@ -105,6 +107,7 @@ class Failed(_Event):
     reason: Reason
 
 
+_OF_A_TRAINING = ("rst_seconds", "measured_seconds", "other_cores", "measurement")
 Event = Started | Evaluated | ModelExported | Ended | Failed
 OnEvent = Callable[[Event], None]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
@@ -133,13 +136,8 @@ def ending_of(result: TrainingResult, seed: int) -> Ended | Failed:
         )
         for run in result.runs
     )
-    return Ended(
-        seed=seed,
-        runs=tuple(ends),
-        rst_seconds=result.rst_seconds,
-        measured_seconds=result.measured_seconds,
-        other_cores=result.other_cores,
-    )
+    own = {name: getattr(result, name) for name in _OF_A_TRAINING}
+    return Ended(seed=seed, runs=tuple(ends), **own)
 
 
 def end_in(events: Sequence[Event]) -> Ended | Failed | None:
@@ -215,7 +213,8 @@ def _ended(event: Ended, points: Mapping[str, Mapping[int, Point]]) -> TrainingR
         fields = {name: getattr(end, name) for name in RunEnd.model_fields}
         runs.append(Run(**{**fields, "seed": event.seed, "points": found}))
         check_whole(runs[-1])
-    return TrainingResult(tuple(runs), event.rst_seconds, event.measured_seconds, event.other_cores)
+    own = {name: getattr(event, name) for name in _OF_A_TRAINING}
+    return TrainingResult(tuple(runs), **own)
 
 
 def latest_attempt(events: Sequence[Event]) -> Sequence[Event]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from baselines.training.method_run import MethodRun
 from baselines.training.results import Point, TrainingResult, Weights
 from baselines.training.training import Training
 from baselines.workloads.base import Workload
-from timing import Budget, Policy, Stopwatch, tracebacks
+from timing import Budget, Policy, tracebacks
 
 # So many of each tensor tell live weights from an average, which differs from them in nearly all.
 NUMBERS_OF_EACH = 1000
@@ -141,16 +141,16 @@ def _run(
     def evaluate(run: MethodRun, operations: Mapping[str, int], *, last: bool) -> None:
         for operation, times in operations.items():
             run.account.charge(operation, times)
-        with _paused(watch):
+        with watch.paused():
             live = sample(training.model) if first else []
         here = run.averager.evaluation_model()[0] if first else nullcontext(training.model)
-        with here as reported, _paused(watch):
+        with watch.reading(operations), here as reported, watch.beside():
             is_live = distributed.broadcast_from_rank0(
                 sample(reported) == live if first else None, device
             )
-            value = distributed.broadcast_from_rank0(
-                workload.evaluate(reported) if first else None, device
-            )
+            with watch.evaluation():
+                found = workload.evaluate(reported) if first else None
+            value = distributed.broadcast_from_rank0(found, device)
             run.account.charge("evaluate")
             rate = float(training.schedule.get_last_lr()[0])
             charged = run.account.rst_seconds
@@ -180,7 +180,7 @@ def _run(
                 elif run.is_due(evaluations):
                     evaluate(run, run.averager.evaluation_model()[1], last=False)
             if checkpoints and first and checkpoints.due:
-                with _paused(watch):
+                with watch.paused():
                     checkpoints.save(training.step, training.state_dict())
 
 
@@ -190,15 +190,3 @@ def sample(model: nn.Module) -> list[bytes]:
         parameter.detach().reshape(-1)[:NUMBERS_OF_EACH].cpu().view(torch.uint8).numpy().tobytes()
         for parameter in model.parameters()
     ]
-
-
-@contextmanager
-def _paused(watch: Stopwatch) -> Iterator[None]:
-    if torch.cuda.is_initialized():
-        # Steps that were launched and have not run yet are none of what the watch pauses for.
-        torch.cuda.synchronize()
-    watch.stop()
-    try:
-        yield
-    finally:
-        watch.start()

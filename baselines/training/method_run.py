@@ -77,8 +77,11 @@ class MethodRun:
         """Return the method's."""
         return self.method.name
 
-    def step(self, step: Step) -> None:
-        """Charge a step of the recipe, on all ranks, and let the averager follow it."""
+    def step(self, step: Step) -> str | None:
+        """Charge a step of the recipe, on all ranks, and let the averager follow it.
+
+        Returns the operation that the averager took, if any.
+        """
         self.loss_sum = self.loss_sum + step.loss
         self.steps_since += 1
         if step.operations not in self._declared:
@@ -87,12 +90,13 @@ class MethodRun:
         for operation in step.operations:
             self.account.charge(operation)
         if not step.updated:
-            return
+            return None
         added = self.averager.after_step(self.budget.spent(self.account))
         if added is not None:
             if added not in self.method.averager.step_operations:
                 self._check({added: self.world}, self.method.averager.step_operations, "averager")
             self.account.charge(added, self.world)
+        return added
 
     def _check_recipe(self, ran: Mapping[str, int]) -> None:
         """Refuse a step that is of none of the recipe's kinds."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from baselines.training.measurement import Measurement
 from timing import POLICIES, Policy
 
 Weights = Literal["live", "averaged"]
@@ -104,6 +105,7 @@ class TrainingResult:
         rst_seconds: reference seconds of all that ran but evaluations, a shared step once.
         measured_seconds: wall time of the same, on this machine.
         other_cores: cores that other processes kept busy meanwhile.
+        measurement: what else was measured of it; None if nothing is known, as of a failed one.
         error: what was raised, if something was: all its runs that had not ended failed of it.
     """
 
@@ -112,6 +114,7 @@ class TrainingResult:
     measured_seconds: float
     other_cores: float
     error: str | None = None
+    measurement: Measurement | None = None
 
 
 def read_points(saved: object) -> list[Point]:

@@ -19,10 +19,12 @@ from baselines.methods.method import EVALUATION, Method
 from baselines.methods.part import MethodError
 from baselines.methods.recipes import Recipe, Step
 from baselines.training import distributed
+from baselines.training.measurement import kind_of
 from baselines.training.method_run import MethodRun, refuse_other_state
 from baselines.training.results import TrainingResult
+from baselines.training.watch import LOAD_DATA, Watch
 from baselines.workloads.base import Batch, Workload
-from timing import Account, Budget, Policy, Stopwatch
+from timing import Account, Budget, Policy, StepTimer
 
 
 def begin_averagers(
@@ -68,8 +70,9 @@ class Batches:
         latest: the last one.
     """
 
-    def __init__(self, workload: Workload, seed: int, drawn: int = 0) -> None:
+    def __init__(self, workload: Workload, seed: int, timer: StepTimer, drawn: int = 0) -> None:
         self.drawn = drawn
+        self._timer = timer
         self.latest: Batch | None = None
         # Those of the other ranks are passed over.
         world = distributed.world_size()
@@ -80,7 +83,9 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
+        self._timer.start(LOAD_DATA)
         self.latest = next(self._batches)
+        self._timer.stop()
         self.drawn += 1
         return self.latest
 
@@ -121,12 +126,11 @@ class Training:
         self.recipe.network = distributed.ddp(self.model)
         # Each step of it runs the same, whatever it draws.
         self.is_plain = type(self.recipe) is Recipe
-        self.batches = Batches(workload, seed)
+        self.watch = Watch(next(self.model.parameters()).device)
+        self.batches = Batches(workload, seed, self.watch.steps)
         # What the recipe has run, on all ranks.
         self.ran = Account(costs, "mlperf")
-        self.watch = Stopwatch(but_children=True)
-        # Of the processes before this one, where the training was cut off and went on.
-        self.seconds_before, self.other_core_seconds_before = 0.0, 0.0
+        self._kinds: dict[tuple[str | None, ...], str] = {}
         # What tells it from others, beside what each part sees for itself.
         self.of = {
             "workload": workload.name,
@@ -149,6 +153,8 @@ class Training:
     def next_step(self) -> Step:
         """Run a step of the recipe, and charge it to the methods whose budget has not ended."""
         before = self.batches.drawn
+        timer = self.watch.steps
+        timer.start("step")
         step = self.recipe.step(self.batches, self.spent)
         said, drawn = step.operations.count("load_data"), self.batches.drawn - before
         if said != drawn or not step.operations:
@@ -156,6 +162,7 @@ class Training:
                 f"a step of {self.runs[0].name} drew {drawn} batches and names load_data {said} "
                 f"times; it names {', '.join(step.operations) or 'nothing'}: name all that it ran"
             )
+        own = step.operations
         # A graph that a file's step has kept would be kept for all steps.
         step = step._replace(loss=step.loss.detach())
         if distributed.world_size() > 1:
@@ -166,14 +173,23 @@ class Training:
             )
         self.step += 1
         self.updates += step.updated
-        for run in self.active:
-            run.step(step)
+        added = [run.step(step) for run in self.active]
+        timer.stop(self._kind(own, *added))
         for operation in step.operations:
             self.ran.charge(operation)
         # Before the first update torch takes it for a mistake.
         if self.updates:
             self.schedule.step()
         return step
+
+    def _kind(self, operations: tuple[str, ...], *added: str | None) -> str:
+        """Return the name of a step in which these ran on this rank; batches have their own."""
+        key = (*operations, *added)
+        if key not in self._kinds:
+            ran = [name for name in key if name not in (None, LOAD_DATA)]
+            self._kinds[key] = kind_of(ran)
+            self.watch.name(self._kinds[key], Counter(ran))
+        return self._kinds[key]
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on."""
@@ -188,8 +204,7 @@ class Training:
             "optimizer": self.recipe.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "runs": {run.name: run.state_dict() for run in self.runs},
-            "measured_seconds": self.measured_seconds,
-            "other_core_seconds": self.other_core_seconds,
+            "watch": self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,21 +223,9 @@ class Training:
         self.recipe.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.updates = state["step"], state["updates"]
-        self.batches = Batches(self.workload, self.seed, state["drawn"])
+        self.batches = Batches(self.workload, self.seed, self.watch.steps, state["drawn"])
         self.ran.load_state_dict(state["ran"])
-        self.seconds_before = state["measured_seconds"]
-        self.other_core_seconds_before = state["other_core_seconds"]
-
-    @property
-    def measured_seconds(self) -> float:
-        """Wall time of all but evaluations, in this process and those before it."""
-        return self.seconds_before + self.watch.wall_seconds
-
-    @property
-    def other_core_seconds(self) -> float:
-        """Processor time of other processes meanwhile."""
-        here = self.watch.other_cores * self.watch.wall_seconds
-        return self.other_core_seconds_before + here
+        self.watch.load_state_dict(state["watch"])
 
     def result(self, error: str | None) -> TrainingResult:
         """Return its result."""
@@ -237,11 +240,12 @@ class Training:
                 charged.pop(name, None)
             for operation, times in charged.items():
                 timed.charge(operation, times)
-        seconds = self.measured_seconds
         return TrainingResult(
             runs=tuple(run.result(self.seed) for run in self.runs),
             rst_seconds=timed.rst_seconds,
-            measured_seconds=seconds,
-            other_cores=self.other_core_seconds / seconds if seconds else 0.0,
+            measured_seconds=self.watch.wall_seconds,
+            other_cores=self.watch.other_cores,
             error=error,
+            # After an error a GPU may not answer.
+            measurement=None if error else self.watch.measurement(timed.counts),
         )
