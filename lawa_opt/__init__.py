@@ -3,6 +3,7 @@
 from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.averaging_files.verify import verify_average
+from lawa_opt.leaving import leave
 from lawa_opt.optimizer import LAWA
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.studying.live import WindowStudy
@@ -20,6 +21,7 @@ __all__ = [
     "WindowStudy",
     "__version__",
     "average_checkpoints",
+    "leave",
     "study",
     "verify_average",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from lawa_opt.copies import averaged_copies, copy_with
 from lawa_opt.exchange import AveragedBlock, Exchange, outside_graphs
 from lawa_opt.forwarding import forwarded
 from lawa_opt.hooks import HOOKS, changed_by, hooked_step, refuse_captured_step
-from lawa_opt.loading import load
+from lawa_opt.loading import load, refuse_unloadable
 from lawa_opt.schedule import CollectSchedule, Every
 from lawa_opt.state_dict import is_dcp_state_init, saved
 from lawa_opt.swaps import Swaps
@@ -58,6 +58,7 @@ class LAWA(Optimizer):
         device: where the snapshots are, by default with each parameter.
         mesh: for replicas (DDP), a mesh of one dimension whose ranks each hold a part of the
             window; reading the mean is then a collective.
+        restart_every: steps between two `restart_from_average()`, as an epoch's (2402.09240).
 
     Raises:
         TypeError: `optimizer` is no optimizer, or is a LAWA already, or `buffers` are none.
@@ -76,11 +77,12 @@ class LAWA(Optimizer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         mesh: DeviceMesh | None = None,
+        restart_every: int | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: it would make param_groups and state of its own.
         base = wrapped(optimizer)
         window = Window(k, dtype, mesh, device)
-        schedule = CollectSchedule(every, k, horizon, start)
+        schedule = CollectSchedule(every, k, horizon, start, restart_every)
         average = Average(base, window, schedule, Buffers(buffers))
         exchange = Exchange(base, average)
         parts = (base, window, schedule, average, exchange, exchange.swaps)
@@ -149,6 +151,8 @@ class LAWA(Optimizer):
             refuse_captured_step()
         if self.schedule.step():
             self.collect()
+        if self.schedule.is_restart() and self.num_snapshots:
+            self.restart_from_average()
         # As `exchange.stamp()`, written out: torch.compile would make a frame of a call.
         first = self.base.param_groups[0]["params"]
         counted = first and not first[0].is_inference()
@@ -279,15 +283,14 @@ class LAWA(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, or the wrapped optimizer's own state dict.
 
-        The latter leaves an empty window. Averaged weights are taken out first, as by `train()`.
+        The latter leaves an empty window. Averaged weights are taken out first, as by `train()`. Of
+        a window of another `k`, the newest snapshots that fit are kept, with a warning.
 
         Raises:
             ValueError: it does not fit, is damaged, or the wrapped optimizer refuses it; nothing
                 has been changed, as far as that keeps its state in itself.
         """
-        self.average.tensors()  # refuses buffers that were replaced
-        if not isinstance(state_dict, Mapping):
-            raise ValueError(f"a state dict is a dict: got {type(state_dict).__name__}")
+        refuse_unloadable(state_dict, self.average)
         hooks = self._optimizer_load_state_dict_pre_hooks.values()
         self.exchange.resume(load(changed_by(hooks, self, dict(state_dict)), self.average))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

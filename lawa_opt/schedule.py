@@ -23,6 +23,7 @@ class CollectSchedule:
         horizon: the share of the steps so far that an "auto" window reaches back.
         start: the first step that may be collected.
         enabled: False to count steps without collecting.
+        restart_every: optimizer steps between two restarts from the average, None for no restart.
         steps: optimizer steps so far.
         last_collect: the step of the newest snapshot, 0 before the first.
 
@@ -32,12 +33,18 @@ class CollectSchedule:
     """
 
     def __init__(
-        self, every: Every = "auto", k: int = 5, horizon: float = 0.1, start: int = 1
+        self,
+        every: Every = "auto",
+        k: int = 5,
+        horizon: float = 0.1,
+        start: int = 1,
+        restart_every: int | None = None,
     ) -> None:
         self._k = k
         self.every = every
         self.horizon = horizon
         self.start = start
+        self.restart_every = restart_every
         self.enabled = True
         self.steps = 0
         self.last_collect = 0
@@ -94,6 +101,19 @@ class CollectSchedule:
         self._start = start
 
     @property
+    def restart_every(self) -> int | None:
+        """Optimizer steps between two restarts from the average, None for no restart."""
+        return self._restart_every
+
+    @restart_every.setter
+    def restart_every(self, restart_every: int | None) -> None:
+        if not (restart_every is None or _is_count(restart_every)):
+            raise ValueError(
+                f"restart_every must be a whole number of steps from 1, or None: {restart_every!r}"
+            )
+        self._restart_every = restart_every
+
+    @property
     def enabled(self) -> bool:
         """False to count steps without collecting."""
         return self._enabled
@@ -118,6 +138,11 @@ class CollectSchedule:
         else:
             due = steps % every == 0
         return due and self._enabled and steps >= self._start
+
+    def is_restart(self) -> bool:
+        """Return whether training is to restart from the average after the step just counted."""
+        every = self._restart_every
+        return every is not None and self._enabled and self.steps % every == 0
 
 
 def _is_count(value: object) -> bool:

@@ -67,20 +67,15 @@ def check_entries(entries: Sequence[tuple[str, Tensor, Any]], window: Window) ->
         if not isinstance(entry, Mapping):
             raise ValueError(f"{name}: must be a dict of its state, and is {_shown(entry)}")
         if entry:
-            _check_numbers(name, entry, window.k)
+            _check_numbers(name, entry)
             _check_snapshots(name, tensor, entry, window)
     _check_agreement(entries)
 
 
-def _check_numbers(name: str, entry: Mapping[str, Any], k: int) -> None:
-    saved_k = entry.get(f"{PREFIX}k")
-    if not _is_from(saved_k, 1, MAX_STEP):
-        raise ValueError(f"{name}: {PREFIX}k must be a number of snapshots: {_shown(saved_k)}")
-    if saved_k != k:
-        raise ValueError(
-            f"this state dict holds a window of k={saved_k} and this LAWA has k={k}: "
-            f"load it into LAWA(..., k={saved_k})"
-        )
+def _check_numbers(name: str, entry: Mapping[str, Any]) -> None:
+    k: Any = entry.get(f"{PREFIX}k")
+    if not _is_from(k, 1, MAX_STEP):
+        raise ValueError(f"{name}: {PREFIX}k must be a number of snapshots: {_shown(k)}")
     held = entry.get(f"{PREFIX}held")
     if not _is_from(held, 0, k):
         raise ValueError(f"{name}: {PREFIX}held must be from 0 to {k}: {_shown(held)}")
@@ -155,7 +150,7 @@ def _check_agreement(entries: Sequence[tuple[str, Tensor, Mapping[str, Any]]]) -
         if not entry and local(tensor).numel():
             raise ValueError(f"{name} has no snapshots in this state dict, and {first} has some")
     for name, entry in filled:
-        for key in ("step", "newest", "enabled", "averaged"):
+        for key in ("k", "step", "newest", "enabled", "averaged"):
             mine, theirs = entry.get(f"{PREFIX}{key}"), reference.get(f"{PREFIX}{key}")
             if mine != theirs:
                 raise ValueError(

@@ -165,7 +165,6 @@ def detach(
         if len(entries) not in (0, len(own[name])):
             raise ValueError(
                 f"this state dict holds {len(entries)} {name}s and this LAWA {len(own[name])}"
-                + (": give it the same `buffers`" if name == "buffer" else "")
             )
         for index, (tensor, entry) in enumerate(zip(own[name], entries, strict=False)):
             named.append((f"{name} {index}", tensor, entry))

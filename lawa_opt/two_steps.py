@@ -25,6 +25,8 @@ def two_steps_of(lawa: Any, name: str) -> Callable[..., Any]:
         if name == "second_step":
             if lawa.schedule.step():
                 lawa.collect()
+            if lawa.schedule.is_restart() and lawa.num_snapshots:
+                lawa.restart_from_average()
             lawa.exchange.stamp()
         return result
 

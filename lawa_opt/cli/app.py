@@ -15,6 +15,7 @@ try:
     import typer
 
     from lawa_opt.cli.average import average
+    from lawa_opt.cli.leave import leave
     from lawa_opt.cli.study import study
     from lawa_opt.cli.verify import verify
 except ImportError as error:
@@ -30,6 +31,7 @@ ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(average)
+app.command()(leave)
 app.command()(study)
 app.command()(verify)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lawa_opt import LAWA
+from tests.support.small_training import same, small_model, train, weights_of
 
 
 def collected(steps: int, **options: Any) -> list[int]:
@@ -132,3 +133,36 @@ def test_k_cannot_be_changed_since_the_window_has_its_slots() -> None:
     with pytest.raises(AttributeError, match=r"k cannot be set to 9: the window has 3 slots"):
         opt.schedule.k = 9
     assert (opt.schedule.k, opt.window.k) == (3, 3)
+
+
+@pytest.mark.parametrize("restart_every", [4, 6])
+def test_restarts_on_a_schedule_are_those_by_hand(restart_every: int) -> None:
+    by_hand, model = small_model(), small_model()
+    opt = LAWA(torch.optim.AdamW(by_hand.parameters(), lr=0.01), k=3, every=2)
+    for step in range(1, 14):
+        train(by_hand, opt, range(step, step + 1))
+        if step % restart_every == 0:
+            opt.restart_from_average()
+    restarted = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(model, LAWA(restarted, k=3, every=2, restart_every=restart_every), range(1, 14))
+    assert same(weights_of(by_hand), weights_of(model))
+
+
+def test_there_is_no_restart_without_snapshots_or_while_switched_off() -> None:
+    plain, model = small_model(), small_model()
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), 6)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt = LAWA(base, k=3, every=1, start=5, restart_every=4)
+    train(model, opt, 5)
+    opt.enabled = False
+    train(model, opt, range(5, 6))
+    assert same(weights_of(plain), weights_of(model))
+    opt.schedule.restart_every = 1
+    assert not opt.schedule.is_restart()
+    opt.enabled = True
+    train(model, opt, range(6, 8))
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), range(6, 8))
+    assert not same(weights_of(plain), weights_of(model))
+    for wrong in (0, True, 2.5, "epoch"):
+        with pytest.raises(ValueError, match="restart_every must be a whole number of steps"):
+            LAWA(base, restart_every=wrong)  # type: ignore[arg-type]
