@@ -14,11 +14,10 @@ from baselines import Operation, Range, Recipe, RecipePart
 
 
 class Lookahead(Recipe):
-    def __init__(self, model, optimizer, workload, every, share):
+    def __init__(self, model, optimizer, workload, part):
         super().__init__(model, optimizer, workload)
-        self.every, self.share = every, share
+        self.every, self.share, self.steps = part.every, part.share, 0
         self.slow = [parameter.detach().clone() for parameter in model.parameters()]
-        self.steps = 0
 
     def step(self, batches, spent):
         step = super().step(batches, spent)
@@ -26,52 +25,35 @@ class Lookahead(Recipe):
         if self.steps % self.every:
             return step
         self.look_back()
-        # What ran, in order: the loop charges it to the budget.
-        return step._replace(operations=(*step.operations, "lookahead"))
+        return step._replace(operations=(*step.operations, "lookahead"))  # all that ran: charged
 
     @torch.no_grad()
     def look_back(self):
-        fast: list[torch.Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(self.slow, fast, self.share)
-        torch._foreach_copy_(fast, self.slow)
+        for slow, fast in zip(self.slow, self.model.parameters(), strict=True):
+            fast.copy_(slow.lerp_(fast, self.share))
 
-    # How calibration measures what it costs.
-    def operations(self, batch):
-        return {
-            **super().operations(batch),
-            "lookahead": Operation(self.look_back, every=self.every),
-        }
+    def operations(self, batch):  # how calibration measures what each costs
+        own = Operation(self.look_back, every=self.every)
+        return {**super().operations(batch), "lookahead": own}
 
-    # What a comparison that was cut off goes on from.
-    def state_dict(self):
+    def state_dict(self):  # what a comparison that was cut off goes on from
         return {"slow": self.slow, "steps": self.steps}
 
     def load_state_dict(self, state):
-        super().load_state_dict(state)
-        for own, saved in zip(self.slow, state["slow"], strict=True):
-            own.copy_(saved)
+        torch._foreach_copy_(self.slow, state["slow"])
         self.steps = state["steps"]
 
 
 @dataclass(frozen=True)
 class LookaheadPart(RecipePart):
-    name = "lookahead"
-    title = "Lookahead"
-    # The most that one step can run. What is not named here is refused when it is charged.
-    step_operations = {**RecipePart.step_operations, "lookahead": 1}
-    # What `--trials` may try of the settings below.
-    space = {"every": Range(2, 20, whole=True)}
-
+    name, title = "lookahead", "Lookahead"
+    step_operations = {**RecipePart.step_operations, "lookahead": 1}  # the most in one step
+    space = {"every": Range(2, 20, whole=True)}  # what --trials may try of these settings:
     every: int = 6
     share: float = 0.5
 
-    def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every must be a number of steps from 1: {self.every}")
-
     def begin(self, model, workload, learning_rate):
-        optimizer = workload.make_optimizer(model, learning_rate)
-        return Lookahead(model, optimizer, workload, self.every, self.share)
+        return Lookahead(model, workload.make_optimizer(model, learning_rate), workload, self)
 
 
 part = LookaheadPart()

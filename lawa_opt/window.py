@@ -74,6 +74,12 @@ class Window:
         """Forget every snapshot and give the memory back."""
         self.replace([])
 
+    def forget(self, tensors: Sequence[Tensor]) -> None:
+        """Forget the snapshots of some tensors: their windows begin anew at the next collect."""
+        forgotten = set(map(id, tensors))
+        kept = [t for ring in self.rings for t in ring.tensors if id(t) not in forgotten]
+        self.replace(self._matching({id(tensor): tensor for tensor in kept}, turned=False))
+
     def like(self) -> Window:
         """Return an empty window of the same settings."""
         return Window(self.k, self.dtype, self.mesh, self.device)

@@ -152,6 +152,9 @@ def estimate(
 def estimate_table(plan: Plan, estimate: Estimate) -> Table:
     """Return the estimate as a table for a terminal."""
     workload, memory = plan.workload, estimate.memory
+    # Where steps differ they are counted by the costliest.
+    differ = any(len(method.recipe.step_kinds(workload)) > 1 for method in plan.methods)
+    how = "about" if differ else "at most"
     shown = Table(title=f"dry run: {workload.name}", show_header=False)
     rows = {
         "data": f"{workload.data.get('source', '')}, sha256 {workload.data['sha256'][:12]}…",
@@ -164,7 +167,7 @@ def estimate_table(plan: Plan, estimate: Estimate) -> Table:
         f"{size_in_words(memory.available)} free",
         "a training step, here": _time(estimate.step_seconds),
         "an evaluation, here": _time(estimate.evaluation_seconds),
-        "steps a run": f"at most {estimate.steps_per_run:,}",
+        "steps a run": f"{how} {estimate.steps_per_run:,}",
         "RST a run": _time(estimate.rst_seconds_per_run),
         "runs": f"{estimate.runs} from {estimate.trainings} trainings",
         "wall time of all, here (estimated)": _time(estimate.wall_seconds),
@@ -187,30 +190,38 @@ def _try(plan: Plan, groups: Sequence[Sequence[Method]], jobs: int, timed_second
     workload = plan.workload
     torch.manual_seed(0)
     model = workload.make_model().train()
-    recipe = groups[0][0].begin_recipe(model, workload, plan.learning_rate)
+    method = groups[0][0]
+    recipe = method.begin_recipe(model, workload, plan.rate_of(method))
     batches = workload.batches(0)
-    saved: dict[int, int] = {}
-    with counting_saved(saved, model):
-        recipe.step(batches, 0.0)
-    taken: list[float] = []
-    # The first ones are left out.
-    while len(taken) < LEAST_TIMED_STEPS + 2 or sum(taken) < timed_seconds:
-        taken.append(_seconds(partial(recipe.step, batches, 0.0)))
+    # At its end a model may have grown.
+    moments = (0.0, 1.0) if method.recipe.depends_on_spent else (0.0,)
+    activations, gradients, step_seconds = 0, 0, 0.0
+    for spent in moments:
+        if spent:
+            recipe.step(batches, spent)
+        saved: dict[int, int] = {}
+        with counting_saved(saved, model):
+            recipe.step(batches, spent)
+        taken: list[float] = []
+        # The first ones are left out.
+        while len(taken) < LEAST_TIMED_STEPS + 2 or sum(taken) < timed_seconds / len(moments):
+            taken.append(_seconds(partial(recipe.step, batches, spent)))
+        activations = max(activations, sum(saved.values()))
+        gradients = max(gradients, bytes_of(gradients_of(model)))
+        step_seconds = max(step_seconds, statistics.median(taken[2:]))
     evaluation_seconds = _seconds(lambda: workload.evaluate(model))
     memory = Memory(
         parameters=bytes_of([*model.parameters(), *model.buffers()]),
-        gradients=bytes_of(gradients_of(model)),
+        gradients=gradients,
         optimizer=bytes_of(tensors_in(recipe.optimizer.state)),
-        activations=sum(saved.values()),
+        activations=activations,
         windows=0,
         jobs=jobs,
         available=0,
     )
     del recipe
     windows = max(window_bytes(group, plan, model) for group in groups)
-    return _Tried(
-        replace(memory, windows=windows), statistics.median(taken[2:]), evaluation_seconds
-    )
+    return _Tried(replace(memory, windows=windows), step_seconds, evaluation_seconds)
 
 
 def _seconds(run: Callable[[], object]) -> float:

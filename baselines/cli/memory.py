@@ -69,7 +69,7 @@ def window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module) -> int
     """
     # BatchNorm statistics are made of real inputs, and hold nothing.
     meta = replace(plan, workload=replace(plan.workload, bn_batches=()))
-    base = methods[0].begin_recipe(model, plan.workload, plan.learning_rate).optimizer
+    base = methods[0].begin_recipe(model, plan.workload, plan.rate_of(methods[0])).optimizer
     try:
         return _window_bytes(methods, meta, *_on_meta(model, base))
     # Whatever a method does there that cannot be done: if it is its fault it fails again.

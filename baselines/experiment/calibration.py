@@ -217,7 +217,8 @@ def _operations_of(
     """Return the operations of methods of one recipe, on a model of their own."""
     torch.manual_seed(0)
     model = workload.make_model().train()
-    recipe = methods[0].begin_recipe(model, workload, workload.learning_rate)
+    rate = workload.learning_rate * methods[0].recipe.rate_factor
+    recipe = methods[0].begin_recipe(model, workload, rate)
     base = recipe.optimizer
     added: dict[str, Operation] = {}
     for method in methods:

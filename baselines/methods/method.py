@@ -151,9 +151,21 @@ class Method:
     def begin_averager(
         self, model: nn.Module, optimizer: Optimizer, workload: Workload
     ) -> Averager:
-        """Return its averager for this training; raises MethodError."""
+        """Return its averager for this training.
+
+        Raises:
+            MethodError: it cannot be made; or the model grows, and it would mix its averages of
+                what was no part of the model yet with those of what is.
+        """
         with self._told():
-            return self.averager.begin(model, optimizer, workload)
+            averager = self.averager.begin(model, optimizer, workload)
+        own = type(averager)
+        if self.recipe.grows and own is not Averager and own.begin_anew is Averager.begin_anew:
+            raise MethodError(
+                f"the model of {self.recipe.name} grows, and {own.__name__} does not say what of "
+                "its average begins anew then: define begin_anew(names) in it"
+            )
+        return averager
 
     def _told(self) -> AbstractContextManager[None]:
         """Tell what a file of the user's own raises in one line, with its place."""

@@ -21,6 +21,7 @@ from baselines.methods.method import Method
 from baselines.methods.part import MethodError, Part
 from baselines.methods.recipes.base import RecipePart
 from baselines.methods.recipes.layer_dropping import LayerDroppingPart
+from baselines.methods.recipes.layer_stacking import LayerStackingPart
 from baselines.methods.recipes.lion import LionPart
 from baselines.methods.recipes.rho_loss import RhoLossPart
 from baselines.methods.recipes.schedule_free import ScheduleFreePart
@@ -38,6 +39,7 @@ RECIPES = _by_name(
     LionPart(),
     SophiaPart(),
     LayerDroppingPart(),
+    LayerStackingPart(),
     SelectiveBackpropPart(),
     RhoLossPart(),
 )

@@ -92,7 +92,6 @@ class Part:
                 chosen[setting] = TypeAdapter(types[setting]).validate_python(value)
                 if isinstance(chosen[setting], float) and not math.isfinite(chosen[setting]):
                     raise ValueError(f"{setting} must be a finite number: {value}")
-                replace(self, **{setting: chosen[setting]})
             except ValidationError as error:
                 why = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
                 raise MethodError(
@@ -100,7 +99,15 @@ class Part:
                 ) from error
             except ValueError as error:
                 raise MethodError(f"{self.name}.{setting}: {error}") from error
-        return replace(self, **chosen)
+        try:
+            return replace(self, **chosen)
+        except ValueError as error:
+            for setting, value in chosen.items():
+                try:
+                    replace(self, **{setting: value})
+                except ValueError as alone:
+                    raise MethodError(f"{self.name}.{setting}: {alone}") from alone
+            raise MethodError(f"{self.name}: {error}") from error
 
 
 def check_share(**values: float) -> None:

@@ -60,9 +60,16 @@ def barrier() -> None:
         dist.barrier()
 
 
-def ddp(model: nn.Module) -> nn.Module:
-    """Return the model to call in training: its gradients are the means over all ranks'."""
-    return nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
+def ddp(model: nn.Module, *, in_part: bool = False) -> nn.Module:
+    """Return the model to call in training: its gradients are the means over all ranks'.
+
+    Args:
+        model: that is trained.
+        in_part: whether a step may leave parameters out, the same on all ranks.
+    """
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=in_part)
 
 
 def mean(value: Tensor) -> Tensor:

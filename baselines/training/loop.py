@@ -143,6 +143,8 @@ def _run(
             run.account.charge(operation, times)
         with watch.paused():
             live = sample(training.model) if first else []
+        for own in run.averager.models:
+            training.recipe.shape(own)
         here = run.averager.evaluation_model()[0] if first else nullcontext(training.model)
         with watch.reading(operations), here as reported, watch.beside():
             is_live = distributed.broadcast_from_rank0(

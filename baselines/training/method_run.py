@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -89,6 +89,8 @@ class MethodRun:
             self._declared.add(step.operations)
         for operation in step.operations:
             self.account.charge(operation)
+        if step.began:
+            self._begin_anew(step.began)
         if not step.updated:
             return None
         added = self.averager.after_step(self.budget.spent(self.account))
@@ -97,6 +99,14 @@ class MethodRun:
                 self._check({added: self.world}, self.method.averager.step_operations, "averager")
             self.account.charge(added, self.world)
         return added
+
+    def _begin_anew(self, names: Sequence[str]) -> None:
+        if not self.method.recipe.grows:
+            raise ValueError(
+                f"a step of {self.name} has made {names[0]} part of the model, and its recipe does "
+                "not say so before: add `grows = True` to its part"
+            )
+        self.averager.begin_anew(names)
 
     def _check_recipe(self, ran: Mapping[str, int]) -> None:
         """Refuse a step that is of none of the recipe's kinds."""

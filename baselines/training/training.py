@@ -123,7 +123,7 @@ class Training:
         factor, account = methods[0].schedule.factor, self.runs[0].account
         # Not of this object: in a circle, the model and DDP's threads would outlive the training.
         self.schedule = LambdaLR(self.recipe.optimizer, lambda _: factor(budget.spent(account)))
-        self.recipe.network = distributed.ddp(self.model)
+        self.recipe.network = distributed.ddp(self.model, in_part=methods[0].recipe.grows)
         # Each step of it runs the same, whatever it draws.
         self.is_plain = type(self.recipe) is Recipe
         self.watch = Watch(next(self.model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Lion and Sophia over two ranks: as one process with batches as large."""
+"""Recipes over two ranks: as one process with batches as large."""
 
 import os
 import subprocess
@@ -11,7 +11,17 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from baselines.methods.names import find
-from tests.support.recipe_ranks_worker import RANKS, RATE, ROWS, WORKLOAD, batch_of, linear
+from tests.support.recipe_ranks_worker import (
+    RANKS,
+    RATE,
+    ROWS,
+    SPENT,
+    WORKLOAD,
+    batch_of,
+    linear,
+    stacked,
+    words_of,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,6 +59,11 @@ def test_two_ranks_are_one_process_with_a_larger_batch(tmp_path: Path) -> None:
     loss = F.cross_entropy(model(whole[0]), torch.cat(drawn))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     expected["h"] = [0.01 * RANKS * ROWS * g * g for g in gradients]
+    both = [
+        tuple(map(torch.cat, zip(*(words_of(step, rank) for rank in range(RANKS)), strict=True)))
+        for step in range(len(SPENT))
+    ]
+    expected["stacked"] = stacked(lambda model: model, both.__getitem__)
     for found in (first, second):
         for name, tensors in expected.items():
             for mine, naive in zip(found[name], tensors, strict=True):

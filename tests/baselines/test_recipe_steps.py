@@ -40,6 +40,11 @@ ROWS: dict[str, tuple[str, Workload, dict[str, float]]] = {
         DIGITS,
         {"score_by_id": 0.0031, "irreducible_step": 0.0101, "irreducible_score": 0.0029},
     ),
+    "layer-stacking": (
+        "layer-stacking(quarter=0.001,half=0.02)+decayed",
+        WORDS,
+        {"stacked_step_1_of_2": 0.006, "stack_to_2_of_2": 0.0004},
+    ),
     "layer-dropping": (
         "layer-dropping+decayed",
         WORDS,
@@ -198,7 +203,7 @@ def test_ranks_are_refused_before_anything_where_a_recipe_cannot_use_them(
     method, workload, _ = ROWS[name]
     plan = Plan(workload, (find(method),), (0,), Budget(BUDGET), RATE)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    if name in ("schedule-free", "lion", "sophia"):
+    if name in ("schedule-free", "lion", "sophia", "layer-stacking"):
         options.try_out(plan)
         return
     with pytest.raises(Exception, match=rf"{name} cannot be trained over 2 ranks: .*; start it"):
@@ -234,6 +239,7 @@ def test_a_rate_of_its_own_follows_the_comparisons() -> None:
         "lion(rate=0)": "lion.rate: rate must be above 0: 0",
         "sophia(every=0)": "sophia.every: every must be above 0: 0",
         "layer-dropping(keep=1)": "layer-dropping.keep: keep must be between 0 and 1: 1",
+        "layer-stacking(half=0)": "layer-stacking.half: half must be between 0 and 1: 0",
         "selective-backprop(beta=-1)": "selective-backprop.beta: beta must be above 0: -1",
         "rho-loss(batches=1)": "rho-loss.batches: batches must be a whole number from 2: 1",
     }.items(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,7 +26,11 @@ class Averager:
     Attributes:
         model: that is trained.
         optimizer: the one to step: the training's own, or one around it.
+        models: of its own, that `evaluation_model` may give in the place of `model`. Where that
+            grows they are made as deep before each evaluation.
     """
+
+    models: Sequence[nn.Module] = ()
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model = model
@@ -38,6 +42,13 @@ class Averager:
         Nothing here.
         """
         return None
+
+    def begin_anew(self, names: Sequence[str]) -> None:
+        """Forget what it has averaged of some parameters and buffers, by their names in the model.
+
+        They were no part of the model before. What has no average yet is evaluated as it is. An
+        averager that does not define this is refused where a model grows. Nothing here.
+        """
 
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return a context that gives the model to evaluate, and the operations that it costs.

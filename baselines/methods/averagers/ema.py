@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from baselines.methods.averagers.base import Averager, AveragerPart, check_keys
-from baselines.methods.averagers.tensors import load_tensors, tensors_of
+from baselines.methods.averagers.by_count import AverageByCount
 from baselines.methods.part import Range, check_share
 from baselines.workloads.base import Workload
 from timing import Operation
@@ -47,17 +45,21 @@ class Ema(Averager):
         self, model: nn.Module, optimizer: Optimizer, decay_at: Callable[[int], float]
     ) -> None:
         super().__init__(model, optimizer)
-        self.average = AveragedModel(
-            model, multi_avg_fn=partial(_ema_update, decay_at), use_buffers=True
-        )
+        self.average = AverageByCount(model, lambda step: 1 - decay_at(step), exponential=True)
+        self.models = (self.average.module,)
 
     def after_step(self, spent: float) -> str | None:  # noqa: ARG002
         """Move the average."""
         self.average.update_parameters(self.model)
         return "ema_update"
 
+    def begin_anew(self, names: Sequence[str]) -> None:
+        """Forget the averages of these."""
+        self.average.begin_anew(names)
+
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return a model of its own, there at any time."""
+        self.average.take_live(self.model)
         return nullcontext(self.average.module), {}
 
     def operations(self) -> Mapping[str, Operation]:
@@ -66,25 +68,12 @@ class Ema(Averager):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
-        return {"average": tensors_of(self.average)}
+        return self.average.saved()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved average; raises as `Averager` says."""
         check_keys(state, self.state_dict())
-        load_tensors(self.average, state["average"])
-
-
-@torch.no_grad()
-def _ema_update(
-    decay_at: Callable[[int], float],
-    averaged: tuple[Tensor, ...] | list[Tensor],
-    current: tuple[Tensor, ...] | list[Tensor],
-    updates: Tensor | int,
-) -> None:
-    if averaged[0].is_floating_point():
-        torch._foreach_lerp_(averaged, current, 1 - decay_at(int(updates)))
-    else:
-        torch._foreach_copy_(averaged, current)
+        self.average.load_saved(state)
 
 
 @dataclass(frozen=True)

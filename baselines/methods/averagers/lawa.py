@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -75,6 +75,11 @@ class Lawa(Averager):
         """Say whether LAWA has collected in its step."""
         schedule = self.lawa.schedule
         return "collect" if schedule.last_collect == schedule.steps else None
+
+    def begin_anew(self, names: Sequence[str]) -> None:
+        """Forget the snapshots of these."""
+        own = dict((*self.model.named_parameters(), *self.model.named_buffers()))
+        self.lawa.window.forget([own[name] for name in names])
 
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return the model under `averaged()`; live until the first collect."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from baselines.methods.averagers.base import (
     CALIBRATE_READING_EVERY,
@@ -18,7 +17,7 @@ from baselines.methods.averagers.base import (
     check_keys,
 )
 from baselines.methods.averagers.batchnorm import update_bn
-from baselines.methods.averagers.tensors import load_tensors, tensors_of
+from baselines.methods.averagers.by_count import AverageByCount
 from baselines.methods.part import Range, check_share
 from baselines.methods.schedules import SchedulePart
 from baselines.workloads.base import Workload
@@ -29,6 +28,10 @@ SWA_EVERY = 10
 # Cyclic SWA: six cycles of 4% of the budget, in each of which the rate falls to a hundredth. The
 # last ends at 99%, since a run stops before its budget is used up to the last step.
 CYCLES_START, CYCLE, CYCLES, MIN_FACTOR = 0.75, 0.04, 6, 0.01
+
+
+def _equal_weight(taken: int) -> float:
+    return 1 / (taken + 1)
 
 
 class Swa(Averager):
@@ -53,7 +56,8 @@ class Swa(Averager):
     ) -> None:
         super().__init__(model, optimizer)
         self.start = start
-        self.average = AveragedModel(model)
+        self.average = AverageByCount(model, _equal_weight, exponential=False)
+        self.models = (self.average.module,)
         self.bn_batches = bn_batches
         # Steps since the start, or, if cyclic, cycles that have ended.
         self._passed = 0
@@ -71,10 +75,15 @@ class Swa(Averager):
         self.average.update_parameters(self.model)
         return "swa_update"
 
+    def begin_anew(self, names: Sequence[str]) -> None:
+        """Forget the averages of these."""
+        self.average.begin_anew(names)
+
     def evaluation_model(self) -> tuple[AbstractContextManager[nn.Module], Mapping[str, int]]:
         """Return the averaged model, its statistics up to date."""
         if int(self.average.n_averaged) == 0:
             return nullcontext(self.model), {}
+        self.average.take_live(self.model)
         return self._with_statistics(), {"statistics": 1} if self.bn_batches else {}
 
     @contextmanager
@@ -99,12 +108,12 @@ class Swa(Averager):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average, and how far the last part is."""
-        return {"average": tensors_of(self.average), "passed": self._passed}
+        return {**self.average.saved(), "passed": self._passed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved average; raises as `Averager` says."""
         check_keys(state, self.state_dict())
-        load_tensors(self.average, state["average"])
+        self.average.load_saved(state)
         self._passed = state["passed"]
 
 

@@ -33,11 +33,14 @@ class Step(NamedTuple):
         loss: the mean training loss, detached; a scalar.
         updated: whether the weights were updated. Averagers and the learning-rate schedule follow
             updates alone.
+        began: names of the parameters and buffers that the step has made part of the model after
+            its update, where that grows. Averages of them begin anew.
     """
 
     operations: tuple[str, ...]
     loss: Tensor
     updated: bool = True
+    began: tuple[str, ...] = ()
 
 
 class Recipe:
@@ -79,6 +82,12 @@ class Recipe:
 
         return {"train_step": Operation(train_step)}
 
+    def shape(self, model: nn.Module) -> None:
+        """Have another model of the workload leave out what the model trained leaves out now.
+
+        For one that is evaluated in its place, as an average of it. Nothing here.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """Return all it holds beyond the model's and the optimizer's own state dicts.
 
@@ -109,12 +118,14 @@ class RecipePart(Part):
         one_process: why it cannot be trained over ranks; empty where it can.
         depends_on_spent: whether its steps change with what was spent. Methods of one that does
             not can share a training.
+        grows: whether parameters become part of its model in mid-training, as `Step.began` tells.
     """
 
     step_operations: ClassVar[Mapping[str, int]] = {"load_data": 1, "train_step": 1}
     needs: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[str] = ""
     depends_on_spent: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
 
     @property
     def rate_factor(self) -> float:
