@@ -1,17 +1,15 @@
 """Transformers' Trainer on CPython's documentation: `python examples/transformers_trainer.py`.
 
-The Trainer calls `eval()` and `train()` of an optimizer that has them: so it evaluates the average,
-and saves it whenever it saves after an evaluation, with the live weights in optimizer.pt.
-With load_best_model_at_end=True the best average is in the model at the end.
+It evaluates the average, saves it in every checkpoint, and ends with it. With
+load_best_model_at_end=True the best average is in the model at the end.
 """
 
 from pydoc_data.topics import topics
 
 import torch
-from torch.optim import AdamW
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from lawa_opt import LAWA
+from lawa_opt.transformers import with_lawa
 
 CONTEXT = 64
 
@@ -37,25 +35,17 @@ def main(folder="transformers_docs", steps=300, every=50, resume=False, **option
         save_strategy="steps",
         eval_steps=every,
         save_steps=every,
+        learning_rate=3e-3,
         report_to="none",
         use_cpu=True,
         **options,
     )
-    opt = LAWA(AdamW(model.parameters(), lr=3e-3), k=5)
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=data[256:],
-        eval_dataset=data[:256],
-        optimizers=(opt, None),
+    trainer = with_lawa(Trainer, k=5)(
+        model, arguments, train_dataset=data[256:], eval_dataset=data[:256]
     )
     trainer.train(resume_from_checkpoint=resume)
-    # The last evaluation has left the average in the model, and trainer.save_model() saves that.
-    average = trainer.evaluate()["eval_loss"]
-    if not arguments.load_best_model_at_end:
-        opt.train()
-    print(f"average {average:.4f} nats per byte")
-    return trainer, opt
+    print(f"average {trainer.evaluate()['eval_loss']:.4f} nats per byte")
+    return trainer
 
 
 if __name__ == "__main__":
