@@ -62,7 +62,7 @@ def unpacked(wheels, folder):
     return folder
 
 
-def environment(work, wheels, smoke):
+def environment(work, wheels, smoke, commit):
     """Of every process of the run."""
     # The comparison is to be as on a machine without MLflow, wherever it runs.
     without = work / "without_mlflow"
@@ -76,6 +76,7 @@ def environment(work, wheels, smoke):
         path.append(already)
     made = {
         **os.environ,
+        "LAWA_OPT_COMMIT": commit,
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
@@ -102,6 +103,18 @@ def environment(work, wheels, smoke):
             "CUDA_VISIBLE_DEVICES": "GPU-aaaa",
         }
     return made
+
+
+def commit_here():
+    """The commit that is run, and whether files differ from it; empty where nothing tells."""
+    try:
+        commit, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + (", with changes" if changed.stdout.strip() else "")
 
 
 def module(name, *arguments):
@@ -174,7 +187,7 @@ def pack(work, out):
             )
 
 
-def everything(out, wheels, smoke, only):
+def everything(out, wheels, smoke, only, commit):
     """Run all parts, or only some again; returns those that did not end well, by name."""
     start = time.monotonic()
     patience = SMOKE_PATIENCE if smoke else 1
@@ -187,7 +200,7 @@ def everything(out, wheels, smoke, only):
     failures = {}
     with tempfile.TemporaryDirectory(prefix="on-gpu-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        env = environment(work, wheels, smoke)
+        env = environment(work, wheels, smoke, commit or commit_here())
         log = work / "look.log"
         failure = run(module("look", *["--smoke"] * smoke), patience * LOOK, log, env)
         print(log.read_text(errors="replace").strip(), flush=True)
@@ -235,6 +248,9 @@ def main():
     arguments.add_argument(
         "--only", nargs="+", choices=PARTS, metavar="PART", help="run these again, in --out"
     )
+    arguments.add_argument(
+        "--commit", help="that is run, where there is no repository to ask, for the page to name"
+    )
     arguments.add_argument("--smoke", action="store_true", help="on a CPU, tiny, to try it")
     arguments.add_argument(
         "--into", type=Path, metavar="FILE", help=f"publish there, not into {RESULTS.name}"
@@ -247,6 +263,7 @@ def main():
         options.wheels and options.wheels.resolve(),
         options.smoke,
         options.only,
+        options.commit,
     )
     page = options.out / PAGE
     if page.exists():

@@ -51,12 +51,24 @@ class Taken:
 
 
 def taken(comparison: Comparison) -> list[Taken]:
-    """Return what each training took; those of which nothing is known are left out."""
+    """Return what each training took; those of which nothing is known are left out.
+
+    So are those of a folder whose operations the profile does not know.
+    """
+    known = comparison.profile.seconds.keys()
     return [
-        _taken(result, result.measurement, comparison.profile)
+        _taken(result, measurement, comparison.profile)
         for result in comparison.trainings
-        if result.measurement and result.rst_seconds > 0 and result.measured_seconds > 0
+        if (measurement := result.measurement)
+        and result.rst_seconds > 0
+        and result.measured_seconds > 0
+        and any(measurement.operations.values())
+        and known >= {*measurement.operations, *_in_passes(measurement)}
     ]
+
+
+def _in_passes(measurement: Measurement) -> set[str]:
+    return {name for timed in measurement.phases.values() for name in timed.operations}
 
 
 def _taken(result: TrainingResult, measurement: Measurement, profile: Profile) -> Taken:

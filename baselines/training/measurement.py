@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from timing import GpuUse, MeasuredRun, Phase, this_machine
 from timing.mapping.measured_run import MeasuredOperation
+
+# Of what is read from a file; it may come from anywhere.
+Count = Annotated[int, Field(ge=0)]
 
 
 def kind_of(operations: Iterable[str]) -> str:
@@ -25,7 +31,7 @@ class Timed:
         phase: what the passes took.
     """
 
-    operations: Mapping[str, int]
+    operations: Mapping[str, Count]
     phase: Phase
 
 
@@ -45,7 +51,7 @@ class Measurement:
         unavailable: what is not measured, and why.
     """
 
-    operations: Mapping[str, int]
+    operations: Mapping[str, Count]
     cpu_seconds: float
     ranks: int
     processes: int

@@ -108,7 +108,7 @@ class Watch:
 
     def name(self, kind: str, operations: Mapping[str, int]) -> None:
         """Keep what ran in the passes of this name."""
-        self._operations[kind] = dict(operations)
+        self._operations[kind] = {name: times for name, times in operations.items() if times}
 
     def _attempt(self, call: Callable[[], _T]) -> _T | None:
         try:

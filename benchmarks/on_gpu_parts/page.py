@@ -34,7 +34,9 @@ def header(found):
     for each in found.values():
         if "machine" in each:
             software = ", ".join(f"{name} {value}" for name, value in each["software"].items())
-            parts.append(f"- Machine: {each['machine']}\n- Software: {software}")
+            commit = each.get("commit") or "not known: there was no repository, and no --commit"
+            about = f"Commit: {commit}", f"Machine: {each['machine']}", f"Software: {software}"
+            parts.append("\n".join(f"- {line}" for line in about))
             break
     lines = ["| part | seconds | of at most | |", "| --- | --- | --- | --- |"]
     for name in PARTS:

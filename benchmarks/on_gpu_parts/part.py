@@ -1,6 +1,7 @@
 """What all parts of `on_gpu.py` share: their options, and a file that is whole at any moment."""
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,7 @@ class Part:
         self.work = options.work
         self.folder = self._file.parent if self._file else self.work
         self._found: dict[str, Any] = {"rows": [], "notes": [], "data": {}}
+        self._found["commit"] = os.environ.get("LAWA_OPT_COMMIT", "")
         self._found["machine"] = str(this_machine())
         self._found["software"] = this_software().model_dump()
 

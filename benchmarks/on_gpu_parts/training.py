@@ -86,6 +86,13 @@ def trained(part, share):
         unavailable=meter.unavailable,
         uses=[use.model_dump() for use in meter.uses],
     )
+    for kind, timed in result.measurement.phases.items():
+        # Of its warm-up alone there is no median.
+        if timed.phase.median_seconds is not None:
+            by_profile = sum(profile.seconds[name] * n for name, n in timed.operations.items())
+            here, beside = timed.phase.median_seconds, f"{workload.name}, {timed.phase.clock}"
+            ratios = {"the profile": here / by_profile}
+            part.add(Row(f"one {kind}", beside, timed.phase.count, 1e3 * here, None, "ms", ratios))
     # Each run's points, and the test part at its end.
     evaluations = sum(len(run.points) + 1 for run in result.runs)
     with_evaluations = rst + evaluations * profile.seconds["evaluate"]

@@ -119,6 +119,14 @@ def test_nothing_is_said_of_results_from_before_it_was_measured() -> None:
     assert "Measured here" not in markdown(made)
 
 
+def test_a_folder_with_operations_that_its_profile_lacks_says_nothing_of_them() -> None:
+    strange = {"strange": Timed({"strange": 1}, PHASE)}
+    for odd in (measurement(operations={"strange": 3}), measurement(phases=strange)):
+        none = measurement(operations={"train_step": 0})
+        made = with_measurements((4.0, odd), (4.0, measurement(operations={})), (4.0, none))
+        assert measured.trainings(made) == measured.operations(made) == []
+
+
 def test_it_is_in_the_html_page_and_in_mlflow(tmp_path) -> None:
     told = measurement(gpus=(use(250.0),))
     made = with_measurements(*[(4.04, told)] * 3)

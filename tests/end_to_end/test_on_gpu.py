@@ -107,6 +107,9 @@ def test_the_page_has_every_part_and_says_that_it_was_tried_only(smoke: Path) ->
     ):
         assert f"| {work} |" in page
     assert "NVIDIA Fake A" in page
+    assert re.search(r"^- Commit: ([0-9a-f]{40}|not known)", page, re.MULTILINE)
+    assert re.search(r"^\| one train_step, .*ema_update.* \|", page, re.MULTILINE)
+    assert "Operations here and by the profile" in page
     assert "LAWA of the constant rate" in page
 
 

@@ -200,7 +200,7 @@ def test_a_fourth_is_refused_and_kept_only_by_force(monkeypatch: pytest.MonkeyPa
     scripted(monkeypatch, iter(rows))
     with pytest.raises(
         CalibrationError,
-        match=r"4 processes were disturbed, the latest: its additivity error is \+20\.0%",
+        match=r"4 process\(es\) were disturbed, the latest: its additivity error is \+20\.0%",
     ):
         calibrate_in_processes("a:b")
     scripted(monkeypatch, iter(rows))
@@ -286,7 +286,9 @@ def test_a_time_that_is_used_up_leaves_none_for_others_in_place_of_disturbed_one
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     requests = scripted(monkeypatch, iter([LOUD, process(STEADY)]))
-    with pytest.raises(CalibrationError, match=r"1 processes were disturbed.*--force \(force=True"):
+    with pytest.raises(
+        CalibrationError, match=r"1 process\(es\) were disturbed.*--force \(force=True"
+    ):
         calibrate_in_processes("a:b", seconds=1e-9)
     assert len(requests) == 1
 
@@ -329,7 +331,7 @@ def test_a_processor_found_faster_later_discards_the_disturbed_before(
 def test_a_disturbed_processor_is_refused_or_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [*[with_probe(1.9)] * 4, *[with_probe(1.0)] * 4]
     scripted(monkeypatch, iter(rows))
-    with pytest.raises(CalibrationError, match=r"4 processes were .* took 1\.90 times as long"):
+    with pytest.raises(CalibrationError, match=r"4 process\(es\) were .* took 1\.90 times as long"):
         calibrate_in_processes("a:b")
     scripted(monkeypatch, iter(rows))
     profile = calibrate_in_processes("a:b", force=True)

@@ -128,9 +128,9 @@ def calibrate_in_processes(
             if len(kept) >= processes:
                 break
             raise CalibrationError(
-                f"{discarded + 1} processes were disturbed, the latest: {busy}; leave the machine "
-                "alone and calibrate again (--seconds gives time for more of them), or keep them "
-                "by --force (force=True), and the profile will say so"
+                f"{discarded + 1} process(es) were disturbed, the latest: {busy}; leave the "
+                "machine alone and calibrate again (--seconds gives time for more of them), or "
+                "keep them by --force (force=True), and the profile will say so"
             )
         if not kept:
             continue

@@ -70,7 +70,7 @@ class Timetable:
         if left <= 0:
             return f"at most {most:.0f} s left"
         about = self._seconds_of(left)
-        return f"about {about:.0f} s left" + (f", at most {most:.0f} s" if most > about else "")
+        return f"about {about:.0f} s left" + (f", at most {most:.0f} s" if most > about + 1 else "")
 
     def has_another(self) -> bool:
         """Say whether there is time for one more than the fewest."""
