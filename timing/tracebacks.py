@@ -6,6 +6,7 @@ import os
 import sysconfig
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,6 +52,14 @@ def place_of(error: BaseException) -> str:
         if _is_users(frame.f_code.co_filename):
             return f"{_shown(frame.f_code.co_filename)}, line {line}"
     return ""
+
+
+def place_of_function(function: Callable[..., object]) -> str:
+    """Return where a user's own function begins, as "FILE, line 3"; empty if it is no user's."""
+    code = getattr(function, "__code__", None)
+    if code is None or not _is_users(code.co_filename):
+        return ""
+    return f"{_shown(code.co_filename)}, line {code.co_firstlineno}"
 
 
 def in_one_line(error: BaseException, place: str = "") -> str:

@@ -45,7 +45,9 @@ class Screen:
         self._show(method, seed, 1.0)
         point = self._latest.get((method, seed))
         steps, rst_seconds = (point.step, point.rst_seconds) if point else (0, 0.0)
-        after = f"after {steps} steps, {rst_seconds:.3f} s RST"
+        updates = steps if point is None or point.updates is None else point.updates
+        of = "" if updates == steps else f" with {updates} updates"
+        after = f"after {steps} steps{of}, {rst_seconds:.3f} s RST"
         value = point.value if point else math.inf
         end = f"FAILED {after}: {failure}" if failure else f"{value:.4f} {after}"
         say(f"{method}, seed {seed}: {end}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -251,9 +253,21 @@ def _of_file(path: Path, _resolved: Path, _digest: str) -> Part:
                 f"{path} calls its part {own.name!r}, as a part of the package is called: give it "
                 "another name"
             )
+        if unknown := [name for name in own.space if name not in part.settings]:
+            raise MethodError(
+                f"{_place_of(own, path)}: space names {unknown[0]}, and {own.name} has no such "
+                f"setting: it has {', '.join(part.settings) or 'none'}"
+            )
         if isinstance(part, SchedulePart):
             _check(path, part)
     return part
+
+
+def _place_of(own: type, path: Path) -> str:
+    """Return where a class of a file begins."""
+    with suppress(OSError, TypeError):
+        return f"{path}, line {inspect.getsourcelines(own)[1]}"
+    return str(path)
 
 
 def _check(path: Path, schedule: SchedulePart) -> None:

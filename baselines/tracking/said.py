@@ -104,6 +104,7 @@ def point_metrics(point: Point) -> dict[str, float]:
         "train/loss": point.train_loss,
         "train/learning_rate": point.learning_rate,
         X_AXIS: point.rst_seconds,
+        **({} if point.updates is None else {"train/updates": point.updates}),
     }
 
 
@@ -114,6 +115,7 @@ def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
         **{f"work/rst_by_{name}_seconds": seconds for name, seconds in run.totals.items()},
         "work/rst_seconds": run.rst_seconds,
         "work/steps": run.steps,
+        **({} if run.updates is None else {"work/updates": run.updates}),
         # Of the whole training, which several runs may share.
         "work/training_rst_seconds": result.rst_seconds,
         "work/training_measured_seconds": result.measured_seconds,

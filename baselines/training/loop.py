@@ -115,7 +115,7 @@ def train(
         if distributed.world_size() > 1:
             # The other ranks wait for this one, until `torchrun` sees that it ended.
             raise
-        error = tracebacks.in_one_line(raised)
+        error = tracebacks.in_one_line(raised, training.place_of(raised))
         if not tracebacks.place_of(raised):
             error = f"{error}; {tracebacks.write_down(raised, folder)}"
         for run in training.active:
@@ -158,7 +158,7 @@ def _run(
             charged = run.account.rst_seconds
             weights: Weights = "live" if is_live else "averaged"
             loss = run.mean_loss()
-            point = Point(training.step, charged, value, loss, rate, weights)
+            point = Point(training.step, charged, value, loss, rate, weights, training.updates)
             run.points.append(point)
             if first:
                 on_point(run.name, point)

@@ -37,6 +37,18 @@ def check_budget(method: Method, workload: Workload, account: Account, budget: B
         )
 
 
+class UndeclaredError(ValueError):
+    """A part has run what it does not declare.
+
+    Attributes:
+        part: "recipe" or "averager".
+    """
+
+    def __init__(self, said: str, part: str) -> None:
+        super().__init__(said)
+        self.part = part
+
+
 class MethodRun:
     """Follows one training by the account of one method."""
 
@@ -102,9 +114,10 @@ class MethodRun:
 
     def _begin_anew(self, names: Sequence[str]) -> None:
         if not self.method.recipe.grows:
-            raise ValueError(
+            raise UndeclaredError(
                 f"a step of {self.name} has made {names[0]} part of the model, and its recipe does "
-                "not say so before: add `grows = True` to its part"
+                "not say so before: add `grows = True` to its part",
+                "recipe",
             )
         self.averager.begin_anew(names)
 
@@ -116,9 +129,10 @@ class MethodRun:
         self._check(ran, most, "recipe")
         # Those of several ranks may have run steps of several kinds.
         if self.world == 1 and not any(Counter(ran) <= Counter(kind) for kind in self.kinds):
-            raise ValueError(
+            raise UndeclaredError(
                 f"a step of {self.name} ran {', '.join(ran)}, which none of its recipe's "
-                "step_kinds has together: name each kind of step there"
+                "step_kinds has together: name each kind of step there",
+                "recipe",
             )
 
     def _check(self, ran: Mapping[str, int], declared: Mapping[str, int], part: str) -> None:
@@ -126,10 +140,11 @@ class MethodRun:
         for operation, times in ran.items():
             most = declared.get(operation, 0) * self.world
             if times > most:
-                raise ValueError(
+                raise UndeclaredError(
                     f"a step of {self.name} ran {operation!r} {times} times, and its {part} "
                     f"declares {most} in step_operations ({', '.join(declared) or 'it is empty'}): "
-                    "name the most that a step can run"
+                    "name the most that a step can run",
+                    part,
                 )
 
     @property

@@ -20,13 +20,14 @@ class Point:
     """One evaluation.
 
     Attributes:
-        step: optimizer steps so far.
+        step: of the recipe, so far. Each updates the weights at most once.
         rst_seconds: reference seconds charged so far.
         value: the workload's metric on the validation part; lower is better.
         train_loss: mean training loss since the point before.
         learning_rate: of the next step.
         weights: which were evaluated: those that are trained, or others, averaged; None where it is
             not known, as in the results of earlier versions.
+        updates: of the weights, so far: as many as steps, unless some train nothing. None as above.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Point:
     train_loss: float
     learning_rate: float
     weights: Weights | None = None
+    updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,13 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps to the last evaluation."""
+        """Steps of the recipe to the last evaluation."""
         return self.points[-1].step if self.points else 0
+
+    @property
+    def updates(self) -> int | None:
+        """Updates of the weights to the last evaluation; None where it is not known."""
+        return self.points[-1].updates if self.points else 0
 
     @property
     def rst_seconds(self) -> float:

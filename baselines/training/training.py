@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from baselines.methods.part import MethodError
 from baselines.methods.recipes import Recipe, Step
 from baselines.training import distributed
 from baselines.training.measurement import kind_of
-from baselines.training.method_run import MethodRun, refuse_other_state
+from baselines.training.method_run import MethodRun, UndeclaredError, refuse_other_state
 from baselines.training.results import TrainingResult
 from baselines.training.watch import LOAD_DATA, Watch
 from baselines.workloads.base import Batch, Workload
-from timing import Account, Budget, Policy, StepTimer
+from timing import Account, Budget, Policy, StepTimer, tracebacks
 
 
 def begin_averagers(
@@ -51,14 +51,32 @@ def try_out(method: Method, workload: Workload, learning_rate: float) -> None:
     costs = dict.fromkeys({*method.step_operations(workload), *reading}, 1e-6)
     with one_line_errors(Path(method.files[-1]), MethodError):
         training = Training(workload, [method], 0, Budget(1.0), costs, learning_rate, "algoperf")
-        training.next_step()
+        try:
+            training.next_step()
+        except UndeclaredError as error:
+            raise MethodError(tracebacks.in_one_line(error, training.place_of(error))) from error
         context, operations = training.runs[0].averager.evaluation_model()
         with context:
             pass
+        latest = training.batches.latest
+        assert latest is not None
+        recipe, averager = training.recipe, training.runs[0].averager
+        measured: dict[str, Callable[..., object]] = {
+            **dict.fromkeys(averager.operations(), type(averager).operations),
+            **dict.fromkeys(recipe.operations(lambda: latest), type(recipe).operations),
+        }
     if more := {name for name, times in operations.items() if times > reading.get(name, 0)}:
         raise MethodError(
             f"an evaluation of {method.name} runs {', '.join(sorted(more))} more often than its "
             "evaluation_operations say: name the most that one can run"
+        )
+    # What recipes begin from has `train_step`, whether they run it or not.
+    if more := measured.keys() - costs.keys() - {"train_step"}:
+        name = min(more)
+        place = tracebacks.place_of_function(measured[name]) or method.files[-1]
+        raise MethodError(
+            f"{place}: operations() of {method.name} measures {name}, which its parts do not "
+            "declare: name it in step_operations or evaluation_operations"
         )
 
 
@@ -158,9 +176,10 @@ class Training:
         step = self.recipe.step(self.batches, self.spent)
         said, drawn = step.operations.count("load_data"), self.batches.drawn - before
         if said != drawn or not step.operations:
-            raise ValueError(
+            raise UndeclaredError(
                 f"a step of {self.runs[0].name} drew {drawn} batches and names load_data {said} "
-                f"times; it names {', '.join(step.operations) or 'nothing'}: name all that it ran"
+                f"times; it names {', '.join(step.operations) or 'nothing'}: name all that it ran",
+                "recipe",
             )
         own = step.operations
         # A graph that a file's step has kept would be kept for all steps.
@@ -181,6 +200,14 @@ class Training:
         if self.updates:
             self.schedule.step()
         return step
+
+    def place_of(self, error: BaseException) -> str:
+        """Return where the step of a user's own part is that has run what it does not declare."""
+        if not isinstance(error, UndeclaredError):
+            return ""
+        if error.part == "recipe":
+            return tracebacks.place_of_function(type(self.recipe).step)
+        return tracebacks.place_of_function(type(self.runs[0].averager).after_step)
 
     def _kind(self, operations: tuple[str, ...], *added: str | None) -> str:
         """Return the name of a step in which these ran on this rank; batches have their own."""

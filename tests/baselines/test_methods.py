@@ -166,6 +166,12 @@ def test_an_averager_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) 
     assert_said_in_one_line(lambda: method.begin_averager(model, base, WORKLOAD), MethodError, said)
 
 
+def test_a_range_of_no_setting_is_told_with_its_place(tmp_path: Path) -> None:
+    text = LOOKAHEAD.read_text().replace('space = {"every"', 'space = {"evry"')
+    said = r"mine\.py, line 47: space names evry, and lookahead has no such setting: it has"
+    assert_said_in_one_line(lambda: find(write(tmp_path, text)), MethodError, said)
+
+
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(MethodError, match=r"nowhere\.py: No such file or directory"):
         find("nowhere.py")
@@ -432,6 +438,8 @@ part = OwnPart()
 )
 def test_a_step_names_all_that_it_ran(line: str, said: str, tmp_path: Path) -> None:
     run = train_with(write(tmp_path, COUNTS_WRONGLY.format(line=line)))
+    # Where the step of the file begins.
+    assert re.match(r"at step \d+: \S*mine\.py, line 6: UndeclaredError: a step ", str(run.failure))
     assert re.search(said, str(run.failure))
     assert "\n" not in str(run.failure)
 
@@ -439,8 +447,15 @@ def test_a_step_names_all_that_it_ran(line: str, said: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (COUNTS_WRONGLY.format(line="next(batches); return step"), "drew 2 batches and names load"),
-        (averager("    def after_step(self, spent): return 'unknown'"), "ran 'unknown' 1 times"),
+        (COUNTS_WRONGLY.format(line="next(batches); return step"), "line 6: .* drew 2 batches and"),
+        (
+            averager("    def after_step(self, spent): return 'unknown'"),
+            "line 10: .* ran 'unknown' 1 times",
+        ),
+        (
+            LOOKAHEAD.read_text().replace(', "lookahead": 1}', "}"),
+            "mine.py, line 35: .* measures lookahead, which its parts do not declare: name",
+        ),
         (
             averager("    def after_step(self, spent): return spent.x"),
             "line 10: AttributeError: 'f",
@@ -481,6 +496,7 @@ def test_a_step_without_an_update_is_charged_and_followed_by_no_average(tmp_path
     (run,) = train(WORKLOAD, [find(name)], 0, Budget(1.0), costs, RATE, 5, policy="mlperf").runs
     assert run.failure is None
     assert run.counts["ema_update"] == run.counts["train_step"] == run.counts["load_data"] // 2 > 5
+    assert (run.updates, run.steps) == (run.counts["train_step"], run.counts["load_data"])
     charged = sum(costs[name] * times for name, times in run.counts.items())
     assert run.rst_seconds == pytest.approx(charged)
 

@@ -104,6 +104,7 @@ def test_a_run_is_charged_for_what_its_steps_ran_and_keeps_within_its_budget(nam
     for number in range(run.steps):
         seed_step(0, number, 0)
         counted.update(training.next_step().operations)
+    assert run.updates == training.updates
     assert {key: run.counts[key] for key in counted} == counted
     free = {"load_data", "evaluate"}
     charged = sum(costs[key] * times for key, times in run.counts.items() if key not in free)
