@@ -257,7 +257,9 @@ def steps_for_weights(chosen: Chosen) -> tuple[list[int], str]:
     steps = [checkpoint.step for checkpoint in chosen.checkpoints]
     known = [step for step in steps if step is not None]
     if len(known) < len(steps):
-        return [*range(len(steps))], "no steps are known, so the weights go by places"
+        said = "the steps are not known, or not in the order given"
+        said = said if chosen.order == "as given" else "no steps are known"
+        return [*range(len(steps))], f"{said}, so the weights go by places"
     if chosen.unit == "step":
         return known, ""
     return known, f"no steps are known, so the weights go by the {chosen.unit}s, as if these were"

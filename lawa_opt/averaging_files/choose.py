@@ -13,12 +13,19 @@ from pathlib import Path
 from lawa_opt.averaging_files.distributed import open_checkpoint
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.averaging_files.folders import expanded
-from lawa_opt.averaging_files.order import by_number, distinct_paths, identity_of
+from lawa_opt.averaging_files.order import (
+    by_number,
+    copies_by_step,
+    distinct_paths,
+    identity_of,
+    unnumbered,
+)
 from lawa_opt.averaging_files.read import Checkpoint
 from lawa_opt.averaging_files.steps import (
     Steps,
     best_steps,
     equal_steps,
+    odd_steps,
     steps_beside,
     steps_by_file,
     steps_by_name,
@@ -26,7 +33,7 @@ from lawa_opt.averaging_files.steps import (
 from lawa_opt.averaging_files.structure import check_same_structure, refuse_idle_prefixes
 from lawa_opt.messages import ArgumentError
 
-GIVEN = 'order="given" (--order given) takes them as given, oldest first'
+GIVEN = 'name those meant, or take all as given, oldest first: order="given" (--order given)'
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class Selection:
             raise ArgumentError(f'order must be "number" or "given": {self.order!r}')
         if not all(self.strip_prefix):
             raise ArgumentError("a prefix to strip is empty")
+        low, high = self.from_step, self.to_step
+        if low is not None and high is not None and low > high:
+            raise ArgumentError(f"from_step {low} is after to_step {high}")
         if self.at_least is not None and self.at_least < 1:
             raise ArgumentError(f"at_least must be a number of steps from 1: {self.at_least}")
 
@@ -106,14 +116,18 @@ def choose_checkpoints(
         ArgumentError: an argument that would be wrong for any files.
     """
     selection = selection or Selection()
-    given, notes, from_folders = expanded(named_paths(inputs))
+    named = named_paths(inputs)
+    given, notes, from_folders = expanded(named)
     _refuse_few(given, selection.last)
     identities = [identity_of(path) for path in given]
     paths, doubles = distinct_paths(given, identities)
     notes += doubles
+    opened: dict[Path, Checkpoint] = {}
+    if selection.order == "number":
+        paths, left = _without_copies(paths, named, selection, opened)
+        notes += left
     _refuse_few(paths, selection.last, *notes)
     counts = ordered or selection.by_step or (selection.last or len(paths)) < len(paths)
-    opened: dict[Path, Checkpoint] = {}
     paths, steps, how = _in_order(paths, selection, opened, counts or from_folders)
     if selection.by_step:
         paths, steps, left = _within(paths, steps, selection)
@@ -124,7 +138,8 @@ def choose_checkpoints(
         steps = steps and Steps(steps.values[-selection.last :], steps.unit, steps.source)
     checkpoints = [_open(path, selection, opened) for path in paths]
     if selection.order == "number":
-        steps = _confirmed(paths, steps, checkpoints)
+        steps, doubts = _confirmed(paths, steps, checkpoints)
+        notes += doubts
     refuse_idle_prefixes(checkpoints, selection.strip_prefix)
     for checkpoint in checkpoints:
         check_same_structure(checkpoint, checkpoints[-1])
@@ -146,15 +161,32 @@ def named_paths(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _refuse_few(paths: Sequence[Path], last: int | None, *notes: str) -> None:
+    if not paths:
+        raise CheckpointError("; ".join(("there is no checkpoint to take", *notes)))
     if len(paths) < (last or 1):
         said = "; ".join((f"but {len(paths)} given", *notes))
-        raise CheckpointError(f"{last or 1} checkpoints are needed, {said}")
+        raise CheckpointError(f"{last} checkpoints are needed, {said}")
 
 
 def _open(path: Path, selection: Selection, opened: dict[Path, Checkpoint]) -> Checkpoint:
     if path not in opened:
         opened[path] = open_checkpoint(path, selection.key, selection.strip_prefix)
     return opened[path]
+
+
+def _without_copies(
+    paths: list[Path], named: list[Path], selection: Selection, opened: dict[Path, Checkpoint]
+) -> tuple[list[Path], list[str]]:
+    """Return the paths without what a folder holds twice, as last.ckpt, and what is left out."""
+    found = [path for path in paths if path not in named]
+    if not unnumbered(found):
+        return paths, []
+    inside = {path: _open(path, selection, opened).steps_inside for path in found}
+    copies = copies_by_step(found, inside)
+    notes = [
+        f"left out: {path}, which says the same step as {twin}" for path, twin in copies.items()
+    ]
+    return [path for path in paths if path not in copies], notes
 
 
 def _in_order(
@@ -249,8 +281,10 @@ def _within(
 
 def _confirmed(
     paths: Sequence[Path], steps: Steps | None, checkpoints: Sequence[Checkpoint]
-) -> Steps | None:
-    """Return the finest steps known of opened files, which may not tell another order than names.
+) -> tuple[Steps | None, list[str]]:
+    """Return the finest steps known of opened files, and what is odd about them.
+
+    They may not tell another order than names.
 
     Raises:
         CheckpointError: they do.
@@ -262,4 +296,4 @@ def _confirmed(
     except ValueError as error:
         said = f"the order of the checkpoints is not known: {error}; {GIVEN}"
         raise CheckpointError(said) from error
-    return None if best is places else best
+    return None if best is places else best, odd_steps(steps, inside, paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,3 +90,27 @@ def distinct_paths(
     for note in notes:
         LOGGER.warning("%s", note)
     return [paths[i] for i in sorted(kept)], notes
+
+
+def unnumbered(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths whose names hold no number, where others hold one."""
+    bare = [path for path in paths if not any(map(str.isdigit, path.name))]
+    return bare if len(bare) < len(paths) else []
+
+
+def copies_by_step(
+    paths: Sequence[Path], inside: Mapping[Path, Mapping[str, int]]
+) -> dict[Path, Path]:
+    """Return those without a number, as last.ckpt, that are of the same step as one with a number.
+
+    Args:
+        paths: of one folder.
+        inside: what each file says of its step.
+    """
+    bare = unnumbered(paths)
+    return {
+        path: twin
+        for path in bare
+        for twin in paths
+        if twin not in bare and inside[path] and inside[path] == inside[twin]
+    }

@@ -210,9 +210,13 @@ def _no_tensor(file: Path, key: str, state: dict[Any, Any], name: Any) -> str:
     value = state[name]
     under = f"{key}." if key else ""
     if isinstance(value, dict):
-        return f"{file}: {name!r} is a dict: give it as key? ({under}{name})"
+        return f"{file}: {name!r} is a dict: are the weights in it? {_as_key(under + name)}"
     said = f"{file}: {name!r} is not a tensor but {type(value).__name__}: {value!r:.50}"
     for other, held in state.items():
         if isinstance(held, dict) and held and all(isinstance(x, Tensor) for x in held.values()):
-            return f"{said}: is the state dict at key {under}{other}?"
+            return f"{said}: are the weights beside it? {_as_key(f'{under}{other}')}"
     return said
+
+
+def _as_key(key: str) -> str:
+    return f"Then give key={key!r} (--key {key})"

@@ -152,3 +152,20 @@ def equal_steps(candidates: Sequence[Steps], paths: Sequence[Path]) -> str:
             if each.values[a] == each.values[b]:
                 return f", and {each.source}: {each.values[a]} for {paths[a]} and {paths[b]}"
     return ""
+
+
+def odd_steps(steps: Steps | None, inside: Sequence[Steps], paths: Sequence[Path]) -> list[str]:
+    """Return what is odd about steps of which the order is none the less known, in words."""
+    notes = []
+    for each in inside:
+        if each.unit != "step":
+            continue
+        if same := equal_steps([each], paths):
+            notes.append(f"{same.removeprefix(', and ')}, and each counts")
+        unlike = [] if steps is None or steps.unit != "step" else steps.values
+        for path, a, b in zip(paths, unlike, each.values, strict=False):
+            if steps and steps.source != each.source and a != b:
+                said = f"{steps.source} and {each.source} differ, as {a} and {b} of {path}"
+                notes.append(f"{said}: the first are taken")
+                break
+    return notes

@@ -76,10 +76,15 @@ def notes_on_descriptions(checkpoints: Sequence[Checkpoint]) -> list[str]:
                 if config and held[-1]
                 if config.get(name) != held[-1].get(name)
             )
+            if file == "adapter_config.json":
+                names = [name for name in names if name in SCALES] or names
             if names:
                 said = f"{checkpoint.path} and {newest.path} differ in {', '.join(names)} of {file}"
                 if file == "adapter_config.json" and {*SCALES} & {*names}:
-                    raise CheckpointError(f"{said}, by which their matrices are scaled")
+                    raise CheckpointError(
+                        f"{said}, by which their matrices are scaled: merge each into its base "
+                        "model, and average those"
+                    )
                 notes.append(said)
     return notes
 

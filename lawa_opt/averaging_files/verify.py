@@ -65,14 +65,15 @@ def verify_average(
     dtype = getattr(torch, made.dtype) if made.dtype else None
     average = open_checkpoint(target, key)
     start = target.parent if sources is None else Path(sources)
-    paths = [
-        start / (each.path if sources is None else Path(each.path).name) for each in made.sources
-    ]
+    names = [Path(each.path) for each in made.sources]
+    if sources is not None:
+        names = _names_in_one_folder(names)
+    paths = [start / name for name in names]
     for path in paths:
         if not path.exists():
             raise CheckpointError(
                 f"{target} was made of {path}, which is not there: say where its sources are "
-                "(--sources FOLDER)"
+                "(--sources FOLDER), under their old names"
             )
     checkpoints = [open_checkpoint(path, made.key, made.strip_prefix) for path in paths]
     for checkpoint in checkpoints:
@@ -84,6 +85,14 @@ def verify_average(
     if found and made.torch != torch.__version__:
         found.append(f"it was made by torch {made.torch}, and this is {torch.__version__}")
     return Verified(target, made, (*changed, *found))
+
+
+def _names_in_one_folder(paths: Sequence[Path]) -> list[Path]:
+    """Return the names of paths, with the folders that tell equal ones apart, as run-1/model.pt."""
+    if len({path.name for path in paths}) == len(paths):
+        return [Path(path.name) for path in paths]
+    above = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(above) for path in paths]
 
 
 def _provenance(target: Path) -> tuple[Provenance, str]:

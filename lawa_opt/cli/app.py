@@ -23,7 +23,7 @@ except ImportError as error:
 
 from lawa_opt import __version__
 from lawa_opt.averaging_files.find import CheckpointError
-from lawa_opt.cli.console import printable
+from lawa_opt.cli.console import InterruptedWork, printable
 from lawa_opt.messages import ArgumentError
 
 # Newer versions of typer carry a click of their own, so the class is found by way of a subclass.
@@ -62,12 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0, 1 when files cannot be averaged or the result not be printed, 2 for wrong usage, 70 for a
-        fault of lawa-opt, 130 when interrupted.
+        fault of lawa-opt, 130 when interrupted, 143 when terminated.
     """
-    # As an exception, so that the temporary file is removed.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    terminated = False
+
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt  # so that it ends as Ctrl-C does, temporary files removed
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return _run_and_flush(arguments)
+        code = _run_and_flush(arguments)
+        return 128 + signal.SIGTERM if terminated and code == 130 else code
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
@@ -95,6 +102,8 @@ def _run(arguments: list[str] | None) -> int:
         return _say(error.format_message(), 2)
     except ArgumentError as error:
         return _say(str(error), 2)
+    except InterruptedWork as error:
+        return _say(str(error), 130)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:

@@ -11,7 +11,7 @@ FromStep = Annotated[int | None, typer.Option("--from", min=0, help="None of bef
 ToStep = Annotated[int | None, typer.Option("--to", min=0, help="None of after this step.")]
 AtLeast = Annotated[
     int | None,
-    typer.Option(min=1, help="Leave out what is fewer steps before the next one that counts."),
+    typer.Option(min=1, help="Only checkpoints so many steps apart, counted from the newest."),
 ]
 Order = Annotated[str, typer.Option(help="number: by step; given: as given, oldest first.")]
 Key = Annotated[str, typer.Option(help="Where the state dict is, as state_dict.model.")]

@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 
+class InterruptedWork(Exception):  # noqa: N818 (it is no error)
+    """An interrupt, and in one line what is left of the work."""
+
+
 def printable(text: str) -> str:
     """Return text without what a terminal obeys, which names in a file may hold."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

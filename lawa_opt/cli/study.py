@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lawa_opt.averaging_files.choose import Selection
 from lawa_opt.cli.choosing import AtLeast, FromStep, Key, Last, Order, StripPrefix, ToStep
-from lawa_opt.cli.console import say
+from lawa_opt.cli.console import InterruptedWork, say
 from lawa_opt.messages import ArgumentError
 from lawa_opt.studying.study import study as run_study
 from lawa_opt.weights_by_step import NAMES
@@ -89,11 +88,9 @@ def study(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            shown.stop()
             done, total = made
             said = f"interrupted: {done} of {total} evaluations are kept in {out}"
-            print(f"{said}; the same command goes on from there", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise InterruptedWork(f"{said}; the same command goes on from there") from None
     say(f"{found}\nwritten: {out}/study.csv, study.json, study.png", written=str(out))
 
 

@@ -65,14 +65,19 @@ def locked(folder: Path | None) -> Iterator[None]:
     """Refuse a second study in the same folder.
 
     Raises:
-        CheckpointError: there is one.
+        CheckpointError: there is one, or no folder can be there.
     """
     if folder is None:
         yield
         return
     import filelock
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be the study's folder, since a file is there: give another"
+        ) from error
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

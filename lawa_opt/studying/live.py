@@ -62,7 +62,7 @@ class WindowStudy:
                 continue
             try:
                 point = Point(step, window, self.evaluation(state))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 point = Point(step, window, error=one_line(error))
             self.points.append(point)
 

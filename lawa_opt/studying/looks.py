@@ -39,6 +39,7 @@ class Looks:
         chosen: the checkpoints, oldest first.
         steps: of each.
         doubt: what the steps are, in words, if not steps.
+        notes: what the reader should know of the checkpoints, and of windows that do not fit.
         ends: all windows to evaluate.
 
     Raises:
@@ -63,7 +64,15 @@ class Looks:
             end: [window for window in windows if window.span <= end + 1] for end in range(count)
         }
         if len(self.ends[count - 1]) < 2:
-            raise CheckpointError(f"no window fits into {count} checkpoint(s)")
+            shortest = min(window.span for window in windows if not window.is_live)
+            said = f"no window fits into {count} checkpoint(s)"
+            raise CheckpointError(f"{said}: the shortest reaches back over {shortest}")
+        self.notes = [*self.chosen.notes, *([self.doubt] if self.doubt else [])]
+        self.notes += [
+            f"{window} is not evaluated: it reaches over {window.span} checkpoints, of {count}"
+            for window in windows
+            if window.span > count
+        ]
         self._identities = [
             sorted((str(file.resolve()), *mark) for file, mark in each.fingerprints.items())
             for each in self.chosen.checkpoints
@@ -86,7 +95,7 @@ class Looks:
         for end, window, state in _averages(self.chosen.checkpoints, self.steps, ends):
             try:
                 values = self.evaluation(state)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 yield end, Point(self.steps[end], window, error=one_line(error))
                 continue
             if self.metric is not None and self.metric not in values:
@@ -118,8 +127,8 @@ def _averages(
 ) -> Iterator[tuple[int, StudyWindow, dict[Any, Tensor]]]:
     """Yield the averages of wanted windows, by the place of their newest checkpoint.
 
-    A yielded state dict is written anew for the next one. No checkpoint is read that no wanted
-    window reaches.
+    A yielded state dict is new, and its values are written over for the next one. No checkpoint is
+    read that no wanted window reaches.
     """
     if not wanted:
         return
@@ -175,10 +184,12 @@ class Newest:
         self.now = read
 
     def mean(self, window: StudyWindow) -> dict[Any, Tensor]:
-        """Return the state dict with the mean of a window's checkpoints, written anew each time."""
+        """Return a new state dict of the mean of a window's checkpoints, in the same memory."""
         outs = [self.state[name] for name in self.names if self.state[name].numel()]
         out_of = {id(tensor): out.view(-1) for tensor, out in zip(self.now, outs, strict=True)}
         for ring in self.window.readable(self.now):
             targets = [out_of[id(tensor)] for tensor in ring.tensors]
             ring.write_mean(targets, window.span, window.weigh)
-        return self.state
+        # New each time, as a function may rename entries, or reshape tensors in place.
+        fresh = {name: self.state[name].detach() for name in self.names}
+        return {name: fresh[self.ties.get(name, name)] for name in self.state}

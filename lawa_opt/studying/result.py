@@ -57,7 +57,7 @@ class Study:
         notes: what else the reader should know.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no such metric, or the target is no number.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Study:
         target: float | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        refuse_target(target)
         self.points = sorted(points, key=lambda point: (point.step, windows.index(point.window)))
         self.windows = list(windows)
         self.unit = unit
@@ -85,34 +86,47 @@ class Study:
             for point in self.points
             if self.metric in point.values
         }
-        self.has_halves = any(a != b for a, b in self._values.values())
+        # NaN differs from itself, and is one number all the same.
+        self.has_halves = any(a != b and (a == a or b == b) for a, b in self._values.values())
         self.failed = [point for point in self.points if point.error]
-        live = [self.value(step, LIVE) for step in self.steps]
-        ends = [value for value in live if not math.isnan(value)]
-        self.target = target if target is not None else (ends[-1] if ends else math.nan)
-        self.notes = [*notes, *self._own_notes(given_target=target is not None)]
+        ends = [step for step in self.steps if math.isfinite(self.value(step, LIVE))]
+        end = self.value(ends[-1], LIVE) if ends else math.nan
+        self.target = end if target is None else target
+        no_end = ends and ends[-1] != self.steps[-1]
+        at = f", at {unit} {ends[-1]} where they last have a number" if no_end else ""
+        given = f"no target is given, so it is what the live weights end with{at}"
+        said = [] if target is not None else [given]
+        self.notes = [*notes, *self._own_notes(), *said, *self._notes_on_failures()]
 
-    def _own_notes(self, *, given_target: bool) -> list[str]:
-        averages = len(self.windows) - 1
+    def _own_notes(self) -> list[str]:
+        averages = len({window for _, window in self._values} - {LIVE})
         if self.has_halves:
             looks = f"the best of {averages} windows is chosen on the first half of the evaluations"
             looks += ", and what is shown is of the second"
         else:
             looks = f"the best of {averages} windows is chosen by the very evaluations that are "
             looks += "shown, so what it gains is optimistic: return two halves to correct that"
-        notes = [
-            DEFINITION.replace("step", self.unit),
-            looks,
-        ]
-        if not given_target:
-            notes.append("no target is given, so it is what the live weights end with")
+        return [DEFINITION.replace("step", self.unit), *([looks] if averages > 1 else [])]
+
+    def _notes_on_failures(self) -> list[str]:
+        notes = []
         if self.failed:
             first = self.failed[0]
             notes.append(
                 f"{len(self.failed)} of {len(self.points)} evaluations failed, the first at "
                 f"{self.unit} {first.step} of {first.window}: {first.error}"
             )
+        odd = [point for point in self.points if not point.error and not self._is_finite(point)]
+        if odd:
+            pair = odd[0].values.get(self.metric)
+            was = "missing" if pair is None else " and ".join(dict.fromkeys(map(str, pair)))
+            where = f"the first at {self.unit} {odd[0].step} of {odd[0].window}: {was}"
+            which = f"{len(odd)} of {len(self.points)} evaluations give no finite {self.metric}"
+            notes.append(f"{which} and count for nothing, {where}")
         return notes
+
+    def _is_finite(self, point: Point) -> bool:
+        return all(map(math.isfinite, point.values.get(self.metric, (math.nan,))))
 
     def value(self, step: int, window: StudyWindow, half: int = 1) -> float:
         """Return the metric; of two halves, that to report (1) or to choose by (0). NaN if none."""
@@ -120,6 +134,8 @@ class Study:
 
     def _cost(self, step: int, window: StudyWindow, half: int = 1) -> float:
         value = self.value(step, window, half)
+        if not math.isfinite(value):
+            return math.nan  # of weights that diverged there is nothing to compare
         return -value if self.higher_is_better else value
 
     def best(self, step: int) -> StudyWindow | None:
@@ -154,7 +170,7 @@ class Study:
         be as good only after the last step, "at least"; and before the first one, "at most".
         """
         value = self.value(step, window)
-        if math.isnan(value) or math.isnan(self.target):
+        if not math.isfinite(value) or math.isnan(self.target):
             return None
         live = self.reached(LIVE, value)
         if live is None:
@@ -166,7 +182,8 @@ class Study:
         rows = [[self.unit, *map(str, shown), "best", f"{self.unit}s saved"]]
         for step in self.steps:
             best = self.best(step)
-            cells = [_shown(self.value(step, window)) for window in shown]
+            at = [self._values.get((step, window)) for window in shown]
+            cells = ["-" if pair is None else f"{pair[1]:.5g}" for pair in at]
             saved = best and self.saved(step, best)
             rows.append([str(step), *cells, str(best or "-"), str(saved or "-")])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -182,7 +199,8 @@ class Study:
         for window in self.windows:
             at = self.reached(window)
             if at is None:
-                lines.append(f"  {window}: not reached")
+                is_known = any(each == window for _, each in self._values)
+                lines.append(f"  {window}: {'not reached' if is_known else 'not evaluated'}")
                 continue
             line = f"  {window}: at {self.unit} {at.bound and at.bound + ' '}{at.steps:.0f}"
             if live is not None and not window.is_live and not at.bound:
@@ -192,6 +210,12 @@ class Study:
                 line += f", {abs(early):.0f} ({share}) {what} than the live weights"
             lines.append(line)
         return lines
+
+
+def refuse_target(target: float | None) -> None:
+    """Refuse a target that no metric reaches."""
+    if target is not None and not math.isfinite(target):
+        raise ArgumentError(f"target must be a finite number: {target}")
 
 
 def no_metric(wanted: str, known: Iterable[str]) -> ArgumentError:

@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from lawa_opt.averaging_files.choose import Selection, named_paths
+from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.messages import ArgumentError
 from lawa_opt.studying.jobs import make_in_processes
 from lawa_opt.studying.kept import Kept, locked
 from lawa_opt.studying.looks import Ends, Function, Looks
-from lawa_opt.studying.result import Point, Study
+from lawa_opt.studying.result import Point, Study, refuse_target
 from lawa_opt.studying.windows import StudyWindow, study_windows
 from lawa_opt.studying.write import write_study
 
@@ -36,7 +37,8 @@ def study(
 ) -> Study:
     """Evaluate windows over checkpoints at each of their ends: which would have been best?
 
-    Each checkpoint is read once. An evaluation that raises is marked in the study, which goes on.
+    Each checkpoint is read once. An evaluation that raises is marked in the study, which goes on,
+    and NaN or an infinity counts for nothing.
 
     Memory: as many checkpoints as the longest window reaches back over, and up to four.
 
@@ -65,12 +67,14 @@ def study(
 
     Raises:
         CheckpointError: a checkpoint cannot be read, is unlike the others, or their order is not
-            known; no window has as many checkpoints; another study is under way in `out`.
+            known; no window has as many checkpoints; another study is under way in `out`; all
+            evaluations failed.
         ValueError: an argument that would be wrong for any checkpoints, or no such metric.
     """
     windows = study_windows(k, every, weights)
     if type(jobs) is not int or jobs < 1:
         raise ArgumentError(f"jobs must be a number of processes from 1: {jobs!r}")
+    refuse_target(target)
     folder = None if out is None else Path(out)
     arguments = (named_paths(inputs), selection, windows, evaluate, model, metric)
     looks = Looks(*arguments)
@@ -96,6 +100,9 @@ def study(
                 kept.add(looks.key(end, point.window), point.values, what)
             if progress is not None:
                 progress(len(points), total)
+        errors = [point.error for point in points.values()]
+        if all(errors):
+            raise CheckpointError(f"all {total} evaluations failed, the first by {errors[0]}")
         unit = looks.chosen.unit or "place"
         found = Study(
             points.values(),
@@ -104,7 +111,7 @@ def study(
             metric=metric,
             higher_is_better=higher_is_better,
             target=target,
-            notes=[*looks.chosen.notes, *([looks.doubt] if looks.doubt else [])],
+            notes=looks.notes,
         )
         if folder is not None:
             write_study(found, folder)

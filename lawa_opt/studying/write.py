@@ -68,16 +68,18 @@ def write_study(study: Study, folder: Path) -> None:
         "target": None if math.isnan(study.target) else study.target,
         "to_target": study.to_target(),
         "notes": study.notes,
-        # JSON has no NaN.
-        "rows": [
-            {name: None if value != value else value for name, value in row.items()} for row in rows
-        ],
+        "rows": [{name: _in_json(value) for name, value in row.items()} for row in rows],
     }
     for name, content in (("csv", text.getvalue()), ("json", json.dumps(said, indent=1) + "\n")):
         with atomic_write(folder / f"study.{name}") as temporary:
             temporary.write_text(content, encoding="utf-8")
     with atomic_write(folder / "study.png") as temporary:
         draw(study, temporary)
+
+
+def _in_json(value: Any) -> Any:
+    """Return a value, or None for NaN and infinities, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw(study: Study, file: Path) -> None:
@@ -90,7 +92,7 @@ def draw(study: Study, file: Path) -> None:
     figure = Figure(figsize=(9, 8), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     for window in study.windows:
-        known = [step for step in study.steps if not math.isnan(study.value(step, window))]
+        known = [step for step in study.steps if math.isfinite(study.value(step, window))]
         if not known:
             continue
         values = [study.value(step, window) for step in known]

@@ -103,7 +103,7 @@ def test_the_range_is_that_of_a_slow_and_obvious_twin(
             wanted.insert(0, step)
     options = {"from_step": low, "to_step": high, "at_least": apart, "last": last}
     if len(wanted) < (last or 1):
-        with pytest.raises(CheckpointError, match="needed"):
+        with pytest.raises(ValueError, match=r"needed|no checkpoint|is after"):
             chosen([folder], **options)
     else:
         assert chosen([folder], **options) == wanted[-(last or 0) :]
@@ -142,6 +142,50 @@ def test_steps_that_do_not_tell_the_order_are_refused_with_the_way_out(case):
             average_checkpoints(["run"], key="model", **options)
         assert "--order given" in str(refusal.value)
     average_checkpoints([f"run/{name}" for name, _ in files], key="model", order="given", last=1)
+
+
+def test_what_a_folder_holds_twice_by_its_steps_counts_once(capsys):
+    # As Lightning's ModelCheckpoint(save_last=True) leaves them, in files that are not the same.
+    for name, step in (("epoch=9-step=90", 90), ("epoch=10-step=100", 100), ("last", 100)):
+        save(step, f"run/{name}.ckpt", global_step=step, name=name)
+    assert run("run", "--key", "model", "--out", "o.pt", "--last", 2) == 0
+    said = capsys.readouterr().out
+    assert "left out: run/last.ckpt, which says the same step as run/epoch=10-step=100.ckpt" in said
+    assert torch.load("o.pt")["model"]["w"][0, 0] == 95
+    assert run("run", "--key", "model", "--out", "p.pt", "--last", 3) == 1
+    assert "3 checkpoints are needed, but 2 given" in capsys.readouterr().err
+    # What is named counts, and that it is odd is said.
+    assert (
+        run("run/last.ckpt", "run/epoch=10-step=100.ckpt", "--key", "model", "--out", "q.pt") == 0
+    )
+    assert "-step=100.ckpt, and each counts" in capsys.readouterr().out
+    # What was written at a step of its own is a checkpoint.
+    save(120, "run/last.ckpt", global_step=120)
+    average_checkpoints(["run"], "r.pt", key="model", last=2)
+    assert torch.load("r.pt")["model"]["w"][0, 0] == 110
+
+
+def test_steps_of_names_and_files_that_differ_are_said():
+    for step in (1, 2):
+        save(step, f"run/step-{step}.pt", global_step=step * 1000)
+    notes = average_checkpoints(["run"], "o.pt", key="model").notes
+    assert any(
+        "global_step in the files differ, as 1 and 1000 of run/step-1.pt" in x for x in notes
+    )
+
+
+def test_a_range_the_wrong_way_round_is_refused():
+    save(1, "step-1.pt")
+    with pytest.raises(ValueError, match="from_step 50 is after to_step 20"):
+        average_checkpoints(["step-1.pt"], from_step=50, to_step=20)
+
+
+def test_sources_of_equal_names_are_told_apart_by_their_folders():
+    for name in ("a", "b"):
+        save(ord(name), f"runs/{name}/model.pt")
+    average_checkpoints(["runs/a/model.pt", "runs/b/model.pt"], "o.pt")
+    Path("runs").rename("moved")
+    assert not verify_average("o.pt", sources="moved").differences
 
 
 def test_a_range_without_steps_is_refused():
@@ -345,7 +389,9 @@ def test_adapters_of_other_scales_are_refused():
     for i, alpha in enumerate((8, 16)):
         save_named(["q.lora_A.weight", "q.lora_B.weight"], f"{i}/adapter_model.safetensors")
         Path(f"{i}/adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": alpha}))
-    with pytest.raises(CheckpointError, match=r"differ in lora_alpha of adapter_config\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"differ in lora_alpha of adapter_config\.json.*: merge"
+    ):
         average_checkpoints(["0", "1"])
     Path("0/adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16, "x": 1}))
     done = average_checkpoints(["0", "1"], "o")

@@ -136,7 +136,9 @@ def test_weights_go_by_the_steps_of_the_files_and_not_by_their_places():
     # As given and not rising, they have places alone.
     said = average_checkpoints(names[::-1], "o.pt", weights="1-sqrt", order="given", overwrite=True)
     assert said.shares == pytest.approx(weighing("1-sqrt")([1, 2, 3]))
-    assert said.notes == ("no steps are known, so the weights go by places",)
+    assert said.notes == (
+        "the steps are not known, or not in the order given, so the weights go by places",
+    )
 
 
 LINKS = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -205,9 +207,77 @@ def test_an_evaluation_that_fails_is_marked_and_tried_again(run: Path, tmp_path:
 
 @pytest.mark.parametrize("returned", ["0.5", None, {}, (1, 2, 3), {"a": [1]}, True])
 def test_a_function_must_return_numbers(run: Path, returned: Any) -> None:
-    found = look(run, lambda state: returned)
-    assert len(found.failed) == ALL
-    assert "the function " in found.failed[0].error
+    with pytest.raises(CheckpointError, match=f"all {ALL} evaluations failed, .* the function "):
+        look(run, lambda state: returned)
+
+
+@pytest.mark.parametrize(
+    ("number", "higher"), [(math.nan, False), (math.inf, False), (math.inf, True)]
+)
+def test_what_is_no_finite_number_counts_for_nothing_and_is_said(
+    run: Path, tmp_path: Path, number: float, higher: bool
+) -> None:
+    def diverging(state: Any) -> float:
+        return number if state["n"] == 30 else norm(state)
+
+    def failing(state: Any) -> float:
+        return norm(state) if state["n"] != 30 else 1 / 0
+
+    options = {"higher_is_better": higher}
+    found = look(run, diverging, out=tmp_path / "out", **options)
+    other = look(run, failing, **options)
+    for step in STEPS:
+        assert found.best(step) == other.best(step)
+        for window in found.windows:
+            assert found.saved(step, window) == other.saved(step, window)
+    assert found.to_target() == other.to_target()
+    assert f"4 of {ALL} evaluations give no finite metric and count for nothing, the first at " in (
+        str(found)
+    )
+    assert f"step 30 of live: {number}" in str(found)
+    assert "first half" not in str(found)  # as NaN differs from itself
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((tmp_path / "out" / "study.json").read_text(), parse_constant=refuse)
+
+
+def test_a_metric_that_some_evaluations_lack_is_said(run: Path) -> None:
+    found = look(run, lambda state: {"b" if state["n"] == 100 else "a": 1.0})
+    assert f"5 of {ALL} evaluations give no finite a and count for nothing" in str(found)
+    assert "step 100 of live: missing" in str(found)
+    assert "the live weights end with, at step 64 where they last have a number" in str(found)
+
+
+def test_what_a_function_does_to_the_state_dict_is_gone_with_the_next(run: Path) -> None:
+    def careless(state: Any) -> float:
+        found = norm(state)
+        for name in list(state):
+            tensor = state.pop(name)
+            if tensor.is_floating_point():
+                tensor.zero_().unsqueeze_(0).requires_grad_()
+            state[f"module.{name}"] = tensor
+        return found
+
+    assert values(look(run, careless)) == values(look(run, norm))
+
+
+def test_a_function_that_exits_has_failed(run: Path) -> None:
+    def exiting(state: Any) -> float:
+        return norm(state) if state["n"] != 31 else sys.exit(3)
+
+    found = look(run, exiting)
+    assert len(found.failed) == 5
+    assert found.failed[0].error.startswith("SystemExit: 3")
+
+
+def test_a_window_that_does_not_fit_is_said_and_not_counted(run: Path) -> None:
+    said = str(look(run, k=[2, 3, 10], every=[1]))
+    assert "k=10: not evaluated" in said
+    assert f"k=10 is not evaluated: it reaches over 10 checkpoints, of {len(STEPS)}" in said
+    assert "the best of 2 windows" in said
+    assert "the best of" not in str(look(run, k=[2], every=[1]))
 
 
 # What follows from the points
@@ -297,6 +367,9 @@ def test_what_is_not_a_number_is_never_the_best() -> None:
 # Files and command
 
 MODULE = """
+import os
+import signal
+
 import torch
 from torch import nn
 
@@ -312,6 +385,9 @@ def of_state(state):
 
 def interrupted(state):
     raise KeyboardInterrupt
+
+def terminated(state):
+    os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
@@ -387,6 +463,13 @@ def test_the_command_prints_and_writes_what_was_found(
         ("study run --evaluate ev.py:of_state --k 7", 1, "no window fits into 3 checkpoint(s)"),
         ("study run --evaluate ev.py:of_state --weights cosin", 2, "'cosin'"),
         ("study run --evaluate ev.py:of_state --metric loss", 2, "no metric 'loss', but metric"),
+        ("study run --evaluate ev.py:of_state --target nan", 2, "finite number: nan"),
+        ("study run --evaluate ev.py:of_state --k 2 --out bad.py", 1, "since a file is there"),
+        (
+            "study run --evaluate ev.py:of_model --k 2",
+            1,
+            "all 5 evaluations failed, the first by A",
+        ),
         ("study none --evaluate ev.py:of_state", 1, "none cannot be read: No such file"),
     ],
 )
@@ -405,12 +488,12 @@ def test_what_cannot_be_studied_is_said_in_one_line(
 def test_an_interrupt_says_what_is_kept(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["study", "run", "--evaluate", "ev.py:interrupted", "--k", "2"])
-    assert stopped.value.code == 130
-    assert capsys.readouterr().err == (
-        "interrupted: 0 of 5 evaluations are kept in study; the same command goes on from there\n"
-    )
+    for function, code in (("interrupted", 130), ("terminated", 143)):
+        assert main(["study", "run", "--evaluate", f"ev.py:{function}", "--k", "2"]) == code
+        assert capsys.readouterr().err == (
+            "interrupted: 0 of 5 evaluations are kept in study; "
+            "the same command goes on from there\n"
+        )
 
 
 @pytest.mark.usefixtures("no_picture")
