@@ -5,7 +5,6 @@ And by how much that head start shrinks towards the end under a decayed rate (Ka
 decayed one. `python studies/head_start.py --workload digits`
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -40,7 +39,10 @@ def saved(live: Sequence[Run], average: Sequence[Run], levels: Sequence[float]) 
         "level": statistics.fmean(levels),
         "rst_seconds_saved": [b.rst_seconds - a.rst_seconds for b, a in pairs],
         "steps_saved": [b.step - a.step for b, a in pairs],
-        "never_reached": list(map(Run.rst_to, average, levels)).count(math.inf),
+        "never_reached": sum(
+            all(point.value > level for point in run.points)
+            for run, level in zip(average, levels, strict=True)
+        ),
     }
 
 

@@ -59,7 +59,8 @@ def verdict(comparison: Comparison) -> str:
     live = _metric(comparison, LIVE, 1.0)
     if not ends or not live:
         return "A training failed, so no window is best."
-    best = min(ends, key=lambda config: ends[config].mean)
+    badness = comparison.plan.workload.badness
+    best = min(ends, key=lambda config: badness(ends[config].mean))
     return (
         f"Best at the end: {best} with {ends[best]}, where the live weights have {live}. "
         f"Chosen among {len(ends)} windows by the validation part, so it flatters itself."

@@ -16,7 +16,8 @@ def conditions(comparison: Comparison) -> str:
     plan = comparison.plan
     return (
         f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
-        f"{comparison.profile.machine}; lower is better. {_intervals(len(plan.seeds))} "
+        f"{comparison.profile.machine}; {plan.workload.better} is better. "
+        f"{_intervals(len(plan.seeds))} "
         f"{_parts(plan)} {_target(comparison)} {_tuning(plan)} Policy {plan.policy}. "
         f"{_known_to(comparison)}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baselines.analysis.tables import TARGET_METHOD, Row, rows
 from baselines.analysis.verdict import gain, saving, too_few
@@ -31,20 +31,21 @@ def headline(comparison: Comparison) -> list[str]:
     ]
     if not judged:
         return ["No method ended with every seed, so nothing is compared."]
-    best = min(judged, key=lambda row: statistics.fmean(row.ends))
+    badness = plan.workload.badness
+    best = min(judged, key=lambda row: badness(statistics.fmean(row.ends)))
     end = f"{statistics.fmean(best.ends):.4f} {plan.workload.metric}"
     failed = [row.title for row in table.values() if not all(map(math.isfinite, row.ends))]
     left_out = f"; a run of {_listed(failed)} FAILED" if failed else ""
     if few := too_few(len(plan.seeds)):
-        lowest = f"By the mean alone {best.title} ends lowest, at {end}{left_out}."
-        return [f"{few[0].upper()}{few[1:]}; give five (--seeds 5).", lowest]
-    said = [f"{_best(best, judged, end)}{left_out}."]
+        first = f"By the mean alone {best.title} ends best, at {end}{left_out}."
+        return [f"{few[0].upper()}{few[1:]}; give five (--seeds 5).", first]
+    said = [f"{_best(best, judged, end, badness)}{left_out}."]
     name = _in_question(plan)
     row = next((row for row in judged if row.method == name), None)
     if row is None:
         return said
     if row is not best:
-        said.append(_against_all(row, judged))
+        said.append(_against_all(row, judged, badness))
     if TARGET_METHOD in table and name != TARGET_METHOD:
         said.append(_on_the_way(row, table[TARGET_METHOD], plan.resolution_seconds))
     return said
@@ -59,9 +60,9 @@ def _in_question(plan: Plan) -> str | None:
     return next(iter([*own, *lawa, *sums, *averages]), None)
 
 
-def _best(best: Row, judged: Sequence[Row], end: str) -> str:
+def _best(best: Row, judged: Sequence[Row], end: str, badness: Callable[[float], float]) -> str:
     others = [row for row in judged if row is not best]
-    like = [row.title for row in others if not gain(best.ends, row.ends).is_above_zero]
+    like = [row.title for row in others if not gain(best.ends, row.ends, badness).is_above_zero]
     if not others:
         return f"{best.title} ends at {end}"
     if not like:
@@ -76,8 +77,8 @@ def _best(best: Row, judged: Sequence[Row], end: str) -> str:
     )
 
 
-def _against_all(mine: Row, judged: Sequence[Row]) -> str:
-    gains = {row.title: gain(mine.ends, row.ends) for row in judged if row is not mine}
+def _against_all(mine: Row, judged: Sequence[Row], badness: Callable[[float], float]) -> str:
+    gains = {row.title: gain(mine.ends, row.ends, badness) for row in judged if row is not mine}
     worse = [title for title, each in gains.items() if each.is_below_zero]
     better = [title for title, each in gains.items() if each.is_above_zero]
     like = [title for title in gains if title not in {*worse, *better}]

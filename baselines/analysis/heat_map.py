@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,25 +28,26 @@ def heat_map(comparison: Comparison) -> Figure:
         for config, mean in means(comparison, share).items():
             if mean:
                 fields[intervals.index(config.every)][ks.index(config.k)] = mean.mean
-        _panel(axes, fields)
+        _panel(axes, fields, comparison.plan.workload.badness)
         axes.set_xticks(range(len(ks)), [f"k={k}" for k in ks])
         axes.set_yticks(range(len(intervals)), [f"every {every}" for every in intervals])
         axes.set_title(title(comparison, share), fontsize=10)
     return figure
 
 
-def _panel(axes: Axes, fields: list[list[float]]) -> None:
-    known = [value for row in fields for value in row if math.isfinite(value)]
+def _panel(axes: Axes, fields: list[list[float]], badness: Callable[[float], float]) -> None:
+    known = [badness(value) for row in fields for value in row if math.isfinite(value)]
     # One grey for all where all are alike, or none is known.
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    axes.imshow(fields, cmap="gray", vmin=low, vmax=high, aspect="auto")
+    shades = [[badness(value) for value in row] for row in fields]
+    axes.imshow(shades, cmap="gray", vmin=low, vmax=high, aspect="auto")
     for y, row in enumerate(fields):
         for x, value in enumerate(row):
             if not math.isfinite(value):
                 axes.text(x, y, "failed", ha="center", va="center")
                 continue
-            dark = value - low < 0.5 * (high - low)
-            best = value == low
+            dark = badness(value) - low < 0.5 * (high - low)
+            best = badness(value) == low
             axes.text(
                 *(x, y, f"{value:.4f}"),
                 ha="center",

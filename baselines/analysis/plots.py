@@ -61,7 +61,7 @@ def styles(methods: Iterable[str]) -> dict[str, Style]:
 def metric_over_rst(comparison: Comparison) -> Figure:
     """Plot the validation metric against RST: means over seeds and their 95% intervals.
 
-    From a fifth of the budget on, for what is before is far above what tells the methods apart. The
+    From a fifth of the budget on, for what is before is far from what tells the methods apart. The
     legend has the order in which the lines end.
     """
     plan = comparison.plan
@@ -107,7 +107,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         ends[method] = values[-1], line
         late += [value for at, value in zip(seconds, values, strict=True) if at >= begin]
     axes.set_xlabel("reference system time [s]")
-    axes.set_ylabel(f"validation, {plan.workload.metric} (lower is better)")
+    axes.set_ylabel(f"validation, {plan.workload.metric} ({plan.workload.better} is better)")
     axes.set_title(f"{plan.workload.name}: {_over(len(plan.seeds))}")
     if late:
         margin = 0.05 * (max(late) - min(late)) or 0.05
@@ -141,7 +141,8 @@ def final_metric(comparison: Comparison) -> Figure:
         _mean(axes, place + 0.16, row.finals, style, "validation")
     _name_methods(axes, plan.titles, {row.method: row.ends for row in table}, "failed")
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(f"{plan.workload.metric} at the end of the budget (lower is better)")
+    better = f"{plan.workload.better} is better"
+    axes.set_xlabel(f"{plan.workload.metric} at the end of the budget ({better})")
     axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(len(plan.seeds))}")
     parts = ("test", "validation") if plan.read_test else ("validation",)
     figure.legend(

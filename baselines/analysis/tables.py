@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baselines.analysis.intervals import Estimate, estimate, median
@@ -48,15 +48,14 @@ def rows(comparison: Comparison) -> list[Row]:
     """Return a row a method, in the order of the plan.
 
     The target of a seed is what its constant-rate run ends with on the validation part. Without one
-    there is none, and every time to target is infinite.
+    there is none, nor where that run failed, and every time to target is infinite.
     """
     plan = comparison.plan
-    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [-math.inf] * len(plan.seeds)
-    # A failed run reaches nothing, and its infinite end is no target.
-    targets = [target if math.isfinite(target) else -math.inf for target in targets]
+    targets = [run.final for run in comparison.of(TARGET_METHOD)] or [math.inf] * len(plan.seeds)
     reached = {
         method: tuple(
-            run.rst_to(target) for run, target in zip(comparison.of(method), targets, strict=True)
+            run.rst_to(target, plan.workload.badness)
+            for run, target in zip(comparison.of(method), targets, strict=True)
         )
         for method in plan.names
     }
@@ -136,7 +135,7 @@ def results(comparison: Comparison) -> list[list[str]]:
         # Not the 95% of all else, so it is said here.
         head[-1] += f" ({median_in_words(seeds)}, {median_coverage(seeds):.0%} interval)"
     table = rows(comparison)
-    places = ranks({row.method: row.ends for row in table})
+    places = ranks({row.method: row.ends for row in table}, comparison.plan.workload.badness)
     order = sorted(table, key=lambda row: places.get(row.method, len(table) + 1))
     return [
         head,
@@ -152,10 +151,10 @@ def results(comparison: Comparison) -> list[list[str]]:
     ]
 
 
-def ranks(ends: Mapping[str, Sequence[float]]) -> dict[str, int]:
+def ranks(ends: Mapping[str, Sequence[float]], badness: Callable[[float], float]) -> dict[str, int]:
     """Return the place of each method by the mean of its ends, from 1; none where a run failed."""
     whole = {method: values for method, values in ends.items() if all(map(math.isfinite, values))}
-    order = sorted(whole, key=lambda method: statistics.fmean(whole[method]))
+    order = sorted(whole, key=lambda method: badness(statistics.fmean(whole[method])))
     return {method: place for place, method in enumerate(order, start=1)}
 
 
@@ -211,7 +210,10 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """
     tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
     head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
-    places = [ranks({method: row.ends for method, row in table.items()}) for table in tables]
+    badness = comparisons[0].plan.workload.badness
+    places = [
+        ranks({method: row.ends for method, row in table.items()}, badness) for table in tables
+    ]
     return [head] + [
         [title]
         + [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from baselines.analysis.intervals import estimate
@@ -49,9 +49,11 @@ def too_few(seeds: int) -> str:
     return f"{_FEW[seeds]} cannot show a difference" if seeds in _FEW else ""
 
 
-def gain(mine: Sequence[float], theirs: Sequence[float]) -> Shown:
-    """Return by how much the first are lower, paired by seed; all must be finite."""
-    return _shown([y - x for x, y in zip(mine, theirs, strict=True)])
+def gain(
+    mine: Sequence[float], theirs: Sequence[float], badness: Callable[[float], float]
+) -> Shown:
+    """Return by how much the first are better, paired by seed; all must be finite."""
+    return _shown([badness(y) - badness(x) for x, y in zip(mine, theirs, strict=True)])
 
 
 def saving(mine: Row, theirs: Row, resolution_seconds: float) -> Shown | None:
@@ -108,7 +110,7 @@ def _end_claim(mine: Row, theirs: Row, comparison: Comparison) -> str:
     a, b = mine.title, theirs.title
     if not all(map(math.isfinite, [*mine.ends, *theirs.ends])):
         return f"{a} against {b}: a run failed, so the end of the budget is not compared."
-    found = gain(mine.ends, theirs.ends)
+    found = gain(mine.ends, theirs.ends, comparison.plan.workload.badness)
     shown = _in_words(found, mine.ends, theirs.ends, comparison.plan.workload.metric)
     if few := too_few(found.seeds):
         return f"On the {part} part {a} ends at {shown} of {b}; {few}."
@@ -129,7 +131,7 @@ def _intermediate_comparison(annealed: Row, share: float, comparison: Comparison
     a, b = comparison.plan.titles["lawa"], f"a run {annealed.title}"
     if not all(map(math.isfinite, [*values, *annealed.finals])):
         return f"{a} against {b}: a run failed, or was not yet evaluated, so nothing is claimed."
-    found = gain(values, annealed.finals)
+    found = gain(values, annealed.finals, comparison.plan.workload.badness)
     shown = _in_words(found, values, annealed.finals, comparison.plan.workload.metric)
     then = f"After {end:g} s, on the validation part, {a}"
     if few := too_few(found.seeds):
@@ -141,7 +143,7 @@ def _intermediate_comparison(annealed: Row, share: float, comparison: Comparison
 
 
 def _in_words(found: Shown, mine: Sequence[float], theirs: Sequence[float], metric: str) -> str:
-    """Return both, and by how much the first is lower."""
+    """Return both, and by how much the first is better."""
     said = f"{estimate(mine).mean:.4f} against {estimate(theirs).mean:.4f} {metric}"
     if found.seeds > 1:
         said += (

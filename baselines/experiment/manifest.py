@@ -114,6 +114,7 @@ class Manifest(BaseModel):
     workload: str
     source: tuple[str, str | None] | None
     metric: str
+    higher_is_better: bool = False
     signature: dict[str, str | int]
     data: dict[str, Any]
     methods: Annotated[tuple[KeptMethod, ...], Field(min_length=1)]
@@ -140,6 +141,7 @@ class Manifest(BaseModel):
             workload=plan.workload.name,
             source=plan.workload.source,
             metric=plan.workload.metric,
+            higher_is_better=plan.workload.higher_is_better,
             signature=plan.workload.signature,
             data=plan.workload.data,
             methods=tuple(map(KeptMethod.of, plan.methods)),

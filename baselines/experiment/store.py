@@ -301,4 +301,5 @@ def _without_data(manifest: Manifest) -> Workload:
         signature=manifest.signature,
         data=manifest.data,
         source=manifest.source,
+        higher_is_better=manifest.higher_is_better,
     )

@@ -123,7 +123,7 @@ def _value(within: Range, unit: float) -> float:
 def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
     """Return the plan with the best settings of each method, and all that was tried.
 
-    Best is the least validation metric at the end of the budget, and the earliest of equals; a run
+    Best is by the validation metric at the end of the budget, and the earliest of equals; a run
     that failed is worse than any other. Where all failed, that is the plan's own settings.
     """
     tried = tuple(
@@ -143,7 +143,7 @@ def winners(plan: Plan, comparisons: Sequence[Comparison]) -> Plan:
     best = []
     for method in plan.methods:
         mine = (trial for trial in tried if trial.method == method.name)
-        winner = min(mine, key=lambda trial: trial.value)
+        winner = min(mine, key=lambda trial: plan.workload.badness(trial.value))
         chosen = method.with_settings(winner.settings)
         best.append(replace(chosen, learning_rate=winner.learning_rate))
     return replace(plan, methods=tuple(best), tried=tried)

@@ -46,6 +46,7 @@ def parameters_of(plan: Plan) -> dict[str, str]:
             "methods": ",".join(plan.names),
             "seeds": len(plan.seeds),
             **_settings(plan, None),
+            "metric": f"{plan.workload.metric}, {plan.workload.better} is better",
             **_tuning(plan),
             **{f"data/{key}": value for key, value in plan.workload.data.items()},
             **{f"workload/{key}": value for key, value in plan.workload.signature.items()},

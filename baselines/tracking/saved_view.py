@@ -81,7 +81,7 @@ def _state(plan: Plan, comparison: str, y_range: tuple[float, float] | None) -> 
         "searchFilter": f"tags.`{COMPARISON_TAG}` = '{comparison}' "
         f"AND tags.`{RUN_TAG}` != '{PARENT}'",
         "orderByKey": f"metrics.`{judged}`",
-        "orderByAsc": True,
+        "orderByAsc": not plan.workload.higher_is_better,
         "selectedColumns": list(dict.fromkeys([*columns, f"metrics.`{X_AXIS}`"])),
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_method]},
         "groupsExpanded": {f"param.method.{name}": False for name in plan.names},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Point:
     Attributes:
         step: of the recipe, so far. Each updates the weights at most once.
         rst_seconds: reference seconds charged so far.
-        value: the workload's metric on the validation part; lower is better.
+        value: the workload's metric on the validation part.
         train_loss: mean training loss since the point before.
         learning_rate: of the next step.
         weights: which were evaluated: those that are trained, or others, averaged; None where it is
@@ -95,12 +95,20 @@ class Run:
         values = [point.value for point in self.points if point.rst_seconds <= rst_seconds]
         return values[-1] if values and not self.failure else math.inf
 
-    def rst_to(self, target: float) -> float:
+    def rst_to(self, target: float, badness: Callable[[float], float]) -> float:
         """Reference seconds charged until the metric first reached the target; infinite if never.
 
-        Known to the grid of evaluations, which is the same for all methods.
+        Known to the grid of evaluations, which is the same for all methods. What is no finite
+        number is no target, and reaches none.
+
+        Args:
+            target: a value of the metric.
+            badness: of the workload, which says what is better.
         """
-        return next((p.rst_seconds for p in self.points if p.value <= target), math.inf)
+        most = badness(target)
+        if math.isinf(most):
+            return math.inf
+        return next((p.rst_seconds for p in self.points if badness(p.value) <= most), math.inf)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.workloads.metrics import higher_is_better
+from baselines.workloads.metrics import direction
 
 Batch = tuple[Tensor, ...]
 """Inputs, targets, and where a workload offers `examples` their ids: a row an example in each."""
@@ -60,8 +60,8 @@ class Workload:
 
     Attributes:
         name: of files and tables; letters, digits, "-", "_" and ".".
-        metric: name and unit of what `evaluate` returns; lower is better, and a name for which
-            higher is known to be, such as "accuracy", is refused.
+        metric: name and unit of what `evaluate` returns. A name that says the contrary of
+            `higher_is_better` is refused.
         make_model: a model with initial weights drawn from torch's global random generator, on the
             device it is to be trained on.
         make_optimizer: the optimizer of a model at a peak learning rate.
@@ -85,6 +85,7 @@ class Workload:
         examples: the training examples by their ids.
         source: what `baselines.workloads.load` was given, so that another process can load the
             same; it sets this itself.
+        higher_is_better: of the metric.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Workload:
     num_blocks: int = 0
     examples: Examples | None = None
     source: tuple[str, str | None] | None = None
+    higher_is_better: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -113,11 +115,16 @@ class Workload:
                 f"a workload's name goes into file names: {self.name!r} must be letters, digits, "
                 '"-", "_" or "."'
             )
-        if word := higher_is_better(self.metric):
+        higher, word = direction(self.metric)
+        if higher is not None and higher != self.higher_is_better:
+            remedy = (
+                "say higher_is_better=True, or report 1 - accuracy as 'error rate'"
+                if higher
+                else "leave higher_is_better out, or name the metric otherwise"
+            )
             raise ValueError(
-                f"workload {self.name} has the metric {self.metric!r}, and lower is taken as "
-                f"better here, which is not so for {word!r}: report its distance from the best, "
-                "such as 1 - accuracy as 'error rate', or its negative, such as 'negative reward'"
+                f"workload {self.name} has the metric {self.metric!r}, of which "
+                f"{self.better} is said to be better, and {word!r} says the contrary: {remedy}"
             )
         for what in ("learning_rate", "budget_seconds"):
             if not 0 < getattr(self, what) < math.inf:
@@ -135,6 +142,21 @@ class Workload:
                 f'data["sha256"] of workload {self.name} must be the SHA-256 digest of its data, '
                 f"64 hexadecimal digits: {self.data.get('sha256')!r}"
             )
+
+    @property
+    def better(self) -> str:
+        """Return which values of the metric are better: "lower" or "higher"."""
+        return "higher" if self.higher_is_better else "lower"
+
+    def badness(self, value: float) -> float:
+        """Return a value of the metric as a number of which lower is better.
+
+        Infinite, worse than any other, for one that is infinite in whatever direction, or NaN: so
+        does a run that failed compare.
+        """
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.higher_is_better else value
 
 
 def generator(*numbers: int) -> torch.Generator:

@@ -135,7 +135,9 @@ def with_metric(metric: str) -> Workload:
     ],
 )
 def test_a_metric_of_which_more_is_better_is_refused(metric: str) -> None:
-    with pytest.raises(ValueError, match=r"report .* 1 - accuracy as 'error rate'") as raised:
+    with pytest.raises(
+        ValueError, match=r"higher_is_better=True, .* 1 - accuracy as 'error rate'"
+    ) as raised:
         with_metric(metric)
     assert repr(metric) in str(raised.value)
 

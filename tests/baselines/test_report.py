@@ -334,7 +334,7 @@ def test_too_few_seeds_show_nothing_and_are_told_to_be_five(seeds: int, word: st
     made = comparison({name: curve[:seeds] for name, curve in CURVES.items()})
     few, mean = headline(made)
     assert few == f"{word} cannot show a difference; give five (--seeds 5)."
-    assert mean.startswith("By the mean alone fully decayed rate ends lowest, at ")
+    assert mean.startswith("By the mean alone fully decayed rate ends best, at ")
     said = " ".join([*headline(made), *verdict(made)])
     assert not {"BETTER", "WORSE", "LOSES"} & {*re.findall("[A-Z]+", said)}
     assert ("later of the two medians" in tables.results(made)[0][-1]) == (seeds == 2)

@@ -188,9 +188,12 @@ def test_an_operation_without_a_cost_is_refused() -> None:
 
 def test_rst_to_a_target() -> None:
     result = run("constant")
-    assert result.rst_to(result.points[2].value) <= result.points[2].rst_seconds
-    assert result.rst_to(math.inf) == result.points[0].rst_seconds
-    assert result.rst_to(0.0) == math.inf
+    badness = WORKLOAD.badness
+    assert result.rst_to(result.points[2].value, badness) <= result.points[2].rst_seconds
+    assert result.rst_to(1e9, badness) == result.points[0].rst_seconds
+    assert result.rst_to(0.0, badness) == math.inf
+    for none in (math.inf, -math.inf, math.nan):
+        assert result.rst_to(none, badness) == math.inf
 
 
 @pytest.mark.gpu
