@@ -50,7 +50,7 @@ def title(comparison: Comparison, share: float) -> str:
     """Return the heading of a table at this share of the budget."""
     plan = comparison.plan
     seconds = plan.budget.seconds * share
-    return f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST"
+    return f"{plan.workload.name}: {plan.workload.metric} after {seconds:g} s of RST{plan.but_free}"
 
 
 def verdict(comparison: Comparison) -> str:

@@ -18,9 +18,15 @@ def conditions(comparison: Comparison) -> str:
         f"Budget {plan.budget.seconds:g} s of reference system time a run, on "
         f"{comparison.profile.machine}; {plan.workload.better} is better. "
         f"{_intervals(len(plan.seeds))} "
-        f"{_parts(plan)} {_target(comparison)} {_tuning(plan)} Policy {plan.policy}. "
+        f"{_parts(plan)} {_target(comparison)} {_tuning(plan)} Policy {plan.policy}{_free(plan)}. "
         f"{_known_to(comparison)}"
     )
+
+
+def _free(plan: Plan) -> str:
+    if not plan.free:
+        return ""
+    return f", but {', '.join(plan.free)} FREE: charged to no run, whatever it cost"
 
 
 def _intervals(seeds: int) -> str:
@@ -90,7 +96,10 @@ def _known_to(comparison: Comparison) -> str:
     ended = [run for run in comparison.runs if not run.failure]
     if not ended:
         return "No run ended."
-    known = rst_interval(ended[0].counts, profile, comparison.plan.policy, CONFIDENCE)
+    plan, run = comparison.plan, ended[0]
+    shares = plan.method(run.method).charged_shares(plan.free)
+    counts = {name: times * shares.get(name, 1.0) for name, times in run.counts.items()}
+    known = rst_interval(counts, profile, plan.policy, CONFIDENCE)
     return (
         f"The profile's {len(profile.processes)} processes give a run's seconds to "
         f"±{known.half_width:.1%}, with an additivity error of {profile.additivity_error:+.1%}."

@@ -22,6 +22,12 @@ def headline(comparison: Comparison) -> list[str]:
 
     A method whose run failed, or that has a part of the budget alone, is not judged.
     """
+    first, *more = _sentences(comparison)
+    free = ", ".join(comparison.plan.free)
+    return [f"With {free} FREE: {first}" if free else first, *more]
+
+
+def _sentences(comparison: Comparison) -> list[str]:
     plan = comparison.plan
     table = {row.method: row for row in rows(comparison)}
     judged = [

@@ -58,7 +58,8 @@ def page(kept: Sequence[tuple[Kept, Comparison]]) -> str:
     body = "".join(_section(*each, report) for each, report in zip(kept, reports, strict=True))
     if _is_one_series(comparisons):
         rows = tables.ranking(comparisons)
-        title = "How the ranking moves with the budget: the end (rank)"
+        free = comparisons[0].plan.but_free
+        title = f"How the ranking moves with the budget: the end (rank){free}"
         body = f"<section>{_table(Table(title, rows))}</section>{body}"
     return hide(
         f'{MARK}\n<html lang="en"><head><meta charset="utf-8">'
@@ -72,7 +73,7 @@ def page(kept: Sequence[tuple[Kept, Comparison]]) -> str:
 def _is_one_series(comparisons: Sequence[Comparison]) -> bool:
     """Say whether they differ in the budget alone, so that they stand beside one another."""
     plans = [comparison.plan for comparison in comparisons]
-    alike = {(plan.workload.name, plan.names, plan.seeds, plan.policy) for plan in plans}
+    alike = {(plan.workload.name, plan.names, plan.seeds, plan.policy, plan.free) for plan in plans}
     budgets = {plan.budget.seconds for plan in plans}
     return len(alike) == 1 and len(plans) == len(budgets) > 1 and not configs_of(plans[0])
 

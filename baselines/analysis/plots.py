@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from baselines.analysis import tables
+from baselines.analysis.charges import seconds_by_operation
 from baselines.analysis.intervals import estimate, median
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.plan import Plan
 from timing.statistics import CONFIDENCE, median_coverage
 
 
@@ -108,7 +110,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         late += [value for at, value in zip(seconds, values, strict=True) if at >= begin]
     axes.set_xlabel("reference system time [s]")
     axes.set_ylabel(f"validation, {plan.workload.metric} ({plan.workload.better} is better)")
-    axes.set_title(f"{plan.workload.name}: {_over(len(plan.seeds))}")
+    axes.set_title(f"{plan.workload.name}: {_over(plan)}")
     if late:
         margin = 0.05 * (max(late) - min(late)) or 0.05
         axes.set_ylim(min(late) - margin, max(late) + margin)
@@ -141,9 +143,9 @@ def final_metric(comparison: Comparison) -> Figure:
         _mean(axes, place + 0.16, row.finals, style, "validation")
     _name_methods(axes, plan.titles, {row.method: row.ends for row in table}, "failed")
     axes.grid(axis="x", alpha=0.3)
-    better = f"{plan.workload.better} is better"
-    axes.set_xlabel(f"{plan.workload.metric} at the end of the budget ({better})")
-    axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(len(plan.seeds))}")
+    at_end = f"{plan.workload.metric} at the end of the budget"
+    axes.set_xlabel(f"{at_end} ({plan.workload.better} is better)")
+    axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(plan)}")
     parts = ("test", "validation") if plan.read_test else ("validation",)
     figure.legend(
         handles=[
@@ -185,7 +187,7 @@ def time_to_target(comparison: Comparison) -> Figure:
     if count > 1:
         which = tables.median_in_words(count)
         over = f"{which} of {count} seeds, {median_coverage(count):.0%} interval"
-    axes.set_title(f"{plan.workload.name}: {over}")
+    axes.set_title(f"{plan.workload.name}: {over}{plan.but_free}")
     figure.legend(loc="outside lower center")
     return figure
 
@@ -197,15 +199,7 @@ def account(comparison: Comparison) -> Figure:
     what is charged that is not the largest operation, the training step.
     """
     plan = comparison.plan
-    totals: dict[tuple[str, bool], dict[str, float]] = {}
-    for method in plan.names:
-        runs = [run for run in comparison.of(method) if not run.failure]
-        for run in runs:
-            for line in run.account:
-                key = str(line["operation"]), bool(line["charged"])
-                by_method = totals.setdefault(key, {})
-                seconds = float(line["seconds"]) / len(runs)
-                by_method[method] = by_method.get(method, 0.0) + seconds
+    totals = seconds_by_operation(comparison)
     figure, axes = figure_of(2.4 + 0.45 * len(plan.methods))
     places = range(len(plan.methods))
     ends = [0.0] * len(plan.methods)
@@ -237,7 +231,8 @@ def account(comparison: Comparison) -> Figure:
     finals = {m: [run.final for run in comparison.of(m)] for m in plan.names}
     _name_methods(axes, plan.titles, finals, "failed")
     axes.set_xlabel("reference system time [s], mean of the seeds")
-    axes.set_title(f"{plan.workload.name}: the account, and the overhead beside training steps")
+    beside = f"the overhead beside training steps{plan.but_free}"
+    axes.set_title(f"{plan.workload.name}: the account, and {beside}")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -295,7 +290,7 @@ def _name_methods(
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
-def _over(seeds: int) -> str:
-    if seeds < 2:
-        return "one seed, so no interval"
-    return f"mean of {seeds} seeds and its {CONFIDENCE:.0%} interval"
+def _over(plan: Plan) -> str:
+    if len(plan.seeds) < 2:
+        return f"one seed, so no interval{plan.but_free}"
+    return f"mean of {len(plan.seeds)} seeds and its {CONFIDENCE:.0%} interval{plan.but_free}"

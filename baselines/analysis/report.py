@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baselines.analysis import ablation, measured
+from baselines.analysis.charges import paid_once, totals
 from baselines.analysis.conditions import conditions
 from baselines.analysis.headline import headline
-from baselines.analysis.tables import results, savings, totals, validation
+from baselines.analysis.tables import results, savings, validation
 from baselines.analysis.verdict import verdict
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
@@ -55,7 +56,7 @@ def report_of(comparison: Comparison) -> Report:
     """Return the report of a comparison."""
     plan = comparison.plan
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
-    title = f"{plan.workload.name}: {plan.budget.seconds:g} s of RST each, {seeds}"
+    title = f"{plan.workload.name}: {plan.budget.seconds:g} s of RST each, {seeds}{plan.but_free}"
     held_under = [conditions(comparison), *measured.not_measured(comparison)]
     if configs_of(plan):
         return Report(
@@ -73,13 +74,15 @@ def report_of(comparison: Comparison) -> Report:
     has_best = table[1][0] == "1"
     details = []
     if len((saved := savings(comparison))[0]) > 1:
-        details.append(Table("RST saved on the way to the target", saved))
+        details.append(Table(f"RST saved on the way to the target{plan.but_free}", saved))
     by_policy, name = totals(comparison), "RST by policy, means over seeds"
     if plan.read_test:
         pairs = zip(validation(comparison), by_policy, strict=True)
         by_policy = [[*one, *other[1:]] for one, other in pairs]
         name = f"The validation part, and {name}"
-    details.append(Table(name, by_policy))
+    details.append(Table(f"{name}{plan.but_free}", by_policy))
+    if len(once := paid_once(comparison)) > 1:
+        details.append(Table(f"RST by what is charged of what is paid once{plan.but_free}", once))
     if plan.tried:
         details.append(Table(tuning.title(plan), tuning.rows(plan)))
     details += _measured(comparison)
@@ -87,7 +90,7 @@ def report_of(comparison: Comparison) -> Report:
         title,
         headline(comparison),
         [Table(title, table, best_first=has_best)],
-        [*verdict(comparison), *measured.sentences(comparison)],
+        [*verdict(comparison), *measured.sentences(comparison), *tuning.edges(plan)],
         details,
         " ".join(held_under),
     )
@@ -95,12 +98,13 @@ def report_of(comparison: Comparison) -> Report:
 
 def _measured(comparison: Comparison) -> list[Table]:
     """Return what trainings and operations took here, beside RST."""
+    free = comparison.plan.but_free
     seeds = ", medians over seeds" if len(comparison.plan.seeds) > 1 else ""
     tables = {
         f"Measured here{seeds}": measured.trainings(comparison),
         "Operations here and by the profile": measured.operations(comparison),
     }
-    return [Table(title, rows) for title, rows in tables.items() if rows]
+    return [Table(f"{title}{free}", rows) for title, rows in tables.items() if rows]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -114,6 +114,11 @@ def _check(comparisons: Sequence[Comparison]) -> None:
                 f"{label(comparison)} is under the policy {plan.policy}, and "
                 f"{label(comparisons[0])} under {first.policy}: a score is under one"
             )
+        if plan.free != first.free:
+            raise ValueError(
+                f"{label(comparison)} charges other operations than {label(comparisons[0])}: a "
+                "score is under one --free"
+            )
         if label(comparison) in seen:
             raise ValueError(f"{label(comparison)} is given twice, and would count twice")
         seen.add(label(comparison))
@@ -121,7 +126,8 @@ def _check(comparisons: Sequence[Comparison]) -> None:
 
 def label(comparison: Comparison) -> str:
     """Return workload and budget in a few characters."""
-    return f"{comparison.plan.workload.name}, {comparison.plan.budget.seconds:g} s"
+    plan = comparison.plan
+    return f"{plan.workload.name}, {plan.budget.seconds:g} s{plan.but_free}"
 
 
 def table(found: Sequence[Score], comparisons: Sequence[Comparison]) -> list[list[str]]:

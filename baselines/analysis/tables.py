@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from baselines.analysis.intervals import Estimate, estimate, median
 from baselines.experiment.comparison import Comparison
-from timing import POLICIES
 from timing.statistics import median_coverage
 
 NO_RUN = "no run ended"
@@ -179,27 +178,6 @@ def savings(comparison: Comparison) -> list[list[str]]:
         ["method", *(f"saved vs {name}" for name in baselines)],
         *([row.title, *(saving_cell(row, name) for name in baselines)] for row in rows(comparison)),
     ]
-
-
-def totals(comparison: Comparison) -> list[list[str]]:
-    """Return the reference seconds of each method under each policy; the first row heads.
-
-    Means over the seeds whose runs ended: what a failed run was charged until then says nothing.
-    """
-    head = ["method", *(f"{policy}, s" for policy in POLICIES)]
-    body = []
-    for method, title in comparison.plan.titles.items():
-        runs = comparison.of(method)
-        ended = [run for run in runs if not run.failure]
-        means = [
-            f"{statistics.fmean(run.totals[policy] for run in ended):.3f}" if ended else NO_RUN
-            for policy in POLICIES
-        ]
-        failed = len(runs) - len(ended)
-        if failed and ended:
-            means[0] += f" ({failed} of {len(runs)} failed)"
-        body.append([title, *means])
-    return [head, *body]
 
 
 def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:

@@ -23,6 +23,7 @@ from baselines.cli.options import (
     DataOption,
     DryRunOption,
     FolderOption,
+    FreeOption,
     JobsOption,
     PolicyOption,
     PublishOption,
@@ -93,6 +94,7 @@ def compare_command(
     lr: RateOption = None,
     reference: ReferenceOption = None,
     policy: PolicyOption = "algoperf",
+    free: FreeOption = None,
     trials: Annotated[
         int,
         typer.Option(
@@ -121,7 +123,7 @@ def compare_command(
     chosen = options.methods(methods, settings or ())
     plans = [
         replace(plan, trials=trials)
-        for plan in options.plans(workload, data, budget, seeds, chosen, lr, policy)
+        for plan in options.plans(workload, data, budget, seeds, chosen, lr, policy, free)
     ]
     _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run, publish=publish)
 
@@ -147,6 +149,7 @@ def ablate_command(
     lr: RateOption = None,
     reference: ReferenceOption = None,
     policy: PolicyOption = "algoperf",
+    free: FreeOption = None,
     threads: ThreadsOption = 1,
     folder: FolderOption = Path("lawa-runs"),
     jobs: JobsOption = None,
@@ -168,7 +171,9 @@ def ablate_command(
         raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
     plans = [
         replace(plan, read_test=False)
-        for plan in options.plans(workload, data, budget, seeds, methods_of(windows), lr, policy)
+        for plan in options.plans(
+            workload, data, budget, seeds, methods_of(windows), lr, policy, free
+        )
     ]
     _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run, publish=publish)
 
@@ -191,9 +196,13 @@ def _run(
     if given:
         session.refuse(plans, given)
     options.try_out(plans[0])
+    if plans[0].free:
+        say(f"FREE: {', '.join(plans[0].free)}: a run takes longer than its budget says.")
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
             session.engine(Path(nowhere), jobs, cluster, for_cluster)
+        if plans[0].free and not given:
+            say("Without --reference what is free is counted here: there will be more steps.")
         for plan in plans:
             _dry_run(plan, given, jobs)
         return

@@ -41,7 +41,7 @@ def show_ranking(comparisons: list[Comparison]) -> None:
     """Print how the ranking moves with the budget."""
     metric = comparisons[0].plan.workload.metric
     part = "Test" if comparisons[0].plan.read_test else "Validation"
-    title = f"{part} {metric} at the end (rank) by budget"
+    title = f"{part} {metric} at the end (rank) by budget{comparisons[0].plan.but_free}"
     console.print(table_of(tables.ranking(comparisons), title))
 
 

@@ -108,10 +108,12 @@ def estimate(
     memory = max((each.memory for each in tried.values()), key=lambda memory: memory.needed)
     memory = replace(memory, available=available)
     evaluation_seconds = next(iter(tried.values())).evaluation_seconds
-    account = Account(profile.seconds, plan.policy) if profile else None
     steps: dict[RecipePart, int] = {}
     for recipe, here in tried.items():
         kinds = recipe.step_kinds(workload)
+        own = next(method for method in plan.methods if method.recipe == recipe)
+        shares = own.charged_shares(plan.free)
+        account = Account(profile.seconds, plan.policy, shares) if profile else None
         reference_step = max(map(account.cost, kinds)) if account else here.step_seconds
         steps[recipe] = math.floor(plan.budget.seconds / reference_step)
         if not steps[recipe]:

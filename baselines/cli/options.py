@@ -10,7 +10,7 @@ import torch
 import typer
 from matplotlib.backend_bases import FigureCanvasBase
 
-from baselines.experiment.plan import Plan, tasks
+from baselines.experiment.plan import Plan, check_free, tasks
 from baselines.experiment.processes import free_core_count
 from baselines.methods.averagers.lawa import MOST_STEPS
 from baselines.methods.method import Method
@@ -49,6 +49,15 @@ PolicyOption = Annotated[
     typer.Option(
         help="Which operations the budget is charged for: algoperf (all that changes weights, "
         "averages or statistics), ntng (the training loop alone) or mlperf (everything)."
+    ),
+]
+FreeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OPERATION[,...]",
+        help="Operations that no budget is charged for, such as score,hessian: would the idea pay "
+        "if they cost nothing? Said in every table, and a comparison of its own.",
+        show_default="none",
     ),
 ]
 FolderOption = Annotated[
@@ -185,7 +194,7 @@ def methods(names: str, settings: Sequence[str]) -> list[Method]:
 
 
 def try_out(plan: Plan) -> None:
-    """Refuse what a method cannot train on, and run a step of those of files: a usage error."""
+    """Refuse what cannot be trained or be free, and run a step of files' methods: a usage error."""
     try:
         for method in plan.methods:
             method.check(plan.workload, distributed.launched_ranks())
@@ -193,6 +202,10 @@ def try_out(plan: Plan) -> None:
                 training.try_out(method, plan.workload, plan.rate_of(method))
     except MethodError as error:
         raise typer.BadParameter(f"--methods: {error}") from error
+    try:
+        check_free(plan)
+    except ValueError as error:
+        raise typer.BadParameter(f"--free: {error}") from error
 
 
 def plans(
@@ -203,6 +216,7 @@ def plans(
     methods: Sequence[Method],
     lr: float | None,
     policy: str,
+    free: str | None = None,
 ) -> list[Plan]:
     """Return a plan for each budget, or a usage error that names the wrong option."""
     within("--seeds", seeds, 1, MOST_SEEDS)
@@ -231,6 +245,7 @@ def plans(
             budget=Budget(seconds),
             learning_rate=lr or loaded.learning_rate,
             policy=policy,
+            free=() if free is None else tuple(name.strip() for name in free.split(",")),
         )
         for seconds in budgets or [loaded.budget_seconds]
     ]

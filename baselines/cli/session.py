@@ -241,5 +241,7 @@ def tuned(plan: Plan, profile: Profile, path: Path, train: Train, course: Course
     if distributed.rank() == 0:
         tuning.write(found, table)
     console.print(table_of(tuning.rows(found), tuning.title(plan)))
+    for line in tuning.edges(found):
+        say(line)
     say(f"All trials: {table}")
     return found

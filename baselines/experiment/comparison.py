@@ -137,6 +137,7 @@ def run_training(
             read_test=plan.read_test,
             on_end=export,
             folder=folder,
+            free=plan.free,
         )
         tell(ending_of(result, task.seed))
         if folder and (measurement := result.measurement):

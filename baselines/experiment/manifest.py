@@ -127,6 +127,7 @@ class Manifest(BaseModel):
     read_test: bool
     trials: int
     tried: tuple[Trial, ...]
+    free: tuple[str, ...] = ()
     threads: int
     torch: str
     lawa_opt: str
@@ -154,6 +155,7 @@ class Manifest(BaseModel):
             read_test=plan.read_test,
             trials=plan.trials,
             tried=plan.tried,
+            free=plan.free,
             threads=torch.get_num_threads(),
             torch=software.torch,
             lawa_opt=software.lawa_opt,
@@ -201,6 +203,7 @@ class Manifest(BaseModel):
             read_test=self.read_test,
             trials=self.trials,
             tried=self.tried,
+            free=self.free,
         )
 
     @property

@@ -14,7 +14,7 @@ from baselines.methods.method import Method
 from baselines.methods.names import DEFAULT, SHORT, find
 from baselines.methods.recipes import RecipePart
 from baselines.methods.schedules import SchedulePart
-from baselines.training.method_run import check_budget
+from baselines.training.method_run import check_budget, check_ends
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 
@@ -68,9 +68,12 @@ class Plan:
         read_test: whether the test part is read at the end of each run.
         trials: settings to be tried for each method before; 0 for no tuning.
         tried: what came of them.
+        free: operations that no budget is charged for, whatever the policy says, so that a method
+            is judged by its idea without their cost.
 
     Raises:
-        ValueError: two methods have one name.
+        ValueError: two methods have one name; or one of `free` is named twice, or is no operation
+            of the methods.
     """
 
     workload: Workload
@@ -83,11 +86,19 @@ class Plan:
     read_test: bool = True
     trials: int = 0
     tried: tuple[Trial, ...] = ()
+    free: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"the method {twice} is named twice: give each once")
+        # In one order, as it is one comparison.
+        object.__setattr__(self, "free", tuple(sorted(self.free)))
+
+    @property
+    def but_free(self) -> str:
+        """Return what is free, to be put behind a title; empty where nothing is."""
+        return f", {', '.join(self.free)} FREE" if self.free else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,7 +196,7 @@ def check(plan: Plan, profile: Profile) -> None:
         ProfileError: the profile is of another workload, or lacks an operation.
         ValueError: the budget does not pay for a step of some method.
     """
-    account = Account(profile.seconds, plan.policy)
+    check_free(plan)
     used = _largest([method.averager for method in plan.methods])
     # What none of its methods has may be as it is in the profile.
     unused = {name: profile.workload.get(name, k) for name, k in costs_depend_on(()).items()}
@@ -194,7 +205,35 @@ def check(plan: Plan, profile: Profile) -> None:
         reading = method.max_evaluation_operations(plan.workload)
         method.check(plan.workload)
         profile.require(signature, {*method.step_operations(plan.workload), *reading})
+        account = Account(profile.seconds, plan.policy, method.charged_shares(plan.free))
         check_budget(method, plan.workload, account, plan.budget_of(method))
+
+
+def check_free(plan: Plan) -> None:
+    """Refuse what is to be free and cannot be, whatever operations cost.
+
+    Raises:
+        ValueError: it is no operation of the plan's methods, or named twice; or it leaves a method
+            nothing to be charged for, so that its training would not end.
+    """
+    if not plan.free:
+        return
+    known = {"load_data"}
+    for method in plan.methods:
+        known |= method.step_operations(plan.workload)
+        known |= method.max_evaluation_operations(plan.workload).keys()
+    if unknown := [name for name in plan.free if name not in known]:
+        raise ValueError(
+            f"{unknown[0]!r:.60} cannot be free: it is no operation of the methods compared, which "
+            f"have {', '.join(sorted(known))}"
+        )
+    if len(set(plan.free)) < len(plan.free):
+        raise ValueError(f"an operation is named twice: {', '.join(plan.free)}")
+    for method in plan.methods:
+        costs = dict.fromkeys(known, 1.0)
+        check_ends(
+            method, plan.workload, Account(costs, plan.policy, method.charged_shares(plan.free))
+        )
 
 
 @dataclass(frozen=True)

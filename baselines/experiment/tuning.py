@@ -243,7 +243,35 @@ def varied(trials: Sequence[Trial]) -> dict[str, list[Any]]:
 
 def title(plan: Plan) -> str:
     """Return the heading of the table of what tuning chose."""
-    return f"Tuning on {plan.workload.metric}, {plan.trials} trials a method"
+    return f"Tuning on {plan.workload.metric}, {plan.trials} trials a method{plan.but_free}"
+
+
+def edges(plan: Plan) -> list[str]:
+    """Return a warning of what tuning chose at an edge of what it tried; none where there is none.
+
+    Beyond an edge there may be something better, most of all of the peak rate.
+    """
+    found = []
+    for method in plan.methods if plan.tried else ():
+        mine = [trial for trial in plan.tried if trial.method == method.name]
+        chosen = next(trial for trial in mine if _is_chosen(plan, trial))
+        for name, values in varied(mine).items():
+            if (edge := _edge(chosen.tried[name], values)) and math.isfinite(chosen.value):
+                found.append(f"{method.name}: {name}={chosen.tried[name]:.4g} is the {edge}")
+    if not found:
+        return []
+    return [
+        f"WARNING: tuning chose at the edge of the {plan.trials} values that it tried, and better "
+        f"ones may lie beyond ({'; '.join(found)}): tune again with more --trials, or with another "
+        "--lr or space"
+    ]
+
+
+def _edge(value: Any, tried: Sequence[Any]) -> str:
+    """Return which end of the values tried this is; empty if neither, or if there is no order."""
+    if any(isinstance(each, str) for each in tried):
+        return ""
+    return "lowest" if value == min(tried) else "highest" if value == max(tried) else ""
 
 
 def rows(plan: Plan) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,6 +118,10 @@ class Method:
         """Return the most operations that a step can run, for each kind of step."""
         own = self.averager.step_operations
         return [{**kind, **own} for kind in self.recipe.step_kinds(workload)]
+
+    def charged_shares(self, free: Iterable[str]) -> dict[str, float]:
+        """Return the shares of costs that it is charged, as of `Account`, where these are free."""
+        return {**self.recipe.charged_shares, **dict.fromkeys(free, 0.0)}
 
     def step_operations(self, workload: Workload) -> set[str]:
         """Return the operations that steps can run."""

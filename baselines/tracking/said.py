@@ -36,7 +36,8 @@ NOTE_CHARACTERS = 7000
 def name_of(plan: Plan) -> str:
     """Return the name of a comparison."""
     what = "ablation " if configs_of(plan) else ""
-    return f"{what}{plan.workload.name} {plan.budget.seconds:g}s x {len(plan.seeds)} seeds"
+    seeds = f"{len(plan.seeds)} seeds{plan.but_free}"
+    return f"{what}{plan.workload.name} {plan.budget.seconds:g}s x {seeds}"
 
 
 def parameters_of(plan: Plan) -> dict[str, str]:
@@ -66,6 +67,7 @@ def _settings(plan: Plan, method: Method | None) -> dict[str, Any]:
         **(method.settings if method else {}),
         "workload": plan.workload.name,
         "policy": plan.policy,
+        **({"free": ", ".join(plan.free)} if plan.free else {}),
     }
 
 

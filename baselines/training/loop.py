@@ -52,6 +52,7 @@ def train(
     read_test: bool = True,
     on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
     folder: Path | None = None,
+    free: Sequence[str] = (),
 ) -> TrainingResult:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
@@ -83,6 +84,7 @@ def train(
             no policy charges it.
         on_end: told of each method's model in the weights that it reports, and of training inputs.
         folder: where the traceback of an error is written.
+        free: operations that are not charged, whatever the policy says.
 
     Returns:
         A run for each method. Where the loss or the metric is no finite number any more, it ends at
@@ -100,7 +102,7 @@ def train(
             f"{', '.join(method.name for method in methods)} cannot follow one training: their "
             "recipes or schedules differ, or depend on what each has spent"
         )
-    begin = partial(Training, workload, methods, seed, budget, costs, learning_rate, policy)
+    begin = partial(Training, workload, methods, seed, budget, costs, learning_rate, policy, free)
     training = checkpoints.resume(begin) if checkpoints else begin()
     for run in training.runs:
         for point in run.points:

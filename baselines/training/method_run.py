@@ -25,15 +25,33 @@ def check_budget(method: Method, workload: Workload, account: Account, budget: B
     """Refuse a budget that does not pay for one step and one evaluation.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or as `check_ends`.
         KeyError: an operation has no cost.
     """
+    check_ends(method, workload, account)
     least = _costliest(method.step_kinds(workload), account.cost) * distributed.world_size()
     least += account.cost(method.max_evaluation_operations(workload))
     if budget.seconds < least:
         raise ValueError(
             f"a budget of {budget.seconds:g} s does not pay for one step and one evaluation "
             f"({least:.3g} s): give more"
+        )
+
+
+def check_ends(method: Method, workload: Workload, account: Account) -> None:
+    """Refuse a method of which no step that comes again is charged.
+
+    Raises:
+        ValueError: it is so.
+        KeyError: an operation has no cost.
+    """
+    kinds = method.recipe.step_kinds(workload)
+    recurring = [kind for kind in kinds if not kind.keys() <= {*method.recipe.paid_once}]
+    if not any(account.cost_femtoseconds(kind) for kind in recurring):
+        ran = dict.fromkeys(name for kind in recurring for name in kind)
+        raise ValueError(
+            f"every step of {method.name} is free ({', '.join(ran)}), and its training would not "
+            "end: leave train_step, or what stands for it, charged"
         )
 
 

@@ -120,6 +120,7 @@ class Training:
         costs: Mapping[str, float],
         learning_rate: float,
         policy: Policy,
+        free: Sequence[str] = (),
     ) -> None:
         for method in methods:
             method.check(workload, distributed.world_size())
@@ -134,7 +135,13 @@ class Training:
             methods, self.model, self.recipe.optimizer, workload
         )
         self.runs = [
-            MethodRun(method, averager, workload, Account(costs, policy), budget)
+            MethodRun(
+                method,
+                averager,
+                workload,
+                Account(costs, policy, method.charged_shares(free)),
+                budget,
+            )
             for method, averager in zip(methods, averagers, strict=True)
         ]
         self.budget = budget

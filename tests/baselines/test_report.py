@@ -11,7 +11,7 @@ import rich.console
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.analysis import plots, report, tables
+from baselines.analysis import charges, plots, report, tables
 from baselines.analysis.conditions import conditions
 from baselines.analysis.headline import headline
 from baselines.analysis.plots import metric_over_rst
@@ -174,7 +174,7 @@ def test_whichever_runs_were_killed_all_is_shown_and_they_are_marked(
     screen.show(made)
     for figure in plots.figures(made).values():
         figure.canvas.draw()
-    for row in tables.totals(made)[1:]:
+    for row in charges.totals(made)[1:]:
         (method,) = (name for name in CURVES if find(name).title == row[0])
         missing = sum(method == name for name, _ in gone)
         kept = [4.0 + seed for seed in range(3) if (method, seed) not in gone]
@@ -217,7 +217,7 @@ def test_lawa_at_half_time_is_held_against_a_run_that_was_annealed_there() -> No
 
 
 def test_totals_are_means_over_seeds() -> None:
-    head, constant, *_ = tables.totals(comparison(CURVES))
+    head, constant, *_ = charges.totals(comparison(CURVES))
     assert head == ["method", "algoperf, s", "ntng, s", "mlperf, s"]
     assert constant == ["constant rate", "5.000", "3.000", "5.000"]
 

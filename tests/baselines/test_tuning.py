@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
+from baselines.analysis import report
 from baselines.cli import dry_run
 from baselines.experiment.comparison import Comparison, compare
 from baselines.experiment.manifest import Manifest
@@ -22,6 +24,7 @@ from baselines.experiment.plan import Plan, methods_by_training
 from baselines.experiment.tuning import (
     CutOffError,
     columns,
+    edges,
     rows,
     space_of,
     trials,
@@ -34,7 +37,7 @@ from baselines.training.loop import train
 from baselines.training.results import Run, TrainingResult
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
-from timing import Budget, ProfileError
+from timing import POLICIES, Budget, ProfileError
 from timing.cli import commandline
 
 NAMES = ("constant", "decayed", "ema", "swa", "lawa(k=4)")
@@ -448,3 +451,52 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     code, out, err = run("--trials -1")
     assert (code, out) == (2, "")
     assert "--trials must be at least 0: -1" in err
+
+
+def tried_of(rates: dict[float, float], k: Sequence[int] = ()) -> Plan:
+    """The constant rate and LAWA as if these rates had come to these values."""
+    methods = tuple(map(find, ("constant", "lawa")))
+    plan = dataclasses.replace(PLAN, methods=methods, trials=len(rates))
+    plans = [
+        dataclasses.replace(
+            plan,
+            methods=(methods[0], methods[1].with_settings({"lawa.k": length})),
+            learning_rate=rate,
+            seeds=(9,),
+        )
+        for rate, length in itertools.zip_longest(rates, k, fillvalue=5)
+    ]
+    results = [
+        TrainingResult((run_of("constant", value, 0.1), run_of("lawa", value, 0.1)), 0.1, 1.0, 0.0)
+        for value in rates.values()
+    ]
+    pairs = zip(plans, results, strict=True)
+    return winners(plan, [Comparison(trial, PROFILE, (result,)) for trial, result in pairs])
+
+
+def test_what_was_chosen_at_an_edge_of_what_was_tried_is_warned_of() -> None:
+    inside = {0.1: 0.3, 0.2: 0.1, 0.4: 0.2}
+    assert edges(tried_of(inside)) == []
+    assert edges(PLAN) == []
+    (said,) = edges(tried_of({0.1: 0.3, 0.2: 0.2, 0.4: 0.1}))
+    assert said.startswith("WARNING: tuning chose at the edge of the 3 values that it tried")
+    assert "(constant: learning_rate=0.4 is the highest; lawa: learning_rate=0.4 is the" in said
+    (said,) = edges(tried_of({0.1: 0.1, 0.2: 0.2, 0.4: 0.3}))
+    assert "constant: learning_rate=0.1 is the lowest" in said
+    # Of a setting as of the rate.
+    (said,) = edges(tried_of(inside, k=(4, 3, 5)))
+    assert "(lawa: lawa.k=3 is the lowest)" in said
+    # Where all failed nothing was chosen.
+    assert edges(tried_of(dict.fromkeys(inside, math.inf))) == []
+
+
+def test_an_edge_is_in_the_report() -> None:
+    tuned = tried_of({0.1: 0.3, 0.2: 0.2, 0.4: 0.1})
+    totals = dict.fromkeys(POLICIES, 0.1)
+    runs = tuple(
+        dataclasses.replace(run_of(name, 0.2, 0.1), seed=seed, totals=totals)
+        for seed in tuned.seeds
+        for name in tuned.names
+    )
+    made = Comparison(tuned, PROFILE, (TrainingResult(runs, 0.1, 1.0, 0.0),))
+    assert edges(tuned)[0] in report.report_of(made).sentences

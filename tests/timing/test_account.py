@@ -138,6 +138,7 @@ def saved() -> dict:
         (Account({**COSTS, "swap": 1.0}), {}, "charged by other costs"),
         (Account(COSTS, "mlperf"), {}, "charged with policy 'algoperf', this one has 'mlperf'"),
         (Account(COSTS), {"uncharged": ["evaluate"]}, r"uncharged \['evaluate'\], this one has"),
+        (Account(COSTS, shares={"swap": 0}), {}, r"shares \{\}, this one has \{'swap': 0\}"),
         (Account(COSTS), {"counts": {"train_step": -5}}, "damaged: 'train_step' ran -5 times"),
         (Account(COSTS), {"counts": {"swap": 5}}, "damaged: 'swap' ran 5 times"),
         (Account(COSTS), {"counts": {"train_step": 1.5}}, "damaged: 'train_step' ran 1.5 times"),
@@ -203,3 +204,21 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
 def test_no_length_of_time(text: str) -> None:
     with pytest.raises(ValueError, match=r"no length of time such as 90s"):
         parse_seconds(text)
+
+
+@given(st.floats(1e-6, 1e3), st.floats(0, 1), st.integers(0, 1000))
+def test_a_share_of_an_operation_is_charged_exactly(cost: float, share: float, times: int) -> None:
+    account = Account({"train_step": 0.5, "score": cost}, shares={"score": share})
+    account.charge("score", times)
+    account.charge("train_step", 2)
+    each = round(round(Fraction(cost) * 10**15) * Fraction(share))
+    assert account.femtoseconds == each * times + 10**15
+    assert account.totals()["mlperf"] == account.rst_seconds
+    shares = {line["operation"]: line["charged"] for line in account.lines()}
+    assert shares == {"train_step": 1.0, **({"score": share} if times else {})}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="the share of 'swap' that is charged must be from 0 to 1"):
+        Account(COSTS, shares={"swap": share})

@@ -7,11 +7,13 @@ import json
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from timing.rst.policy import POLICIES, Policy, uncharged
 
 FEMTOSECONDS = 10**15
+_ALL: Mapping[str, float] = MappingProxyType({})
 
 
 def to_femtoseconds(seconds: float) -> int:
@@ -35,26 +37,44 @@ class Account:
     Args:
         costs: of each operation in reference seconds.
         policy: which operations are charged; all are counted and shown.
+        shares: of the cost of operations that is charged under every policy, such as 0 for what is
+            left free, or 1/5 of what five runs share; all of it for those that are not here.
 
     Raises:
-        ValueError: a cost is not a positive, finite number, or there is no such policy.
+        ValueError: a cost is not a positive, finite number, a share is not between 0 and 1, or
+            there is no such policy.
     """
 
-    def __init__(self, costs: Mapping[str, float], policy: Policy = "algoperf") -> None:
+    def __init__(
+        self,
+        costs: Mapping[str, float],
+        policy: Policy = "algoperf",
+        shares: Mapping[str, float] = _ALL,
+    ) -> None:
         self._uncharged = uncharged(policy)
         self.policy: Policy = policy
+        self._shares = dict(shares)
+        if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
+            raise ValueError(
+                f"the share of {wrong[0]!r} that is charged must be from 0 to 1: "
+                f"{shares[wrong[0]]!r}"
+            )
         self._costs = {name: _cost(name, seconds) for name, seconds in costs.items()}
         self._prices = {
-            name: 0 if name in self._uncharged else cost for name, cost in self._costs.items()
+            name: 0 if name in self._uncharged else self._shared(name) for name in self._costs
         }
         self._counts = dict.fromkeys(self._costs, 0)
         self.femtoseconds = 0
+
+    def _shared(self, operation: str) -> int:
+        """Return the femtoseconds that are charged for it where the policy charges it."""
+        return round(self._costs[operation] * Fraction(self._shares.get(operation, 1)))
 
     def charge(self, operation: str, times: int = 1) -> None:
         """Count an operation that ran.
 
         Raises:
-            KeyError: it has no cost; it is never free.
+            KeyError: it has no cost; it is never free for that.
             ValueError: `times` is not a whole number from 0.
         """
         if times != 1 and not (isinstance(times, int) and times >= 0):
@@ -108,7 +128,7 @@ class Account:
         """Return the reference seconds that each policy would have charged for what ran."""
         return {
             policy: sum(
-                self._costs[operation] * times
+                self._shared(operation) * times
                 for operation, times in self._counts.items()
                 if operation not in uncharged(policy)
             )
@@ -117,14 +137,16 @@ class Account:
         }
 
     def lines(self) -> list[dict[str, str | int | float | bool]]:
-        """Return the account as a table, a line an operation."""
+        """Return the account as a table, a line an operation; "charged" is the share that is."""
         return [
             {
                 "operation": operation,
                 "times": times,
                 "seconds_each": self._costs[operation] / FEMTOSECONDS,
                 "seconds": self._costs[operation] * times / FEMTOSECONDS,
-                "charged": operation not in self._uncharged,
+                "charged": 0.0
+                if operation in self._uncharged
+                else float(self._shares.get(operation, 1)),
             }
             for operation, times in sorted(self.counts.items())
         ]
@@ -136,6 +158,7 @@ class Account:
             "costs_sha256": self._costs_sha256(),
             "policy": self.policy,
             "uncharged": sorted(self._uncharged),
+            "shares": self._shares,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,11 +174,11 @@ class Account:
                 f"no saved account: it has {', '.join(map(str, state)) or 'nothing'} where "
                 f"{', '.join(expected)} are expected"
             )
-        for key in ("policy", "uncharged"):
+        for key in ("policy", "uncharged", "shares"):
             if state[key] != expected[key]:
                 raise ValueError(
                     f"the saved account was charged with {key} {state[key]!r}, this one has "
-                    f"{expected[key]!r}: resume with the policy that the run began with"
+                    f"{expected[key]!r}: resume with the policy and shares that the run began with"
                 )
         if state["costs_sha256"] != expected["costs_sha256"]:
             raise ValueError(

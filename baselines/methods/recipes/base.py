@@ -115,6 +115,7 @@ class RecipePart(Part):
     Attributes:
         step_operations: the most that one step can run, and how often.
         needs: what a workload must offer, by the names of `Workload`'s attributes.
+        paid_once: operations that end before the first update, whose result other runs could use.
         one_process: why it cannot be trained over ranks; empty where it can.
         depends_on_spent: whether its steps change with what was spent. Methods of one that does
             not can share a training.
@@ -123,6 +124,7 @@ class RecipePart(Part):
 
     step_operations: ClassVar[Mapping[str, int]] = {"load_data": 1, "train_step": 1}
     needs: ClassVar[tuple[str, ...]] = ()
+    paid_once: ClassVar[tuple[str, ...]] = ()
     one_process: ClassVar[str] = ""
     depends_on_spent: ClassVar[bool] = False
     grows: ClassVar[bool] = False
@@ -134,6 +136,11 @@ class RecipePart(Part):
         That rate is the usual one of the workload's optimizer; another optimizer has its own.
         """
         return 1.0
+
+    @property
+    def charged_shares(self) -> Mapping[str, float]:
+        """Return the share of the cost of operations that is charged, where it is not all."""
+        return {}
 
     def step_kinds(self, workload: Workload) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """Return the most that one step can run on this workload, for each kind of step."""

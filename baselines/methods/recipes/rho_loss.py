@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,27 +123,44 @@ class RhoLossPart(RecipePart):
 
     Charges, before the first update, `irreducible_step` for each step of the second model and
     `irreducible_score` for each of its forward passes; then for each update, `batches` times
-    `load_data` and `score_by_id`, a forward pass, and a `train_step`. Needs `losses` and `examples`
-    of a workload.
+    `load_data` and `score_by_id`, a forward pass, and a `train_step`. What comes before the first
+    update is needed once for many runs: `il_charge` says how much of it each is charged. Needs
+    `losses` and `examples` of a workload.
 
     Attributes:
         batches: drawn for each update.
         epochs: that the second model is trained for, over its fifth.
+        il_charge: "full"; "none", as the paper charges it; or "shared:R", an R-th of it for each
+            of R runs.
     """
 
     name = "rho-loss"
     title = "RHO-loss"
     space = {"batches": Range(2, 10, log=True, whole=True)}
     needs = ("losses", "examples")
+    paid_once = ("irreducible_step", "irreducible_score")
     one_process = "each rank would have other irreducible losses"
 
     batches: int = 2
     epochs: float = 10.0
+    il_charge: str = "full"
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"none|full|shared:[1-9]\d{0,8}", self.il_charge):
+            raise ValueError(
+                f"il_charge must be none, full, or shared:R for R runs, such as shared:10: "
+                f"{self.il_charge!r:.60}"
+            )
         check_positive(epochs=self.epochs)
         if self.batches < 2:
             raise ValueError(f"batches must be a whole number from 2: {self.batches}")
+
+    @property
+    def charged_shares(self) -> Mapping[str, float]:
+        """Return the share of the second model's cost that a run is charged."""
+        _, _, runs = self.il_charge.partition(":")
+        share = 1 / int(runs) if runs else float(self.il_charge == "full")
+        return dict.fromkeys(self.paid_once, share)
 
     def step_kinds(self, workload: Workload) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """Return the steps of the second model, its scorings, and those that train."""
