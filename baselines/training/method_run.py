@@ -115,7 +115,13 @@ class MethodRun:
         self.loss_sum = self.loss_sum + step.loss
         self.steps_since += 1
         if step.operations not in self._declared:
-            self._check_recipe(Counter(step.operations))
+            ran = Counter(step.operations)
+            self._check_recipe(ran)
+            if step.updated and not self.account.cost_femtoseconds(ran):
+                raise ValueError(
+                    f"a step of {self.name} that updates weights is free ({', '.join(ran)}), and "
+                    "its training might not end: leave one of them charged"
+                )
             self._declared.add(step.operations)
         for operation in step.operations:
             self.account.charge(operation)

@@ -23,6 +23,8 @@ from baselines.tracking import said
 from baselines.training.loop import train
 from baselines.training.results import Run
 from baselines.training.training import Training
+from baselines.workloads import text
+from baselines.workloads.data.corpus import Corpus
 from tests.support import comparisons
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, RATE, WORKLOAD
@@ -206,3 +208,14 @@ def test_a_checkpoint_of_other_charges_is_refused() -> None:
     first.next_step()
     with pytest.raises(ValueError, match=re.escape("shares {'score': 0.0}, this one has {}")):
         begin().load_state_dict(first.state_dict())
+
+
+def test_a_step_that_updates_and_is_free_ends_its_training() -> None:
+    # As of a model that grows: what it runs in the end is free, and what it runs before is not.
+    words = text.workload(Corpus.split(bytes(range(256)) * 400, "bytes"), "bytes")
+    costs = {**ALL, **{f"train_step_{kept}_of_2": 0.01 for kept in range(3)}}
+    free = ["train_step_2_of_2"]
+    method = [find("layer-dropping")]
+    result = train(words, method, 0, BUDGET, costs, RATE, 2, free=free)
+    assert "that updates weights is free" in str(result.error)
+    assert "leave one of them charged" in str(result.runs[0].failure)
