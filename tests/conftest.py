@@ -4,6 +4,7 @@ import multiprocessing.spawn
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long, so that none is left alone at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "end_to_end")
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.parent.name != "end_to_end", -slow[item.path]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -16,16 +16,19 @@ from tests.support.published import (
     assert_all_is_there,
     client_of,
     points_of,
-    prepare,
     publish,
+    trained_without_mlflow,
 )
+from tests.support.stores import empty_store
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store whose experiment is deleted."""
-    folder = prepare(tmp_path_factory.mktemp("deleted") / "project")
-    # MLflow keeps files where the store was made from.
+    folder = tmp_path_factory.mktemp("deleted") / "project"
+    shutil.copytree(trained_without_mlflow(), folder)
+    empty_store(folder)
+    # MLflow keeps files where the experiment was made from.
     with contextlib.chdir(folder):
         client = client_of(folder)
         client.delete_experiment(client.create_experiment("lawa-opt"))
@@ -34,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> subprocess.CompletedProcess[str]:
-    """A comparison that MLflow took nothing of."""
+    """What a comparison says that MLflow takes nothing of."""
     done = command(home, *FIRST)
     assert done.returncode == 0, done.stderr
     return done

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -12,6 +12,7 @@ from baselines.training.events import Evaluated, read_events
 from tests.support.commands import Command
 from tests.support.in_mlflow import history, runs_of
 from tests.support.kept_comparison import plan_of
+from tests.support.once import once
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS
 from tests.support.user_files import averager
@@ -39,7 +40,7 @@ FILES = {
 }
 METHODS = ("constant", "lawa", "swa", *FILES)
 COMPARE = (
-    *("compare", "--workload", "digits", "--seeds", "1", "--budget", "1.5s", "--lr", "0.05"),
+    *("compare", "--workload", "digits", "--seeds", "1", "--budget", "0.6s", "--lr", "0.05"),
     *("--reference", "reference.json"),
 )
 FIRST = (*COMPARE, "--methods", ",".join(METHODS))
@@ -54,27 +55,39 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
+def _train(folder: Path) -> None:
+    prepare(folder)
+    with tempfile.TemporaryDirectory() as away:
+        Path(away, "mlflow.py").write_text("raise ImportError('there is no MLflow here')")
+        done = subprocess.run(
+            [sys.executable, "-m", "baselines", *FIRST],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": away},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    said = "Not all is in MLflow (MLflow cannot be imported (there is no MLflow here)"
+    assert said in done.stdout
+    assert not (folder / "mlflow.db").exists()
+
+
+def trained_without_mlflow() -> Path:
+    """A comparison of FIRST, trained where there is no MLflow, to be copied."""
+    return once("trained-without-mlflow", _train)
+
+
 def root_of(folder: Path) -> Path:
     (found,) = folder.glob("lawa-runs/*")
     return found
 
 
-def publish(
-    folder: Path, *options: str, begin: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
+def publish(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m baselines publish` on the one comparison of a folder, run in it."""
     root, every = root_of(folder), {**os.environ, **environment}
     words = ("publish", *options, str(root.relative_to(folder)))
-    if not begin:
-        return Command(folder, "baselines", *words, environment=every).end()
-    return subprocess.run(
-        [*begin, sys.executable, "-m", "baselines", *words],
-        cwd=folder,
-        env=every,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return Command(folder, "baselines", *words, environment=every).end()
 
 
 def client_of(folder: Path) -> mlflow.MlflowClient:

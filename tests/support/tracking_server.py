@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support import warm_python
+from tests.support.stores import empty_store
 from tests.support.waiting import wait_for
 
 
@@ -24,6 +25,7 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server over the store in a folder, which is there after it, too."""
     # One that was killed there before is gone in a moment.
     wait_for(lambda: not is_answered(port))
+    empty_store(folder)
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [
