@@ -13,6 +13,7 @@ from baselines.experiment.plan import Plan, check
 from baselines.methods.names import find
 from baselines.training.loop import train
 from tests.support.profiles import profile_of
+from tests.support.stores import empty_store
 from tests.support.trainings import COSTS, WORKLOAD
 from timing import Budget, ProfileError
 from timing.cli import commandline
@@ -130,6 +131,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     from baselines.cli.app import app
 
     PROFILE.write(tmp_path / "reference.json")
+    empty_store(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

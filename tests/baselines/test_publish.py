@@ -40,13 +40,16 @@ from baselines.training.results import Point, TrainingResult
 from lawa_opt import LAWA
 from tests.support.comparisons import CURVES, comparison, kept
 from tests.support.in_mlflow import everything, history, runs_of
+from tests.support.stores import empty_store
 from tests.support.user_files import averager
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One store for all, for making one takes MLflow seconds."""
-    return tmp_path_factory.mktemp("tracking")
+    folder = tmp_path_factory.mktemp("tracking")
+    empty_store(folder)
+    return folder
 
 
 @pytest.fixture

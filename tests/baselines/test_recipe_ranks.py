@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from baselines.methods.names import find
+from tests.support import warm_python
 from tests.support.recipe_ranks_worker import (
     RANKS,
     RATE,
@@ -32,7 +32,7 @@ pytestmark = [
 
 
 def test_two_ranks_are_one_process_with_a_larger_batch(tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch = [warm_python.executable(), "-m", "torch.distributed.run", "--standalone"]
     worker = str(ROOT / "tests" / "support" / "recipe_ranks_worker.py")
     done = subprocess.run(
         [*launch, f"--nproc-per-node={RANKS}", worker, str(tmp_path)],

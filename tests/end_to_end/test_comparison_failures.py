@@ -98,19 +98,19 @@ def _one_thread() -> Iterator[None]:
 
 def test_a_killed_process_leaves_the_table_with_its_runs_marked(tmp_path: Path) -> None:
     """The first run of the first seed, before it has measured anything."""
-    options = ("--budget", "3s", "--jobs", "2")
+    options = ("--budget", "1s", "--jobs", "2")
     command = start(tmp_path, *options)
     held: list[str] = []
     while not held:
         assert command.poll() is None, end(command)
-        for lock in tmp_path.glob("lawa-runs/*/3s/constant-seed-0/lock"):
+        for lock in tmp_path.glob("lawa-runs/*/1s/constant-seed-0/lock"):
             held = lock.read_text().split()
         time.sleep(0.005)
     os.kill(int(held[1]), signal.SIGKILL)
     status, out, err = end(command)
     assert status == 1
     assert err == (
-        "error: 2 of 6 runs under 3 s did not end (constant, seed 0; lawa, seed 0); the same "
+        "error: 2 of 6 runs under 1 s did not end (constant, seed 0; lawa, seed 0); the same "
         "command goes on with what did not end\n"
     )
     for method in ("constant", "lawa"):
@@ -133,7 +133,7 @@ def test_a_killed_process_leaves_the_table_with_its_runs_marked(tmp_path: Path) 
     assert (status, err) == (0, "")
     assert "failed" not in out
     done = read_comparison(only(tmp_path))
-    assert results(done) == results(compare(plan_of(3), PROFILE))
+    assert results(done) == results(compare(plan_of(1), PROFILE))
     found = in_mlflow(tmp_path)
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     # Nor is what was told of the killed runs left behind in theirs.

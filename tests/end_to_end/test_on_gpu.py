@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 from baselines.tracking.publish import COMPARISON_TAG
+from tests.support.stores import empty_store
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 SCRIPT = FOLDER / "on_gpu.py"
@@ -157,6 +158,7 @@ def test_the_comparison_is_sent_to_mlflow_from_where_there_is_one(
     page = (smoke / "gpu.md").read_text()
     [folder] = re.findall(r"`python -m baselines publish (\S+)`", page)
     [scored] = re.findall(r"`python -m (baselines score \S+)`", page)
+    empty_store(tmp_path)
     sent = run("-m", "baselines", "publish", folder, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert re.match(r"Published to the experiment 'lawa-opt' of sqlite", sent.stdout), sent.stdout

@@ -29,6 +29,18 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     return done
 
 
+# What `python -m PACKAGE` says to --help and to --version, of all packages in one process.
+BOTH_OPTIONS = """
+import contextlib, importlib.util, runpy, sys
+for package in sys.argv[1:]:
+    print("found:", importlib.util.find_spec(package).origin)
+    for option in ("--help", "--version"):
+        sys.argv = ["", option]
+        with contextlib.suppress(SystemExit):
+            runpy.run_module(package, run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of what is committed or would be, built from a copy: a build writes into it."""
@@ -84,15 +96,10 @@ def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     # such as that of an editable installation of the repository, are not read.
     others = [path for path in sys.path if path.endswith("-packages")]
     (site / "others.pth").write_text("\n".join(others))
-    script = (
-        "from importlib.util import find_spec\n"
-        "for package in 'lawa_opt', 'timing', 'baselines': print(find_spec(package).origin)"
-    )
-    done = run(python, "-c", script, cwd=tmp_path, PYTHONPATH="")
-    found = [Path(line) for line in done.stdout.split()]
+    done = run(python, "-c", BOTH_OPTIONS, *PACKAGES, cwd=tmp_path, PYTHONPATH="")
+    said = done.stdout.splitlines()
+    found = [Path(line.removeprefix("found: ")) for line in said if line.startswith("found: ")]
     assert found == [site / package / "__init__.py" for package in PACKAGES]
+    assert said.count(f"lawa-opt {lawa_opt.__version__}") == len(PACKAGES)
     for package in PACKAGES:
-        done = run(python, "-m", package, "--help", cwd=tmp_path, PYTHONPATH="")
         assert f"python -m {package}" in done.stdout
-        done = run(python, "-m", package, "--version", cwd=tmp_path, PYTHONPATH="")
-        assert done.stdout == f"lawa-opt {lawa_opt.__version__}\n"
