@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from baselines.cli.app import app
+from baselines.experiment.calibration import FEWEST_PROCESSES
 from baselines.methods.names import DEFAULT, find
 from tests.support.commands import command, made_up
 from tests.support.stores import empty_store
 from tests.support.user_files import EXAMPLE
+from timing import Profile
 from timing.cli import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -59,7 +61,9 @@ def test_what_is_printed(folder: Path, first: subprocess.CompletedProcess[str]) 
     for method in DEFAULT:
         assert find(method).title in out
     assert "RST by policy, means over seeds" in out
-    assert "5 processes give a run's seconds to ±" in " ".join(out.split())
+    measured = Profile.read(folder / kept_in(first) / "reference.json").processes
+    said = f"{len(measured)} processes give a run's seconds to ±"
+    assert said in " ".join(out.split())
     assert "RST to target" in out
     assert "LAWA of the constant rate" in out
     assert "2 paired seeds" in " ".join(out.split())
@@ -120,7 +124,7 @@ def test_the_parent_has_table_verdict_plot_and_reference(
     # Two each, forward and backward; the rows themselves need no gradient.
     begin, end = 10 * 64, 64
     assert reference["workload"]["flops_per_step"] == 32 * 2 * (2 * begin + 3 * end)
-    assert len(reference["processes"]) == 5
+    assert len(reference["processes"]) >= FEWEST_PROCESSES
 
 
 def test_the_same_reference_gives_the_same_digits(
@@ -152,7 +156,11 @@ def test_the_same_command_does_nothing_again(
     assert again.returncode == 0, again.stderr
     assert "calibrating" not in again.stdout
     table = "RST each"
-    said, told = (each.stdout[each.stdout.rindex(table) :] for each in (again, first))
+    # How often it is told how far it is hangs on the time that it takes.
+    said, told = (
+        re.sub(r"^.* left\n", "", each.stdout[each.stdout.rindex(table) :], flags=re.MULTILINE)
+        for each in (again, first)
+    )
     assert "nothing new, it has the 12 runs with" in said
     assert said.replace("nothing new, it has the 12 runs", "12 runs") == told
     assert len(runs_of(folder)[1]) == before
