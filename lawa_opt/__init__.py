@@ -4,6 +4,7 @@ from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.averaging_files.verify import verify_average
 from lawa_opt.leaving import leave
+from lawa_opt.model_window import ModelWindow
 from lawa_opt.optimizer import LAWA
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.studying.live import WindowStudy
@@ -16,6 +17,7 @@ __all__ = [
     "LAWA",
     "CheckpointError",
     "CollectSchedule",
+    "ModelWindow",
     "Study",
     "Window",
     "WindowStudy",

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lawa_opt import coverage
 from lawa_opt.buffers import Buffers
-from lawa_opt.messages import warn
+from lawa_opt.messages import is_called_from, warn
 from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.schedule import CollectSchedule
 from lawa_opt.swap import forget_derived
@@ -28,6 +28,9 @@ class Average:
         schedule: that they were collected by.
         buffers: averaged beside the parameters.
 
+    Attributes:
+        was_read: whether anybody has asked for the average.
+
     Raises:
         ValueError: the optimizer has no parameter of the modules given as buffers.
     """
@@ -40,6 +43,7 @@ class Average:
         self.schedule = schedule
         self.buffers = buffers
         self.said: set[str] = set()
+        self.was_read = False
         coverage.refuse_masters(buffers.modules, self.parameters())
         self._remember_kinds()
 
@@ -61,6 +65,15 @@ class Average:
         if text not in self.said:
             self.said.add(text)
             warn(text)
+
+    def warn_of_lightning(self) -> None:
+        """Warn where Lightning takes the state for a checkpoint and nothing reads the window."""
+        if not self.was_read and is_called_from("lightning.pytorch", "pytorch_lightning"):
+            self.say(
+                "Lightning saves a checkpoint and nothing has read the window: what it validates "
+                "and saves are the live weights. To have the average there, return the optimizer "
+                "alone and add lawa_opt.lightning.LAWACallback to the Trainer"
+            )
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that the optimizer has now."""
@@ -94,6 +107,7 @@ class Average:
             RuntimeError: the window is empty.
             ValueError: `k` is no number of snapshots that are held, or the weights do not fit them.
         """
+        self.was_read = True
         held = self.window.num_snapshots
         if held == 0:
             raise RuntimeError(

@@ -17,9 +17,8 @@ from lawa_opt.several import parts_of
 WRITES_WITHOUT_TRAINING = 20
 
 MASTERS = (
-    "Where the optimizer has copies (float32 master weights), average by a LAWA over an optimizer "
-    "of the model's own parameters that is never stepped: "
-    'LAWA(SGD(model.parameters()), every="manual") and collect()'
+    "Where the optimizer has copies (float32 master weights), average the model's own parameters: "
+    "ModelWindow(model, k=5) and its collect(step)"
 )
 NOT_THE_MODELS = f"the optimizer has no parameter of this model: is it the one trained? {MASTERS}"
 

@@ -87,6 +87,10 @@ class LAWACallback(Callback):
             LAWA(base, **self.options, buffers=pl_module if self.buffers and not number else ())
             for number, base in enumerate(strategy.optimizers)
         ]
+        for opt in self.optimizers:
+            opt.average.was_read = (
+                True  # it will be, so that nothing is said of a checkpoint before
+            )
         strategy.optimizers = list(self.optimizers)
         for checkpoints in trainer.checkpoint_callbacks:
             steps = getattr(checkpoints, "_every_n_train_steps", 0)

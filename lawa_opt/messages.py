@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 
 
 class ArgumentError(ValueError):
@@ -19,6 +20,17 @@ def warn(text: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
         level, frame = level + 1, frame.f_back
     warnings.warn(f"LAWA: {text}", stacklevel=level)
+
+
+def is_called_from(*packages: str) -> bool:
+    """Return whether a module of these packages is among those that led to this call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if any(name == package or name.startswith(f"{package}.") for package in packages):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def few(names: list[str]) -> str:

@@ -50,6 +50,7 @@ def saved(average: Average, swap: Swap | None) -> dict[str, Any]:
             "`averaged()` block, on all ranks first (under Transformers' Trainer, which saves "
             "right after it evaluates, call it in a callback's on_evaluate)"
         )
+    average.warn_of_lightning()
     if average.schedule.steps:
         window.allocate(tensors)
     state_dict = dict(average.base.state_dict())

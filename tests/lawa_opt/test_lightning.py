@@ -263,3 +263,27 @@ def test_what_would_be_silent_is_said(tmp_path: Path) -> None:
     weights = ModelCheckpoint(tmp_path, save_weights_only=True, every_n_train_steps=2)
     with pytest.warns(UserWarning, match="saves the live weights"):
         fit(Noted(), LAWACallback(K, every=1), weights)
+
+
+def test_a_lawa_without_the_callback_is_told_of_once(tmp_path: Path) -> None:
+    class Wrapped(Noted):
+        def configure_optimizers(self) -> Any:
+            return LAWA(torch.optim.SGD(self.parameters(), lr=0.1), k=K, every=1)
+
+    class Reads(Wrapped):
+        def on_validation_start(self) -> None:
+            self.trainer.optimizers[0].eval()
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.trainer.optimizers[0].train()
+
+    def said(module: Any, *callbacks: Any, folder: str) -> int:
+        checkpoints = ModelCheckpoint(tmp_path / folder, every_n_train_steps=3)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(module, *callbacks, checkpoints, num_sanity_val_steps=0, val_check_interval=2)
+        return sum("add lawa_opt.lightning.LAWACallback" in str(each.message) for each in caught)
+
+    assert said(Wrapped(), folder="alone") == 1
+    assert said(Reads(), folder="by hand") == 0
+    assert said(Noted(), LAWACallback(K, every=1), folder="with it") == 0
