@@ -1,6 +1,7 @@
 """All that only a GPU can answer, in eight minutes: tests, averaging, RST against time, methods.
 
     python benchmarks/on_gpu.py --out DIR [--wheels DIR] [--smoke] [--only PART ...]
+        [--commit COMMIT]
     python benchmarks/on_gpu.py --publish DIR [--into FILE]
 
 For a machine with one large GPU (H100, H200), PyTorch for it, and no network: CONTRIBUTING says

@@ -13,6 +13,8 @@ from timing import Profile, rst_interval
 
 # More methods of one training are counted and not named.
 _NAMED = 2
+# Of the time: beyond this, what first steps took more than others is told.
+_FIRST = 0.005
 # Reasons why something is not measured, in words that are shown.
 _SHOWN = 3
 
@@ -103,10 +105,13 @@ def sentences(comparison: Comparison) -> list[str]:
         low = min(each.allowed[0] for each in off)
         high = max(each.allowed[1] for each in off)
         cores = statistics.median(each.other_cores for each in off)
+        first = statistics.median(each.measurement.first_seconds / each.seconds for each in off)
+        warming_up = f" and {first:.1%} of the time went into first steps" if first > _FIRST else ""
         lines.append(
             f"WARNING: in {len(off)} of {of} that is outside the {low:.3g} to {high:.3g} to which "
-            f"the profile is known, while other processes kept {cores:.2g} cores busy: seconds "
-            "here are not those of the reference. RST counts operations, and stays what it is."
+            f"the profile is known, while other processes kept {cores:.2g} cores busy"
+            f"{warming_up}: seconds here are not those of the reference. RST counts operations, "
+            "and stays what it is."
         )
     again = [each for each in found if each.measurement.processes > 1]
     if again:

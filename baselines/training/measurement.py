@@ -74,6 +74,14 @@ class Measurement:
         is_whole = self.processes == 1 and len(told) == len(self.gpus) > 0
         return sum(told) if is_whole else None
 
+    @property
+    def first_seconds(self) -> float:
+        """Seconds by which first passes took longer than as many of the median."""
+        return sum(
+            max(0.0, phase.warm_up_seconds - phase.warm_up_count * (phase.median_seconds or 0.0))
+            for phase in (timed.phase for timed in self.phases.values())
+        )
+
     def as_run(self, workload: Mapping[str, str | int | float]) -> MeasuredRun:
         """Return its operations as `timing.map_run` takes them."""
         medians = self.operation_seconds

@@ -82,6 +82,8 @@ def test_more_than_the_profile_is_known_to_is_warned_of() -> None:
     made = with_measurements((4.0, measurement()), (6.0, measurement()), (4.0, measurement()))
     _, warning = measured.sentences(made)
     assert warning.startswith("WARNING: in 1 of 3 trainings that is outside the 0.994 to 1.03 to")
+    # Ten first passes took 1.2 s, and ten of the median 1.1 s.
+    assert " and 1.7% of the time went into first steps: seconds here are not" in warning
     assert report_of(made).sentences[-1] == warning
     assert warning in markdown(made)
 

@@ -1,18 +1,26 @@
 """What a command says while it runs: phases, time left, warnings a line a kind, and free cores."""
 
+import dataclasses
 import re
+from typing import Any
 
 import psutil
 import pytest
 import rich.console
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baselines.cli import console as screen
-from baselines.cli import options, progress
+from baselines.cli import options, progress, session
 from baselines.cli.duration import CALIBRATING, phases_of, training_of
 from baselines.cli.progress import Course, duration
+from baselines.experiment import calibration
 from baselines.experiment.processes import free_core_count
 from tests.support.comparisons import CURVES, comparison
-from timing.calibration.warnings import by_kind
+from tests.support.profiles import ROWS, profile_of
+from timing import Budget, Profile
+from timing.calibration.timetable import LEAST_SECONDS, START_SECONDS
+from timing.calibration.warnings import LEAST_PROCESSES, by_kind
 
 
 def test_warnings_of_one_kind_are_one_line() -> None:
@@ -110,3 +118,43 @@ def test_a_core_that_is_busy_is_not_free_and_one_job_always_is(
     assert options.jobs(None, plans, None, 2) == 1
     assert options.jobs(None, plans, "slurm", 1) == 1
     assert options.jobs(7, plans, None, 1) == 7
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.5, 1e5), st.integers(1, 16))
+def test_a_calibration_is_a_fifth_of_the_whole_or_the_fewest_processes(
+    budget_seconds: float, jobs: int
+) -> None:
+    plan = dataclasses.replace(comparison(CURVES).plan, budget=Budget(budget_seconds))
+    own = calibration.effort(plan, jobs)
+    trained = calibration.training_seconds_of(plan) / jobs
+    fewest = calibration.FEWEST_PROCESSES * (START_SECONDS + LEAST_SECONDS)
+    assert own.seconds <= max(fewest, (trained + own.seconds) / 5) * (1 + 1e-9)
+    assert calibration.FEWEST_PROCESSES <= own.processes <= LEAST_PROCESSES
+    # Each process has the time to start, and to measure.
+    assert own.processes * (START_SECONDS + LEAST_SECONDS) <= own.seconds * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("budget_seconds", "processes"), [(0.5, 3), (60.0, 5)])
+def test_a_small_calibration_is_said_in_a_line(
+    budget_seconds: float,
+    processes: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def measure(*_: object, **options: Any) -> Profile:
+        asked.update(options)
+        return profile_of(ROWS)
+
+    monkeypatch.setattr(calibration, "calibrate_in_processes", measure)
+    made = comparison(CURVES).plan
+    workload = dataclasses.replace(made.workload, source=("digits", None))
+    plan = dataclasses.replace(made, workload=workload, budget=Budget(budget_seconds))
+    with Course({}) as course:
+        session.calibrated(plan, course, jobs=1)
+    own = calibration.effort(plan)
+    assert (asked["processes"], asked["seconds"]) == (processes, own.seconds)
+    said = "A small calibration for a small budget: 3 processes, about 10 s, so the reference is"
+    assert (said in capsys.readouterr().out) == (processes < LEAST_PROCESSES)
