@@ -1,6 +1,7 @@
 """Average the latest weights of any PyTorch optimizer (LAWA, arXiv 2209.14981)."""
 
 from lawa_opt.averaging_files.average import average_checkpoints
+from lawa_opt.averaging_files.choose import Selection
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.averaging_files.verify import verify_average
 from lawa_opt.leaving import leave
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointError",
     "CollectSchedule",
     "ModelWindow",
+    "Selection",
     "Study",
     "Window",
     "WindowStudy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from lawa_opt.averaging_files.find import CheckpointError
+from lawa_opt.messages import ArgumentError
 from lawa_opt.studying.looks import Ends, Looks
 from lawa_opt.studying.result import Point
 
@@ -58,6 +60,16 @@ def make_in_processes(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def refuse_unpicklable(arguments: tuple[Any, ...]) -> None:
+    """Refuse functions that another process cannot import, as lambdas."""
+    try:
+        pickle.dumps(arguments)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ArgumentError(
+            f'several jobs need functions that each can import, as "FILE.py:FUNCTION": {error}'
+        ) from error
 
 
 # Of a process, where its points go, and whether it is to stop.

@@ -11,7 +11,7 @@ from torch import nn
 from lawa_opt.averaging_files.choose import Selection, named_paths
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.messages import ArgumentError
-from lawa_opt.studying.jobs import make_in_processes
+from lawa_opt.studying.jobs import make_in_processes, refuse_unpicklable
 from lawa_opt.studying.kept import Kept, locked
 from lawa_opt.studying.looks import Ends, Function, Looks
 from lawa_opt.studying.result import Point, Study, refuse_target
@@ -61,7 +61,9 @@ def study(
             file or of other weights are made anew. A function that is given itself is known by
             name, so say a new folder if it has changed.
         jobs: so many processes evaluate, each the checkpoints of a stretch. Each has a window and a
-            model in memory, and reads a few checkpoints of the stretch before too.
+            model in memory, and reads a few checkpoints of the stretch before too. They import
+            the functions, so name these as "FILE.py:FUNCTION" where they cannot, as of a notebook;
+            a script calls this under `if __name__ == "__main__":`.
         selection: which of the inputs, and how they are opened; by default all, by step.
         progress: called with the evaluations made so far and all of them.
 
@@ -77,6 +79,8 @@ def study(
     refuse_target(target)
     folder = None if out is None else Path(out)
     arguments = (named_paths(inputs), selection, windows, evaluate, model, metric)
+    if jobs > 1:
+        refuse_unpicklable(arguments)
     looks = Looks(*arguments)
     with locked(folder):
         kept = Kept(folder)

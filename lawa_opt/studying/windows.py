@@ -58,8 +58,11 @@ def study_windows(
     """Return all combinations, each once, after the live weights, which are always among them.
 
     Raises:
-        ArgumentError: a number is none from 1 on, or weights are none.
+        ArgumentError: one is no list, a number is none from 1 on, or weights are none.
     """
+    for name, given in (("k", k), ("every", every), ("weights", weights)):
+        if isinstance(given, int | str):
+            raise ArgumentError(f"{name} must be a list, as [{given!r}]: {given!r}")
     ks, everys, names = list(k), list(every), list(weights)
     for name, numbers in (("k", ks), ("every", everys)):
         if not numbers or any(type(n) is not int or n < 1 for n in numbers):

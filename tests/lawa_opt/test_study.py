@@ -263,6 +263,22 @@ def test_what_a_function_does_to_the_state_dict_is_gone_with_the_next(run: Path)
     assert values(look(run, careless)) == values(look(run, norm))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 2}, r"k must be a list, as \[2\]"),
+        ({"every": 2}, r"every must be a list, as \[2\]"),
+        ({"weights": "1-sqrt"}, r"weights must be a list, as \['1-sqrt'\]"),
+        ({"jobs": 2}, 'several jobs need functions that each can import, as "FILE.py:FUNCTION"'),
+    ],
+)
+def test_what_python_gives_wrongly_is_said(
+    run: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        look(run, lambda state: norm(state), **options)
+
+
 def test_a_function_that_exits_has_failed(run: Path) -> None:
     def exiting(state: Any) -> float:
         return norm(state) if state["n"] != 31 else sys.exit(3)
