@@ -22,8 +22,8 @@ from peers import OfflineAveraging
 from rich.progress import track
 from rows import Limit, Row, finish, parser
 from safetensors.torch import load_file, save_file
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 import lawa_opt
 
@@ -43,7 +43,7 @@ def load(path):
 
 def save(state, path):
     if path.suffix == ".dcp":
-        checkpoint.save({"model": state}, checkpoint_id=path, no_dist=True)
+        save_dcp({"model": state}, checkpoint_id=path, no_dist=True)
         return
     (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
     with path.open("rb+") as file:
