@@ -4,9 +4,9 @@
 
 30 files, windows of 1, 2, 4, 6 and 10: 127 averages, each evaluated by the same function, products
 with 4 batches of 1,024 rows. Each run is a fresh process of one thread, in processor time without
-its imports, the files in the page cache. The naive loop reads all files of each window anew. The floor
-reads each file once, evaluates as often, and averages nothing. Ratios are medians over rounds,
-everyone in turn.
+its imports, the files in the page cache. The naive loop reads all files of each window anew. The
+floor reads each file once, evaluates as often, and averages nothing. Ratios are medians over
+rounds, everyone in turn.
 """
 
 import json
