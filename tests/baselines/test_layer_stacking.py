@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from baselines.cli import dry_run
+from baselines.cli.memory import Memory
+from baselines.experiment.calibration import Effort
+from baselines.experiment.plan import Plan
 from baselines.methods.averagers.ema import fixed_decay
 from baselines.methods.names import find
 from baselines.methods.part import MethodError
@@ -300,6 +304,9 @@ def test_what_cannot_grow_is_refused_in_a_line() -> None:
         find("layer-stacking").begin_recipe(other.make_model(), other, RATE)
     # Two that go together, although either with the default of the other would not.
     assert find("layer-stacking(quarter=0.85,half=0.1)").recipe.quarter == 0.85
+    alone = dataclasses.replace(FOUR, num_blocks=1)
+    with pytest.raises(MethodError, match="needs 2 blocks or more, and there is 1"):
+        find("layer-stacking").step_kinds(alone)
     for settings in ("quarter=0.5,half=0.6", "quarter=0", "half=1"):
         with pytest.raises(MethodError, match=r"layer-stacking.*: .* must be between 0 and 1: "):
             find(f"layer-stacking({settings})")
@@ -319,3 +326,33 @@ def test_a_recipe_that_grows_and_does_not_say_so_before_is_refused() -> None:
     (run,) = train(FOUR, [method], 0, Budget(BUDGET), COSTS, RATE, 2).runs
     assert "a step of untold has made head.weight part of the model" in str(run.failure)
     assert "add `grows = True`" in str(run.failure)
+
+
+@pytest.mark.slow
+def test_a_dry_run_tries_the_whole_model_at_the_rate_of_each_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dry_run, "effort", lambda *_: Effort(1.0, 5))
+    rates = []
+
+    def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+        rates.append(rate)
+        return FOUR.make_optimizer(model, rate)
+
+    workload = dataclasses.replace(FOUR, make_optimizer=make_optimizer)
+
+    def memory_of(*names: str) -> Memory:
+        methods = tuple(map(find, names))
+        plan = Plan(workload, methods, (0,), Budget(1.0), workload.learning_rate)
+        return dry_run.estimate(plan, timed_seconds=0.02).memory
+
+    plain, grows = memory_of("constant"), memory_of("layer-stacking")
+    assert plain.optimizer == grows.optimizer > 0
+    assert plain.gradients == grows.gradients > 0
+    assert plain.activations == grows.activations > 0
+    rates.clear()
+    memory_of("lion(rate=0.25)")
+    own = workload.learning_rate
+    # Calibration measures the default methods too.
+    assert {rate / own for rate in rates} == {1.0, 0.25}
+    assert rates[-1] == 0.25 * own
