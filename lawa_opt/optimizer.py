@@ -151,7 +151,7 @@ class LAWA(Optimizer):
             refuse_captured_step()
         if self.schedule.step():
             self.collect()
-        if self.schedule.is_restart() and self.num_snapshots:
+        if self.schedule._restart_every and self.schedule.is_restart() and self.num_snapshots:
             self.restart_from_average()
         # As `exchange.stamp()`, written out: torch.compile would make a frame of a call.
         first = self.base.param_groups[0]["params"]

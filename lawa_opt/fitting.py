@@ -1,0 +1,151 @@
+"""Weights of the snapshots, learnt on held-out batches (trainable weight averaging, 2205.13104)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lawa_opt.messages import warn
+from lawa_opt.optimizer import LAWA
+from lawa_opt.ring import Ring
+
+Loss = Callable[[Any], Tensor]
+
+MAX_PASSES = 30
+# Of the log of a weight in one pass, at first; a pass that does not help tries half of it.
+FIRST_MOVE = 1.0
+LEAST_MOVE = 1e-2
+
+
+class FittedWeights(NamedTuple):
+    """Weights of the snapshots, and what they are worth on batches that they were not fitted to.
+
+    Attributes:
+        weights: one a snapshot, oldest first, from 0 on and of sum 1; `averaged(weights=...)` takes
+            them as long as nothing else is collected.
+        uniform_loss: the mean loss of the uniform average over the other batches.
+        loss: the same with these weights.
+    """
+
+    weights: list[float]
+    uniform_loss: float
+    loss: float
+
+    @property
+    def gain(self) -> float:
+        """What the loss on the other batches falls by against the uniform mean, below 0 if not."""
+        return self.uniform_loss - self.loss
+
+
+def fit_weights(opt: LAWA, loss: Loss, batches: Sequence[Any]) -> FittedWeights:
+    """Return the weights of the snapshots in a window whose average has the least loss.
+
+    Every second batch is fitted to, by exponentiated gradients from the uniform mean on: the
+    gradient by a snapshot's weight is that by the average, times the snapshot. The others tell the
+    gain, and a warning where there is none. A pass costs a loss and a gradient for each batch, and
+    no memory but that of gradients; the live weights, `.grad`, and the window stay as they are.
+
+    Args:
+        opt: whose window is filled.
+        loss: returns the mean loss of a batch with the weights that are in the model, as a tensor
+            that can be differentiated. What it does beside, as to BatchNorm's statistics, stays: so
+            have the model in eval mode.
+        batches: held-out ones, two at the least, of equal size.
+
+    Raises:
+        RuntimeError: the window is empty.
+        ValueError: there are too few batches, the window is in parts, or of complex tensors, or
+            holds more snapshots of some tensors than of others, or a loss is not finite.
+    """
+    held = list(batches)
+    if len(held) < 2:
+        raise ValueError(f"two batches are needed, one to fit to and one to check: got {len(held)}")
+    rings = _rings_of(opt)
+    count = rings[0].num_snapshots
+    fitted, others = held[::2], held[1::2]
+    weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    uniform = weights
+    value, gradient = _evaluated(opt, loss, fitted, weights, rings)
+    move = FIRST_MOVE
+    for _ in range(MAX_PASSES):
+        centred = gradient - (weights * gradient).sum()
+        size = float(centred.abs().max())
+        if size == 0 or move < LEAST_MOVE:
+            break
+        moved = weights * torch.exp(-move * centred / size)
+        moved /= moved.sum()
+        after, its_gradient = _evaluated(opt, loss, fitted, moved, rings)
+        if after < value:
+            weights, value, gradient = moved, after, its_gradient
+        else:
+            move /= 2
+    found = FittedWeights(
+        weights.tolist(),
+        _evaluated(opt, loss, others, uniform)[0],
+        _evaluated(opt, loss, others, weights)[0],
+    )
+    if found.gain <= 0:
+        warn(
+            f"fit_weights(): on {len(others)} other batches the loss is {found.loss:.6g}, and "
+            f"{found.uniform_loss:.6g} with the uniform mean: take that, or fit to more batches"
+        )
+    return found
+
+
+def _rings_of(opt: LAWA) -> list[Ring]:
+    """Return the rings of what is trained.
+
+    Raises:
+        RuntimeError: the window is empty.
+        ValueError: it is in parts, complex, or does not hold equally many snapshots of all.
+    """
+    rings = opt.average.nonempty_rings(None)
+    if any(map(opt.window.is_sharded, opt.average.tensors())):
+        raise ValueError("weights cannot be fitted to a window that is in parts, over ranks")
+    counts = sorted({ring.num_snapshots for ring in rings})
+    if len(counts) > 1:
+        raise ValueError(
+            f"some tensors have {counts[0]} snapshots and others {counts[-1]}: train on until all "
+            "have as many"
+        )
+    trained = [
+        ring for ring in rings if ring.averages and any(t.requires_grad for t in ring.tensors)
+    ]
+    if not trained or any(ring.tensors[0].is_complex() for ring in trained):
+        raise ValueError("weights are fitted to real tensors that require gradients: got others")
+    for ring in trained:
+        ring.storage.synchronize()
+    return trained
+
+
+def _evaluated(
+    opt: LAWA, loss: Loss, batches: Sequence[Any], weights: Tensor, rings: Sequence[Ring] = ()
+) -> tuple[float, Tensor]:
+    """Return the mean loss of an average, and with rings its gradient by the weights."""
+    tensors = [tensor for ring in rings for tensor in ring.tensors if tensor.requires_grad]
+    gradient = torch.zeros_like(weights)
+    total = 0.0
+    with opt.averaged(weights=weights.tolist()):
+        for batch in batches:
+            with torch.set_grad_enabled(bool(rings)):
+                value = loss(batch)
+            total += float(value.detach()) / len(batches)
+            if not rings:
+                continue
+            found = torch.autograd.grad(value, tensors, allow_unused=True)
+            slopes = {id(t): slope for t, slope in zip(tensors, found, strict=True)}
+            for ring in rings:
+                for place, slot in enumerate(ring.newest_slots()):
+                    for tensor, snapshot in zip(ring.tensors, ring.slots[slot], strict=True):
+                        slope = slopes.get(id(tensor))
+                        if slope is not None:
+                            product = slope.double() * snapshot.to(slope.device).double()
+                            gradient[place] += float(product.sum()) / len(batches)
+    if not torch.tensor(total).isfinite():
+        raise ValueError(
+            f"the loss of an average over the window is {total}: nothing can be fitted"
+        )
+    return total, gradient
