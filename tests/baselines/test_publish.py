@@ -43,6 +43,9 @@ from tests.support.in_mlflow import everything, history, runs_of
 from tests.support.stores import empty_store
 from tests.support.user_files import averager
 
+# Whatever is asked of MLflow takes it seconds.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -78,7 +81,6 @@ def values(made: Comparison, method: str, seed: int) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in made.of(method)[seed].points]
 
 
-@pytest.mark.slow
 def test_a_comparison_that_is_over_has_its_report_and_publishing_it_again_changes_nothing(
     client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
@@ -317,7 +319,6 @@ def with_models(tmp_path: Path) -> tuple[Path, torch.nn.Module, torch.Tensor, to
 
 
 # MLflow warns of type hints in its own code.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 def test_a_model_in_its_average_is_logged_and_one_that_cannot_be_says_why(
     client: mlflow.MlflowClient, tmp_path: Path

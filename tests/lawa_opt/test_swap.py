@@ -264,6 +264,7 @@ def within_nested_blocks(opt: LAWA) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [within_a_block, within_nested_blocks])
 def test_an_interrupt_at_any_line_leaves_the_live_weights(work: Any) -> None:
     model, opt = trained()
@@ -276,6 +277,7 @@ def test_an_interrupt_at_any_line_leaves_the_live_weights(work: Any) -> None:
     assert lines > 30, "the interrupts must have come inside"
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_eval_or_train_leaves_one_or_the_other() -> None:
     model, opt = trained()
     before = everything(model, opt)
@@ -444,6 +446,7 @@ def test_a_tensor_that_cannot_be_written_back_jams_nothing() -> None:
     assert not opt.swaps
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_a_load_changes_nothing_or_loads_all() -> None:
     model, opt = trained(4)
     state_dict = copy.deepcopy(opt.state_dict())
