@@ -57,7 +57,7 @@ def test_they_are_those_of_the_nearest_average(place: list[float]) -> None:
 def test_nothing_is_changed() -> None:
     model, opt = window_of([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     before, gradient = everything(model, opt), torch.ones(1, 2)
-    model.weight.grad = gradient  # type: ignore[assignment]
+    model.weight.grad = gradient
     fit_weights(opt, distance_to(model, [0.1, 0.8]), BATCHES)
     assert same(before, everything(model, opt))
     assert model.weight.grad is gradient
