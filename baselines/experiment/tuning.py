@@ -251,6 +251,8 @@ def edges(plan: Plan) -> list[str]:
 
     Beyond an edge there may be something better, most of all of the peak rate.
     """
+    if plan.tried and plan.trials == 1:
+        return ["WARNING: of one trial nothing is chosen, so nothing was tuned: give more --trials"]
     found = []
     for method in plan.methods if plan.tried else ():
         mine = [trial for trial in plan.tried if trial.method == method.name]
@@ -258,13 +260,11 @@ def edges(plan: Plan) -> list[str]:
         for name, values in varied(mine).items():
             if (edge := _edge(chosen.tried[name], values)) and math.isfinite(chosen.value):
                 found.append(f"{method.name}: {name}={chosen.tried[name]:.4g} is the {edge}")
-    if not found:
-        return []
-    return [
+    said = (
         f"WARNING: tuning chose at the edge of the {plan.trials} values that it tried, and better "
-        f"ones may lie beyond ({'; '.join(found)}): tune again with more --trials, or with another "
-        "--lr or space"
-    ]
+        f"ones may lie beyond ({'; '.join(found)}): tune again with more --trials, --lr or space"
+    )
+    return [said] if found else []
 
 
 def _edge(value: Any, tried: Sequence[Any]) -> str:

@@ -478,6 +478,7 @@ def test_what_was_chosen_at_an_edge_of_what_was_tried_is_warned_of() -> None:
     inside = {0.1: 0.3, 0.2: 0.1, 0.4: 0.2}
     assert edges(tried_of(inside)) == []
     assert edges(PLAN) == []
+    assert "nothing was tuned" in edges(tried_of({0.1: 0.3}))[0]
     (said,) = edges(tried_of({0.1: 0.3, 0.2: 0.2, 0.4: 0.1}))
     assert said.startswith("WARNING: tuning chose at the edge of the 3 values that it tried")
     assert "(constant: learning_rate=0.4 is the highest; lawa: learning_rate=0.4 is the" in said

@@ -1,0 +1,176 @@
+"""No Train No Gain's recipes, once more under RST: which pays, is it the idea or its cost?
+
+(Kaddour et al. 2023, arXiv 2307.06440.) Each recipe under a fully decayed rate, with LAWA on top
+and without, beside the workload's own optimizer, at three budgets; all tuned alike; once charged
+for all that it runs, and once with whatever is no training step free. Writes a page and numbers.
+`python studies/no_train_no_gain.py --workload digits`
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from recipe_answers import BASELINE, Study, findings, numbers, page
+from runs import say
+
+from baselines.experiment import tuning
+from baselines.experiment.calibration import measure_profile
+from baselines.experiment.comparison import Comparison
+from baselines.experiment.lock import Lock, LockedError
+from baselines.experiment.manifest import FolderError
+from baselines.experiment.plan import Plan, check
+from baselines.experiment.resume import resume
+from baselines.experiment.store import budget_folder, read_profile, root_of, write_profile
+from baselines.methods.method import Method
+from baselines.methods.names import find
+from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.training.events import OnEvent
+from baselines.workloads import load
+from baselines.workloads.base import Workload
+from timing import Budget, CalibrationError, Profile, parse_seconds
+
+HERE = Path(__file__).parent
+WORKLOADS = {"deep-pydocs": str(HERE / "deep_pydocs.py"), "digits": "digits"}
+RECIPES = (
+    *("lion", "sophia", "selective-backprop", "rho-loss"),
+    *("layer-dropping", "layer-stacking"),
+)
+# What is no training step; what else a recipe runs is one.
+FREE = (
+    *("score", "score_by_id", "hessian", "irreducible_step", "irreducible_score"),
+    *("collect", "average", "statistics"),
+)
+# Three lengths; `--quick` is only to try the study out.
+BUDGETS, EVALUATIONS, TRIALS, SEEDS = "10s,20s,40s", 5, 8, 5
+QUICK = {"budgets": "0.2s,0.3s,0.4s", "evaluations": 2, "trials": 1, "seeds": 1}
+
+
+def methods_of(workload: Workload) -> tuple[Method, ...]:
+    """The baseline and the recipes that the workload is fit for, each without LAWA and with it."""
+    offered = [
+        recipe
+        for recipe in RECIPES
+        if all(getattr(workload, need) for need in find(recipe).recipe.needs)
+    ]
+    names = [BASELINE, *(f"{recipe}+{BASELINE}" for recipe in offered)]
+    return tuple(find(each) for name in names for each in (name, f"{name}+lawa"))
+
+
+def free_of(plan: Plan) -> tuple[str, ...]:
+    """The operations of a plan's methods that are no training step."""
+    names = {
+        operation
+        for method in plan.methods
+        for operation in (
+            *method.step_operations(plan.workload),
+            *method.max_evaluation_operations(plan.workload),
+        )
+    }
+    return tuple(name for name in names if name in FREE or name.startswith("stack_to_"))
+
+
+def compared(plan: Plan, profile: Profile, root: Path) -> Comparison:
+    """The comparison, tuned, gone on with or found in its folder."""
+    folder = budget_folder(root, plan)
+    numbers = itertools.count()
+
+    def one(trial: Plan, profile: Profile, on_event: OnEvent) -> Comparison:
+        path = folder.with_name(f"{folder.name}-trial-{next(numbers)}")
+        return resume(trial, profile, path, on_event)
+
+    return resume(tuning.tune(plan, profile, say, one), profile, folder, say)
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=tuple(WORKLOADS), default="deep-pydocs")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--budgets", default=BUDGETS, help="RST of a run, with commas between")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of a run")
+    parser.add_argument("--reference", type=Path, help="profile; default: measured now")
+    parser.add_argument("--folder", type=Path, default=Path("lawa-runs"), help="keeps trainings")
+    parser.add_argument("--out", type=Path, default=Path("claims"), help="for page and numbers")
+    parser.add_argument("--quick", action="store_true", help="a minute, to try it; proves nothing")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(QUICK)
+    for name in ("seeds", "trials", "evaluations"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1: {getattr(options, name)}")
+    return options, parser
+
+
+def plans_of(options: argparse.Namespace) -> Iterator[list[Plan]]:
+    """The plans of all budgets, charged; then the same with FREE free."""
+    workload = load(WORKLOADS[options.workload])
+    charged = [
+        Plan(
+            workload=workload,
+            methods=methods_of(workload),
+            seeds=tuple(range(options.seeds)),
+            budget=Budget(parse_seconds(each)),
+            learning_rate=workload.learning_rate,
+            evaluations=options.evaluations,
+            trials=options.trials,
+        )
+        for each in options.budgets.split(",")
+    ]
+    yield charged
+    yield [replace(plan, free=free_of(plan)) for plan in charged]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options, parser = parsed(arguments)
+    torch.set_num_threads(1)
+    try:
+        both = list(plans_of(options))
+        given = Profile.read(options.reference) if options.reference else None
+        text = given.model_dump_json() if given else ""
+        roots = [root_of(options.folder, plans, text) for plans in both]
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        with ExitStack() as locked:
+            for root in roots:
+                locked.enter_context(Lock(root))
+            profile = (
+                read_profile(roots[0]) or given or measure_profile(both[0][0], lambda *_: None)
+            )
+            try:
+                for plan in itertools.chain(*both):
+                    check(plan, profile)
+            except ValueError as error:
+                parser.error(str(error))
+            for root in roots:
+                write_profile(root, profile)
+            done = [
+                [compared(plan, profile, root) for plan in plans]
+                for plans, root in zip(both, roots, strict=True)
+            ]
+    except (
+        *(StorageError, CheckpointError, FolderError, LockedError),
+        *(CalibrationError, tuning.CutOffError),
+    ) as error:
+        sys.exit(f"error: {error}")
+    study = Study(*done)
+    answers = findings(study)
+    command = f"python studies/no_train_no_gain.py --workload {options.workload}"
+    command += " --quick" if options.quick else f" --seeds {options.seeds} --out docs/claims"
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"no-train-no-gain-{options.workload}"
+    path.with_suffix(".md").write_text(page(study, answers, command))
+    document = json.dumps(numbers(study, answers), indent=1, allow_nan=False)
+    path.with_suffix(".json").write_text(f"{document}\n")
+    print(f"{path}.md, {path}.json")
+
+
+if __name__ == "__main__":
+    main()
