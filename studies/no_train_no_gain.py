@@ -48,7 +48,7 @@ FREE = (
 )
 # Three lengths; `--quick` is only to try the study out.
 BUDGETS, EVALUATIONS, TRIALS, SEEDS = "10s,20s,40s", 5, 8, 5
-QUICK = {"budgets": "0.2s,0.3s,0.4s", "evaluations": 2, "trials": 1, "seeds": 1}
+QUICK = {"budgets": "0.1s,0.15s,0.2s", "evaluations": 2, "trials": 1, "seeds": 1}
 
 
 def methods_of(workload: Workload) -> tuple[Method, ...]:
@@ -98,7 +98,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument("--reference", type=Path, help="profile; default: measured now")
     parser.add_argument("--folder", type=Path, default=Path("lawa-runs"), help="keeps trainings")
     parser.add_argument("--out", type=Path, default=Path("claims"), help="for page and numbers")
-    parser.add_argument("--quick", action="store_true", help="a minute, to try it; proves nothing")
+    parser.add_argument("--quick", action="store_true", help="minutes, to try it; proves nothing")
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
