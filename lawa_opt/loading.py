@@ -100,7 +100,9 @@ def _losses(named: Sequence[tuple[str, Tensor, Any]], window: Window) -> list[st
     if held and saved_k != window.k:
         kept = min(held, window.k)
         which = f"all {held}" if kept == held else f"the {kept} newest of {held}"
-        notes.append(f"it is of k={saved_k} and this LAWA of k={window.k}: {which} snapshots stay")
+        notes.append(
+            f"its window is of k={saved_k} and this LAWA of k={window.k}: {which} snapshots stay"
+        )
     for tensor, entry in entries:
         saved, kept_in = (entry.get(f"{PREFIX}0", tensor).dtype, window.dtype or tensor.dtype)
         if tensor.dtype in DTYPES and torch.promote_types(saved, kept_in) != kept_in:

@@ -50,7 +50,7 @@ def refuse_existing(
     if target.is_dir() and not any(target.iterdir()):
         return
     if not overwrite:
-        raise CheckpointError(f"{target} exists: say --overwrite, or give another --out")
+        raise CheckpointError(f"{target} exists: say --overwrite, or write to another name")
     if target.is_dir() and not (target / IN_FOLDERS).is_file():
         raise CheckpointError(
             f"{target} was not written by lawa_opt (it has no {IN_FOLDERS}), so it is not replaced"
