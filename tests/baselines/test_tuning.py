@@ -352,15 +352,12 @@ def test_what_cannot_be_run_is_refused_before_any_training() -> None:
 
 
 def test_a_range_beyond_what_a_setting_can_be_is_refused(own: str) -> None:
-    for wrong, message in (
-        ('"decay": Range(0.1, 1.5)', "own.decay from 0.1 to 1.5: own.decay: decay must be below"),
-        ('"momentum": Range(0.1, 0.9)', "own.momentum from 0.1 to 0.9: own.momentum is no setting"),
-    ):
-        text = OWN_METHOD.replace('"k": Range(2, 5, whole=True)', wrong)
-        Path(own).write_text(text.replace('    space["decay"] = Range(0.1, 0.5)\n', ""))
-        plan = dataclasses.replace(PLAN, methods=(METHODS[0], find(own)))
-        with pytest.raises(ValueError, match=f"own.py cannot tune {message}"):
-            trials(plan, 1)
+    text = OWN_METHOD.replace('"k": Range(2, 5, whole=True)', '"decay": Range(0.1, 1.5)')
+    Path(own).write_text(text.replace('    space["decay"] = Range(0.1, 0.5)\n', ""))
+    plan = dataclasses.replace(PLAN, methods=(METHODS[0], find(own)))
+    said = "own.py cannot tune own.decay from 0.1 to 1.5: own.decay: decay must be below"
+    with pytest.raises(ValueError, match=said):
+        trials(plan, 1)
 
 
 def test_the_runner_handed_in_carries_out_every_trial() -> None:
