@@ -166,7 +166,7 @@ def kill_a_training(command, moments):
 
 def found_in(folder, done):
     """Every number of every run, what MLflow has of them, and the table."""
-    from baselines.experiment.store import read_comparison
+    from baselines.experiment.kept import read_comparison
 
     (root,) = (folder / "lawa-runs").iterdir()
     runs = {f"{run.method}, seed {run.seed}": asdict(run) for run in read_comparison(root).runs}

@@ -36,7 +36,7 @@ class FittedWeights(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """What the loss on the other batches falls by against the uniform mean, below 0 if not."""
+        """Return how far the loss on the other batches falls below that of the uniform mean."""
         return self.uniform_loss - self.loss
 
 

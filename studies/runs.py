@@ -22,12 +22,7 @@ from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan, check
 from baselines.experiment.resume import resume
-from baselines.experiment.store import (
-    budget_folder,
-    read_profile,
-    root_of,
-    write_profile,
-)
+from baselines.experiment.store import budget_folder, read_profile, root_of, write_profile
 from baselines.methods.names import find
 from baselines.training.checkpoint import CheckpointError, StorageError
 from baselines.training.events import Ended, Event

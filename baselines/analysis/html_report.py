@@ -19,7 +19,7 @@ from baselines.analysis.heat_map import heat_map
 from baselines.analysis.report import Report, Table, report_of
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.store import Kept
+from baselines.experiment.kept import Kept
 from timing.secrets import hide
 
 # What a page begins with, by which one is known.

@@ -36,10 +36,11 @@ from baselines.cli.options import (
 from baselines.cli.publishing import publish_command
 from baselines.cli.reporting import report_command
 from baselines.experiment.ablation import WindowConfig, methods_of
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan
-from baselines.experiment.store import read_comparison, root_of
+from baselines.experiment.store import root_of
 from baselines.methods.averagers.lawa import MOST_SNAPSHOTS
 from baselines.methods.names import AVERAGERS, DEFAULT, RECIPES, SCHEDULES, SHORT
 from baselines.training import distributed

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from baselines.cli.console import say
+from baselines.experiment.kept import Kept, folders_of
 from baselines.experiment.lock import Lock, LockedError, is_locked
 from baselines.experiment.manifest import REFERENCE, FolderError
-from baselines.experiment.store import Kept, folders_of
 from baselines.tracking.follow import SECONDS_AT_END
 from baselines.tracking.store_address import take_password_out
 from timing.cli import commandline

@@ -9,8 +9,8 @@ import typer
 
 from baselines.analysis import html_report
 from baselines.cli.console import say
+from baselines.experiment.kept import Kept, folders_of
 from baselines.experiment.manifest import FolderError
-from baselines.experiment.store import Kept, folders_of
 from baselines.training.checkpoint import StorageError, write_atomically
 from timing.cli import commandline
 

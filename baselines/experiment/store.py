@@ -24,18 +24,15 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import MANIFEST, REFERENCE, FolderError, Manifest
 from baselines.experiment.plan import Plan, Task, tasks
 from baselines.external import digest_of
 from baselines.training.checkpoint import StorageError, write_atomically
-from baselines.training.events import EVENTS, Event, fold, read_events
+from baselines.training.events import EVENTS, fold, read_events
 from baselines.training.results import TrainingResult
-from baselines.workloads.base import Workload
 from timing import Profile, ProfileError
 
 
@@ -130,7 +127,7 @@ def read_outcome(folder: Path, task: Task) -> TrainingResult | None:
     Raises:
         FolderError: its events are damaged.
     """
-    with _damage_told(task_folder(folder, task)) as path:
+    with damage_told(task_folder(folder, task)) as path:
         result = fold(read_events(path))
         found = [(run.method, run.seed) for run in result.runs] if result else []
         if result and found != [(method, task.seed) for method in task.methods]:
@@ -139,7 +136,8 @@ def read_outcome(folder: Path, task: Task) -> TrainingResult | None:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[Path]:
+def damage_told(path: Path) -> Iterator[Path]:
+    """Say of a training's folder that its events are damaged, where the block finds that."""
     try:
         yield path
     except ValueError as error:
@@ -178,128 +176,4 @@ def check_kept(folder: Path, id_: str, comparison: Comparison) -> None:
         f"{folder} was removed in whole or in part while the comparison ran "
         f"({lost[0] if lost else folder / MANIFEST} is gone): the same command trains again "
         "what is missing there"
-    )
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A comparison as its folder has it, without its workload's model and data.
-
-    Attributes:
-        folder: of a budget.
-        manifest: as it is there.
-        plan: that it is of; its workload can be asked for names alone.
-        profile: of the reference machine.
-    """
-
-    folder: Path
-    manifest: Manifest
-    plan: Plan
-    profile: Profile
-
-    @classmethod
-    def read(cls, folder: Path) -> Kept:
-        """Return what a budget's folder has; nothing that it names is run.
-
-        Raises:
-            FolderError: it holds no comparison, or it or its profile is damaged.
-        """
-        manifest = Manifest.read(folder)
-        profile = read_profile(folder.parent)
-        if profile is None:
-            raise FolderError(f"{folder.parent} has no {REFERENCE}")
-        try:
-            plan = manifest.plan(_without_data(manifest))
-        except FolderError:
-            raise
-        except ValueError as error:
-            raise FolderError(f"{folder / MANIFEST} is damaged: {error}") from error
-        return cls(folder, manifest, plan, profile)
-
-    def comparison(self, *, with_failed: bool = False) -> Comparison:
-        """Return the comparison, which has ended.
-
-        Args:
-            with_failed: whether a training that was cut off by an error counts as ended; the same
-                command would train it again.
-
-        Raises:
-            FolderError: a training has not ended, or its events are damaged.
-        """
-        read = read_outcome if with_failed else read_result
-        trainings = []
-        for task in tasks(self.plan):
-            result = read(self.folder, task)
-            if result is None:
-                raise FolderError(
-                    f"{self.folder} has not ended: seed {task.seed} of {', '.join(task.methods)} "
-                    "is missing"
-                )
-            trainings.append(result)
-        return Comparison(self.plan, self.profile, tuple(trainings))
-
-    def logs(self) -> list[list[Event]]:
-        """Return what each training has told so far, whole where it has ended; seed by seed.
-
-        Raises:
-            FolderError: a log is damaged.
-        """
-        logs = []
-        for path in self.folder.glob(f"*/{EVENTS}"):
-            with _damage_told(path.parent):
-                logs.append(read_events(path.parent))
-                fold(logs[-1])
-        places = {seed: place for place, seed in enumerate(self.plan.seeds)}
-        return sorted(filter(None, logs), key=lambda log: places.get(log[0].seed, len(places)))
-
-
-def folders_of(folder: Path) -> list[Path]:
-    """Return the folders of the budgets of a command, or the folder itself if it is of one.
-
-    Raises:
-        FolderError: it is neither.
-    """
-    if (folder / REFERENCE).exists():
-        found = [path.parent for path in folder.glob(f"*s/{MANIFEST}")]
-        return sorted(found, key=lambda path: (len(path.name), path.name))
-    if not (folder / MANIFEST).exists():
-        raise FolderError(f"{folder} holds no comparison: there is no {MANIFEST} in it")
-    return [folder]
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """Return a comparison that has ended, without its workload's model and data.
-
-    Args:
-        folder: of a budget, or of a command of one budget.
-
-    Raises:
-        FolderError: there is none, it or its profile is damaged, or it has not ended.
-    """
-    inside = folders_of(folder)
-    if len(inside) != 1:
-        names = ", ".join(str(path) for path in inside) or "none"
-        raise FolderError(f"{folder} holds not one comparison but {names}: name one of them")
-    return Kept.read(inside[0]).comparison()
-
-
-def _without_data(manifest: Manifest) -> Workload:
-    def absent(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError(f"only the results of {manifest.workload} were read, not its data")
-
-    return Workload(
-        name=manifest.workload,
-        metric=manifest.metric,
-        make_model=absent,
-        make_optimizer=absent,
-        learning_rate=manifest.learning_rate,
-        batches=absent,
-        loss=absent,
-        evaluate=absent,
-        evaluate_test=absent,
-        budget_seconds=manifest.budget_seconds,
-        signature=manifest.signature,
-        data=manifest.data,
-        source=manifest.source,
-        higher_is_better=manifest.higher_is_better,
     )

@@ -21,8 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.kept import Kept, folders_of
 from baselines.experiment.manifest import FolderError
-from baselines.experiment.store import Kept, folders_of
 from baselines.tracking import said, saved_view
 from baselines.tracking.mlflow_run import Measured, RunInMlflow, Sent
 from baselines.tracking.mlflow_store import (

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from baselines.experiment.kept import Kept
 from baselines.experiment.plan import Task
-from baselines.experiment.store import Kept, task_folder
+from baselines.experiment.store import task_folder
 from baselines.tracking import said
 from baselines.tracking.mlflow_run import Measured, RunInMlflow
 from baselines.training.events import (

@@ -19,8 +19,8 @@ from baselines.analysis.heat_map import heat_map
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.kept import Kept
 from baselines.experiment.plan import RATE, Plan
-from baselines.experiment.store import Kept
 from baselines.methods.method import Method
 from baselines.tracking.saved_view import X_AXIS
 from baselines.training.results import Point, Run, TrainingResult

@@ -14,9 +14,9 @@ from baselines.analysis.charges import paid_once, totals
 from baselines.cli import options
 from baselines.experiment import store
 from baselines.experiment.comparison import Comparison, compare
+from baselines.experiment.kept import Kept, folders_of, read_comparison
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.plan import Plan, check
-from baselines.experiment.store import Kept, read_comparison
 from baselines.methods.names import find
 from baselines.methods.part import MethodError
 from baselines.tracking import said
@@ -164,7 +164,7 @@ def test_every_table_title_and_plot_says_it(free: Comparison, tmp_path: Path) ->
         assert isinstance(figure, Figure)
         assert figure.axes[0].get_title().endswith(", average FREE")
     root = comparisons.kept(free, tmp_path)
-    kept = Kept.read(store.folders_of(root)[0])
+    kept = Kept.read(folders_of(root)[0])
     page = html_report.page([(kept, read_comparison(root))])
     assert page.count("average FREE") > 4
     assert said.name_of(kept.plan).endswith(", average FREE")

@@ -19,8 +19,8 @@ from baselines.analysis.heat_map import heat_map
 from baselines.analysis.tables import rows
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.comparison import Comparison, compare
+from baselines.experiment.kept import Kept, read_comparison
 from baselines.experiment.plan import Plan
-from baselines.experiment.store import Kept, read_comparison
 from baselines.experiment.tuning import tune, winners
 from baselines.methods.method import Method
 from baselines.methods.names import find

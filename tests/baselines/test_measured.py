@@ -10,7 +10,7 @@ from baselines.analysis import measured
 from baselines.analysis.html_report import page
 from baselines.analysis.report import markdown, report_of
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.store import Kept
+from baselines.experiment.kept import Kept
 from baselines.tracking import said
 from baselines.training.measurement import Measurement, Timed
 from tests.support.comparisons import CURVES, comparison, kept

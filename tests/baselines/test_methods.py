@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from baselines.cli import options
 from baselines.cli.dry_run import estimate
 from baselines.experiment.calibration import calibration_target, measure_profile, operations
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.plan import Plan, costs_depend_on, methods_by_training
-from baselines.experiment.store import read_comparison
 from baselines.methods.averagers.ema import EmaPart
 from baselines.methods.averagers.swa import SwaPart
 from baselines.methods.names import (

@@ -37,9 +37,9 @@ def test_warnings_of_one_kind_are_one_line() -> None:
     )
     assert found == [
         "the RST of the reference iteration is known to ±6.4% only: give it more time",
-        "processes 1, 2, 5: up to: other processes kept 1.9 cores busy: close them",
+        "processes 1, 2, 5: at worst, other processes kept 1.9 cores busy: close them",
         "process 3: its additivity error is -16.6%",
-        "train_step, evaluate: up to: 4.9 times as long in one process as in another (0.0035 to "
+        "train_step, evaluate: at worst, 4.9 times as long in one process as in another (0.0035 to "
         "1.7e-05 s)",
     ]
 

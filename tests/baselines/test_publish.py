@@ -19,9 +19,10 @@ import torch
 
 from baselines.analysis import report
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.kept import Kept
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.plan import Trial, tasks
-from baselines.experiment.store import Kept, budget_folder, task_folder
+from baselines.experiment.store import budget_folder, task_folder
 from baselines.tracking import said, saved_view
 from baselines.tracking.mlflow_run import Sent
 from baselines.tracking.publish import Published, Publisher

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from baselines.experiment.store import read_comparison
+from baselines.experiment.kept import read_comparison
 from baselines.training.results import TrainingResult
 from tests.support import warm_python
 from tests.support.kept_comparison import PROFILE

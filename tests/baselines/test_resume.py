@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baselines.experiment.comparison import Comparison, compare
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, read_comparison, root_of, write_profile
+from baselines.experiment.store import budget_folder, root_of, write_profile
 from baselines.methods.names import NAMES, RECIPES, find
 from baselines.training.checkpoint import (
     CheckpointError,

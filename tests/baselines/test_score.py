@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from baselines.analysis import report, score
 from baselines.analysis.performance_profile import performance_profile
 from baselines.cli.app import app
-from baselines.experiment import store
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.kept import read_comparison
 from tests.support.comparisons import CURVES, comparison, kept
 from timing import Budget
 
@@ -198,7 +198,7 @@ def test_a_changed_file_of_a_comparison_is_scored_or_refused_in_a_line(
         assert done.exit_code in (0, 2), done.output
         assert not done.exception or isinstance(done.exception, SystemExit)
         if not done.exit_code:
-            assert report.markdown(store.read_comparison(whole))
+            assert report.markdown(read_comparison(whole))
     finally:
         path.write_text(before)
 

@@ -15,16 +15,12 @@ from baselines.cli.app import app
 from baselines.experiment import tuning
 from baselines.experiment.comparison import Comparison, compare
 from baselines.experiment.executor import run_parallel
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.manifest import FolderError, Manifest
 from baselines.experiment.plan import Plan, Trial
 from baselines.experiment.processes import Processes
 from baselines.experiment.resume import resume
-from baselines.experiment.store import (
-    budget_folder,
-    read_comparison,
-    write_or_verify,
-    write_profile,
-)
+from baselines.experiment.store import budget_folder, write_or_verify, write_profile
 from baselines.experiment.worker import work
 from baselines.methods.method import Method
 from baselines.methods.names import find

@@ -17,8 +17,9 @@ import pytest
 from scipy import stats
 
 from baselines.experiment.comparison import Comparison
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.plan import Plan, Task
-from baselines.experiment.store import read_comparison, read_result
+from baselines.experiment.store import read_result
 from baselines.methods.names import find
 from baselines.training.results import Run, TrainingResult
 from tests.support.comparisons import WORKLOAD, run

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from baselines.experiment.comparison import compare
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.lock import Lock, LockedError
-from baselines.experiment.store import read_comparison
 from baselines.training.checkpoint import Checkpoints
 from tests.support.calibrated_file import SETUP
 from tests.support.kept_comparison import PROFILE, plan_of, results

@@ -16,10 +16,11 @@ import torch
 
 from baselines.cli.app import app
 from baselines.experiment.comparison import compare
+from baselines.experiment.kept import read_comparison
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, check_kept, read_comparison, write_or_verify
+from baselines.experiment.store import budget_folder, check_kept, write_or_verify
 from baselines.methods.names import find
 from baselines.workloads import load
 from tests.support.commands import Command

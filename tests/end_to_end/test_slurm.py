@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines.experiment.store import read_comparison
+from baselines.experiment.kept import read_comparison
 from tests.support import warm_python
 from tests.support.commands import command
 from tests.support.kept_comparison import plan_of, results

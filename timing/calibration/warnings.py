@@ -60,7 +60,7 @@ def by_kind(warnings: Iterable[str]) -> list[str]:
         text = found[0][1]
         if len(found) > 1:
             # The same in other words for each: the one with the largest first number is shown.
-            text = f"up to: {max((text for _, text in found), key=_first_number)}"
+            text = f"at worst, {max((text for _, text in found), key=_first_number)}"
         if abouts and all(about.startswith("process ") for about in abouts):
             numbers = ", ".join(about.removeprefix("process ") for about in abouts)
             abouts = [f"process{'es' if len(abouts) > 1 else ''} {numbers}"]
