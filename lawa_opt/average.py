@@ -14,7 +14,7 @@ from lawa_opt.buffers import Buffers
 from lawa_opt.messages import is_called_from, warn
 from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.schedule import CollectSchedule
-from lawa_opt.swap import forget_derived
+from lawa_opt.swap import Swap, forget_derived
 from lawa_opt.weights_by_step import Weigh
 from lawa_opt.window import Window
 
@@ -145,6 +145,13 @@ class Average:
         if self.buffers.modules and "coverage" not in self.said:
             self.said.add("coverage")
             coverage.warn_of_bare_optimizers(self.buffers.modules, averaged, self.base)
+
+    def warn_of_half(self, swap: Swap, began: int) -> None:
+        """Warn, once, where another LAWA of the model was not read beside a swap that has ended."""
+        if self.buffers.modules and "half" not in self.said:
+            self.said.add("half")
+            averaged = set(map(id, swap.tensors))
+            coverage.warn_of_half_averages(self.buffers.modules, averaged, self.base, began)
 
     def means(
         self, k: int | None, dtype: torch.dtype | None, weigh: Weigh = UNIFORM

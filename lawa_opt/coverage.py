@@ -74,18 +74,44 @@ def warn_of_bare_optimizers(
     modules: Sequence[nn.Module], held: Collection[int], own: Optimizer
 ) -> None:
     """Warn of parameters of the modules that are trained by an optimizer without a LAWA."""
-    missing = {
-        name: parameter
-        for module in modules
-        for name, parameter in module.named_parameters()
-        if id(parameter) not in held and parameter.requires_grad
-    }
-    for other, trained in _trained_by_others(missing, [own]) if missing else ():
+    for other, trained in _trained_by_others(_missing(modules, held), [own]):
         if not hasattr(other, "window"):
             warn(
                 f"{few(trained)} stay live beside averaged weights, for {_kind(other)} trains "
                 f"them and is in no LAWA: wrap them in one, LAWA([{_kind(own)}, {_kind(other)}])"
             )
+
+
+def warn_of_half_averages(
+    modules: Sequence[nn.Module], held: Collection[int], own: Optimizer, began: int
+) -> None:
+    """Warn of parameters of the modules whose own LAWA has not put its average in meanwhile.
+
+    Args:
+        modules: known to be of the model.
+        held: ids of the tensors that were averaged.
+        own: the optimizer whose average was in the model.
+        began: when that was put in; see `Swaps`.
+    """
+    for other, trained in _trained_by_others(_missing(modules, held), [own]):
+        swaps = getattr(other, "swaps", None)
+        if swaps is not None and not swaps and swaps.ended < began:
+            kinds = f"{_kind(own)}, {_kind(other)}"
+            warn(
+                f"{few(trained)} stayed live beside averaged weights, for the LAWA of "
+                f"{_kind(other)} trains them, and its average was not in the model: wrap both in "
+                f"one, LAWA([{kinds}]), or enter both"
+            )
+
+
+def _missing(modules: Sequence[nn.Module], held: Collection[int]) -> dict[str, Tensor]:
+    """Return the parameters of modules that are trained and not among the held ones."""
+    return {
+        name: parameter
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in held and parameter.requires_grad
+    }
 
 
 def _refuse_replaced_parameters(
@@ -113,6 +139,8 @@ def _trained_by_others(
     missing: Mapping[str, Tensor], own: Sequence[Optimizer]
 ) -> list[tuple[Optimizer, list[str]]]:
     """Return further optimizers of this process, and what each trains of the missing."""
+    if not missing:
+        return []
     mine = {id(each) for optimizer in own for each in (optimizer, *parts_of(optimizer))}
     others = [o for o in _optimizers() if id(getattr(o, "base", o)) not in mine]
     named = [(other, _trained_by(missing, [other])) for other in others]

@@ -130,6 +130,7 @@ class Exchange:
                     "since eval(), as by loading a checkpoint into the model: they are kept, and "
                     "their live values from before eval() are gone"
                 )
+            self.average.warn_of_half(swap, self.swaps.began)
         if hasattr(self.base, "train"):
             self.base.train()
             self.stamp()
@@ -227,6 +228,8 @@ class AveragedBlock(ContextDecorator, AbstractContextManager[None]):
                 f"{len(self.swap.changed)} of {len(self.swap.tensors)} tensors were written to "
                 "inside averaged(): that is lost, and the live weights are back"
             )
+        if kind is None and self.swap is not None and not self.exchange.swaps:
+            self.exchange.average.warn_of_half(self.swap, self.exchange.swaps.began)
 
     def _put_back(self) -> None:
         if self.swap is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from lawa_opt.swap import Swap, forget_derived
 # Of all LAWAs, in the order in which they began. Two may hold the same tensor, such as a buffer of
 # a model with two optimizers, and may end in any order.
 _under_way: list[weakref.ref[Swap]] = []
+_moments = itertools.count(1)
 
 
 def _others_of(swap: Swap) -> tuple[list[Swap], list[Swap]]:
@@ -34,7 +36,15 @@ def live_values(swap: Swap) -> list[Tensor]:
 
 
 class Swaps(list[Swap]):
-    """The swaps of one LAWA that are under way, those of inner blocks after those of outer ones."""
+    """The swaps of one LAWA that are under way, those of inner blocks after those of outer ones.
+
+    Attributes:
+        began: when the latest outermost one did, counted over all LAWAs of this process.
+        ended: when the latest outermost one did, by the same count.
+    """
+
+    began = 0
+    ended = 0
 
     def refuse_any(self, what: str) -> None:
         """Refuse what is not for averaged weights.
@@ -52,6 +62,8 @@ class Swaps(list[Swap]):
         """Have a swap under way; the average is written after this."""
         if self:
             self[-1].note_changes()
+        else:
+            self.began = next(_moments)
         self.append(swap)
         _under_way.append(weakref.ref(swap))
         forget_derived(swap.tensors)
@@ -93,5 +105,7 @@ class Swaps(list[Swap]):
         for inner in self[depth:]:
             inner.ended = True
         del self[depth:]
+        if not self:
+            self.ended = next(_moments)
         if failed:
             raise failed

@@ -163,6 +163,35 @@ def test_a_bare_optimizer_beside_it_is_told_of_where_the_model_is_known() -> Non
         pass
 
 
+@pytest.mark.parametrize("by_block", [True, False])
+def test_half_of_an_average_is_told_of_where_the_model_is_known(by_block: bool) -> None:
+    model = small_model()
+    own, other = (LAWA(each, k=3, every=1, buffers=model) for each in by_dimension(model))
+    train_both(model, (own, other))
+    message = r"0.bias, 2.bias stayed live .*LAWA of AdamW .*LAWA\(\[Muon, AdamW\]\)"
+    if by_block:
+        # Inside, outside, and a block within a block of its own.
+        with own.averaged(), other.averaged(), own.averaged(k=1):
+            pass
+        own.average.said.clear()
+        with other.averaged(), own.averaged():
+            pass
+        own.average.said.clear()
+        with pytest.warns(UserWarning, match=message), own.averaged():
+            pass
+        with own.averaged():  # once
+            pass
+    else:
+        own.eval()
+        other.eval()
+        own.train()
+        other.train()
+        own.average.said.clear()
+        own.eval()
+        with pytest.warns(UserWarning, match=message):
+            own.train()
+
+
 def test_masters_of_a_part_are_named_as_such() -> None:
     model = small_model()
     model[0].bfloat16()
