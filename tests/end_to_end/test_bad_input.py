@@ -430,6 +430,7 @@ def test_an_interrupt_is_a_line(tmp_path: Path) -> None:
     }
     for number, process in started.items():
         assert process.stdout
+        assert process.stdout.readline().startswith("Reading the plan.")
         assert process.stdout.readline() == "begun\n"
         process.send_signal(number)
         assert process.communicate()[1] == "interrupted\n"
