@@ -318,6 +318,9 @@ def test_a_profile_serves_every_method_of_the_table_but_recipes() -> None:
     found = operations(digits.load(), [], {"k": 3})
     for name in NAMES:
         method = find(name)
+        if any(getattr(WORKLOAD, need) is None for need in method.recipe.needs):
+            assert name in RECIPES
+            continue
         used = {*method.step_operations(WORKLOAD), *method.max_evaluation_operations(WORKLOAD)}
         assert bool(used - found.keys()) == (name in RECIPES)
 

@@ -53,7 +53,7 @@ def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def table(out: str) -> str:
-    return out[out.rindex("of RST each") :].split("Nothing was sent")[0]
+    return out[out.rindex("of RST each") :].split("- Measured seconds")[0]
 
 
 def test_a_cancelled_job_is_marked_and_gone_on_with(
