@@ -1,23 +1,22 @@
 """Fixed-budget comparisons of weight averaging with the fully decayed learning rate."""
 
-import timing
+from __future__ import annotations
 
-# PyPI has another package called `timing`.
-if not hasattr(timing, "Account"):
-    raise ImportError(
-        f"the `timing` found at {timing.__file__} is not lawa-opt's; uninstall the other package, "
-        "or put lawa-opt before it on the path"
-    )
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from baselines.experiment.comparison import compare
-from baselines.experiment.plan import Plan
-from baselines.methods.averagers import Averager, AveragerPart
-from baselines.methods.method import Method
-from baselines.methods.part import Range
-from baselines.methods.recipes import Recipe, RecipePart, Step
-from baselines.methods.schedules import SchedulePart
-from baselines.workloads import Workload
-from timing import Operation
+if TYPE_CHECKING:
+    from baselines.experiment.comparison import compare
+    from baselines.experiment.plan import Plan
+    from baselines.methods.averagers import Averager, AveragerPart
+    from baselines.methods.method import Method
+    from baselines.methods.part import Range
+    from baselines.methods.recipes import Recipe, RecipePart, Step
+    from baselines.methods.schedules import SchedulePart
+    from baselines.workloads import Workload
+    from timing import Operation
 
 __all__ = [
     "Averager",
@@ -33,3 +32,37 @@ __all__ = [
     "Workload",
     "compare",
 ]
+
+# PyPI has another package called `timing`.
+_timing = find_spec("timing")
+_found = Path(_timing.origin) if _timing and _timing.origin else None
+if _found is None or not (_found.parent / "rst").is_dir():
+    raise ImportError(
+        f"the `timing` found at {_found} is not lawa-opt's; uninstall the other package, or put "
+        "lawa-opt before it on the path"
+    )
+
+_MODULES = (
+    "baselines.experiment.comparison",
+    "baselines.experiment.plan",
+    "baselines.methods.averagers",
+    "baselines.methods.method",
+    "baselines.methods.part",
+    "baselines.methods.recipes",
+    "baselines.methods.schedules",
+    "baselines.workloads",
+    "timing",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for, so that a command speaks before torch is there."""
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'baselines' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
