@@ -42,26 +42,27 @@ if _found is None or not (_found.parent / "rst").is_dir():
         "lawa-opt before it on the path"
     )
 
-_MODULES = (
-    "baselines.experiment.comparison",
-    "baselines.experiment.plan",
-    "baselines.methods.averagers",
-    "baselines.methods.method",
-    "baselines.methods.part",
-    "baselines.methods.recipes",
-    "baselines.methods.schedules",
-    "baselines.workloads",
-    "timing",
-)
+_MODULE_OF = {
+    "Averager": "baselines.methods.averagers",
+    "AveragerPart": "baselines.methods.averagers",
+    "Method": "baselines.methods.method",
+    "Operation": "timing",
+    "Plan": "baselines.experiment.plan",
+    "Range": "baselines.methods.part",
+    "Recipe": "baselines.methods.recipes",
+    "RecipePart": "baselines.methods.recipes",
+    "SchedulePart": "baselines.methods.schedules",
+    "Step": "baselines.methods.recipes",
+    "Workload": "baselines.workloads",
+    "compare": "baselines.experiment.comparison",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for, so that a command speaks before torch is there."""
-    if name in __all__:
-        for module in map(import_module, _MODULES):
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module 'baselines' has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'baselines' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

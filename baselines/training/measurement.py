@@ -63,14 +63,17 @@ class Measurement:
     @property
     def gpu_joules(self) -> float | None:
         """Joules of all devices from begin to end; None where one of them is not told."""
-        told = [use.energy_joules for use in self.gpus if use.energy_joules is not None]
-        is_whole = self.processes == 1 and len(told) == len(self.gpus) > 0
-        return sum(told) if is_whole else None
+        return self._of_all_gpus(use.energy_joules for use in self.gpus)
 
     @property
     def gpu_active_seconds(self) -> float | None:
         """Active seconds of all devices together; None where one of them is not told."""
-        told = [use.active.gpu_active_seconds for use in self.gpus if use.active is not None]
+        active = (use.active for use in self.gpus)
+        return self._of_all_gpus(each.gpu_active_seconds if each else None for each in active)
+
+    def _of_all_gpus(self, values: Iterable[float | None]) -> float | None:
+        """Return the sum over all devices; None where one is not told, or what came before."""
+        told = [value for value in values if value is not None]
         is_whole = self.processes == 1 and len(told) == len(self.gpus) > 0
         return sum(told) if is_whole else None
 

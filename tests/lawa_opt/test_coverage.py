@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from lawa_opt import LAWA
-from tests.support.small_training import loss_of, same, small_model, train, weights_of
-
-
-def by_dimension(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if p.ndim != 2]
-    return torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)
-
-
-def train_both(model: nn.Module, optimizers: Any, steps: int = 4) -> list[list[torch.Tensor]]:
-    history = []
-    for step in range(steps):
-        for opt in optimizers:
-            opt.zero_grad()
-        loss_of(model, step).backward()
-        for opt in optimizers:
-            opt.step()
-        history.append(weights_of(model))
-    return history
+from tests.support.small_training import (
+    by_dimension,
+    loss_of,
+    same,
+    small_model,
+    train,
+    train_apart,
+    weights_of,
+)
 
 
 @pytest.mark.parametrize("reading", ["averaged_state_dict", "averaged_model"])
 def test_two_optimizers_are_averaged_together_or_not_at_all(reading: str) -> None:
     model = small_model()
     muon, adam = (LAWA(base, k=3, every=1) for base in by_dimension(model))
-    history = train_both(model, (muon, adam))
+    history = train_apart(model, (muon, adam), 4)
     mean = [torch.stack(tensors).mean(0) for tensors in zip(*history[-3:], strict=True)]
     for one, other, named in ((muon, adam, r"0.bias, 2.bias"), (adam, muon, r"0.weight, 2.weight")):
         with pytest.raises(ValueError, match=rf"{named} would be live.*others=\[its LAWA\]"):
@@ -51,7 +40,7 @@ def test_an_optimizer_without_a_lawa_is_named() -> None:
     model = small_model()
     muon, adam = by_dimension(model)
     opt = LAWA(muon, k=3, every=1)
-    train_both(model, (opt, adam))
+    train_apart(model, (opt, adam), 4)
     with pytest.raises(ValueError, match=r"0.bias, 2.bias .*AdamW trains them: wrap them in one"):
         opt.averaged_state_dict(model)
     for name, parameter in model.named_parameters():
@@ -149,7 +138,7 @@ def test_a_bare_optimizer_beside_it_is_told_of_where_the_model_is_known() -> Non
     model = small_model()
     muon, adam = by_dimension(model)
     opt = LAWA(muon, k=3, every=1, buffers=model)
-    train_both(model, (opt, adam))
+    train_apart(model, (opt, adam), 4)
     message = r"0.bias, 2.bias stay live .*AdamW trains them and is in no LAWA"
     with pytest.warns(UserWarning, match=message), opt.averaged():
         pass
@@ -157,7 +146,7 @@ def test_a_bare_optimizer_beside_it_is_told_of_where_the_model_is_known() -> Non
         pass
     other = LAWA(adam, k=3, every=1)
     whole = LAWA(by_dimension(model)[0], k=3, every=1, buffers=model)
-    train_both(model, (whole, other))
+    train_apart(model, (whole, other), 4)
     del muon
     with whole.averaged(), other.averaged():
         pass
@@ -167,7 +156,7 @@ def test_a_bare_optimizer_beside_it_is_told_of_where_the_model_is_known() -> Non
 def test_half_of_an_average_is_told_of_where_the_model_is_known(by_block: bool) -> None:
     model = small_model()
     own, other = (LAWA(each, k=3, every=1, buffers=model) for each in by_dimension(model))
-    train_both(model, (own, other))
+    train_apart(model, (own, other), 4)
     message = r"0.bias, 2.bias stayed live .*LAWA of AdamW .*LAWA\(\[Muon, AdamW\]\)"
     if by_block:
         # Inside, outside, and a block within a block of its own.
@@ -231,7 +220,7 @@ def test_buffers_of_a_part_that_another_optimizer_trains() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
     muon, adam = by_dimension(model)
     one, other = LAWA(muon, k=2, every=1, buffers=[model[1]]), LAWA(adam, k=2, every=1)
-    train_both(model, (one, other))
+    train_apart(model, (one, other), 4)
     with one.averaged(), other.averaged():
         pass
     one.averaged_state_dict(model, others=[other])

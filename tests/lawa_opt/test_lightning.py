@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lawa_opt import LAWA
+from tests.support.no_network import refuse_connections
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -39,10 +39,7 @@ K, EPOCHS, STEPS_AN_EPOCH = 3, 3, 4
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Any, address: Any) -> None:
-        raise AssertionError(f"Lightning connects to {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    refuse_connections(monkeypatch, "Lightning")
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

@@ -19,25 +19,16 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lawa_opt import LAWA
-from tests.support.small_training import everything, loss_of, same, small_model, train, weights_of
-
-
-def by_dimension(model: nn.Module) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if p.ndim != 2]
-    return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)]
-
-
-def train_apart(model: nn.Module, optimizers: list[Any], steps: int) -> list[list[Tensor]]:
-    history = []
-    for step in range(steps):
-        for opt in optimizers:
-            opt.zero_grad()
-        loss_of(model, step).backward()
-        for opt in optimizers:
-            opt.step()
-        history.append(weights_of(model))
-    return history
+from tests.support.small_training import (
+    by_dimension,
+    everything,
+    loss_of,
+    same,
+    small_model,
+    train,
+    train_apart,
+    weights_of,
+)
 
 
 def test_they_train_as_apart_and_the_whole_model_is_averaged() -> None:

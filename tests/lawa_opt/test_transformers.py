@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lawa_opt import LAWA
+from tests.support.no_network import refuse_connections
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -29,10 +29,7 @@ K, STEPS, EVERY = 3, 9, 3
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Any, address: Any) -> None:
-        raise AssertionError(f"the Trainer connects to {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    refuse_connections(monkeypatch, "the Trainer")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,26 @@ def small_model(seed: int = 0) -> nn.Module:
 def loss_of(model: nn.Module, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
     return model(torch.randn(16, 4, generator=generator)).square().mean()
+
+
+def by_dimension(model: nn.Module) -> list[Optimizer]:
+    """Muon for the matrices of a model, and AdamW for the rest."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim != 2]
+    return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)]
+
+
+def train_apart(model: nn.Module, optimizers: Sequence[Any], steps: int) -> list[list[Tensor]]:
+    """Step several optimizers over one model, and return the weights after each step."""
+    history = []
+    for step in range(steps):
+        for opt in optimizers:
+            opt.zero_grad()
+        loss_of(model, step).backward()
+        for opt in optimizers:
+            opt.step()
+        history.append(weights_of(model))
+    return history
 
 
 def train(
