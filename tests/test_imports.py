@@ -23,6 +23,7 @@ ONE_FILE = {
     "pynvml": "timing/gpu/nvml.py",
     "pytorch_optimizer": "baselines/methods/recipes/lion.py",
     "schedulefree": "baselines/methods/recipes/schedule_free_optimizer.py",
+    "torchao": "baselines/training/with_torchao.py",
 }
 
 
