@@ -1,4 +1,4 @@
-"""Say what a comparison shows in at most three sentences, for a person in a hurry."""
+"""Say what a comparison shows in three sentences and one a reading, for a person in a hurry."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from baselines.experiment.comparison import Comparison
 from baselines.experiment.plan import Plan
 from baselines.methods.averagers.base import Live
 from baselines.methods.names import NAMES
+from baselines.training.readings import NOT_FINITE
+from baselines.training.rounding import FLOAT
 
 # More of them are counted and not named.
 _NAMED = 3
@@ -20,31 +22,42 @@ _NAMED = 3
 def headline(comparison: Comparison) -> list[str]:
     """Return what ends best, how the method in question stands to all others, and what it saved.
 
+    At most three sentences, then a line for each rounding of the weights: what ends best there.
     A method whose run failed, or that has a part of the budget alone, is not judged.
     """
     first, *more = _sentences(comparison)
     free = ", ".join(comparison.plan.free)
-    return [f"With {free} FREE: {first}" if free else first, *more]
+    return [
+        f"With {free} FREE: {first}" if free else first,
+        *more,
+        *(_read_as(comparison, reading) for reading in comparison.plan.read[1:]),
+    ]
 
 
-def _sentences(comparison: Comparison) -> list[str]:
+def _read_as(comparison: Comparison, reading: str) -> str:
+    return f"Read as {reading}: {' '.join(_sentences(comparison, reading))}"
+
+
+def _sentences(comparison: Comparison, reading: str = FLOAT) -> list[str]:
     plan = comparison.plan
-    table = {row.method: row for row in rows(comparison)}
+    table = {row.method: row for row in rows(comparison, reading)}
     judged = [
         row
         for row in table.values()
         if all(map(math.isfinite, row.ends)) and plan.method(row.method).share == 1
     ]
     if not judged:
-        return ["No method ended with every seed, so nothing is compared."]
+        what = "ended" if reading == FLOAT else "has a finite metric"
+        return [f"No method {what} with every seed, so nothing is compared."]
     badness = plan.workload.badness
     best = min(judged, key=lambda row: badness(statistics.fmean(row.ends)))
     end = f"{statistics.fmean(best.ends):.4f} {plan.workload.metric}"
-    failed = [row.title for row in table.values() if not all(map(math.isfinite, row.ends))]
-    left_out = f"; a run of {_listed(failed)} FAILED" if failed else ""
+    left_out = _left_out(list(table.values()))
     if few := too_few(len(plan.seeds)):
         first = f"By the mean alone {best.title} ends best, at {end}{left_out}."
-        return [f"{few[0].upper()}{few[1:]}; give five (--seeds 5).", first]
+        # Once is enough.
+        warning = [f"{few[0].upper()}{few[1:]}; give five (--seeds 5)."]
+        return [*(warning if reading == FLOAT else ()), first]
     said = [f"{_best(best, judged, end, badness)}{left_out}."]
     name = _in_question(plan)
     row = next((row for row in judged if row.method == name), None)
@@ -52,9 +65,17 @@ def _sentences(comparison: Comparison) -> list[str]:
         return said
     if row is not best:
         said.append(_against_all(row, judged, badness))
-    if TARGET_METHOD in table and name != TARGET_METHOD:
+    if TARGET_METHOD in table and name != TARGET_METHOD and reading == FLOAT:
         said.append(_on_the_way(row, table[TARGET_METHOD], plan.resolution_seconds))
     return said
+
+
+def _left_out(table: Sequence[Row]) -> str:
+    """Return which methods have no metric with some seed, and why; empty where none."""
+    failed = [row.title for row in table if any(map(math.isinf, row.ends))]
+    unknown = [row.title for row in table if any(map(math.isnan, row.ends))]
+    said = f"; a run of {_listed(failed)} FAILED" if failed else ""
+    return said + (f"; {_listed(unknown)} {NOT_FINITE.upper()} with a seed" if unknown else "")
 
 
 def _in_question(plan: Plan) -> str | None:

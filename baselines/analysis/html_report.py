@@ -14,12 +14,13 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from baselines.analysis import plots, tables
-from baselines.analysis.heat_map import heat_map
+from baselines.analysis import tables
+from baselines.analysis.figures import figures_of
 from baselines.analysis.report import Report, Table, report_of
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.kept import Kept
+from baselines.training.readings import in_title
 from timing.secrets import hide
 
 # What a page begins with, by which one is known.
@@ -57,10 +58,7 @@ def page(kept: Sequence[tuple[Kept, Comparison]]) -> str:
     reports = [*map(report_of, comparisons)]
     body = "".join(_section(*each, report) for each, report in zip(kept, reports, strict=True))
     if _is_one_series(comparisons):
-        rows = tables.ranking(comparisons)
-        free = comparisons[0].plan.but_free
-        title = f"How the ranking moves with the budget: the end (rank){free}"
-        body = f"<section>{_table(Table(title, rows))}</section>{body}"
+        body = f"<section>{_ranking(comparisons)}</section>{body}"
     return hide(
         f'{MARK}\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -73,13 +71,27 @@ def page(kept: Sequence[tuple[Kept, Comparison]]) -> str:
 def _is_one_series(comparisons: Sequence[Comparison]) -> bool:
     """Say whether they differ in the budget alone, so that they stand beside one another."""
     plans = [comparison.plan for comparison in comparisons]
-    alike = {(plan.workload.name, plan.names, plan.seeds, plan.policy, plan.free) for plan in plans}
+    alike = {
+        (plan.workload.name, plan.names, plan.seeds, plan.policy, plan.free, plan.read)
+        for plan in plans
+    }
     budgets = {plan.budget.seconds for plan in plans}
     return len(alike) == 1 and len(plans) == len(budgets) > 1 and not configs_of(plans[0])
 
 
+def _ranking(comparisons: Sequence[Comparison]) -> str:
+    plan = comparisons[0].plan
+    name = "How the ranking moves with the budget: the end (rank)"
+    return "".join(
+        _table(
+            Table(f"{name}{in_title(reading)}{plan.but_free}", tables.ranking(comparisons, reading))
+        )
+        for reading in plan.read
+    )
+
+
 def _section(kept: Kept, comparison: Comparison, report: Report) -> str:
-    figures = _figures(comparison)
+    figures = figures_of(comparison)
     first = {name: figure for name, figure in figures.items() if name in _FIRST}
     rest = {name: figure for name, figure in figures.items() if name not in first}
     details = "".join(map(_table, report.details))
@@ -121,12 +133,6 @@ def _table(table: Table, *, titled: bool = True) -> str:
         '<div class="scroll"><table>'
         f"<thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def _figures(comparison: Comparison) -> dict[str, Figure]:
-    if configs_of(comparison.plan):
-        return {"k-against-interval": heat_map(comparison)}
-    return plots.figures(comparison)
 
 
 def _pictures(figures: dict[str, Figure]) -> str:

@@ -110,7 +110,7 @@ def metric_over_rst(comparison: Comparison) -> Figure:
         late += [value for at, value in zip(seconds, values, strict=True) if at >= begin]
     axes.set_xlabel("reference system time [s]")
     axes.set_ylabel(f"validation, {plan.workload.metric} ({plan.workload.better} is better)")
-    axes.set_title(f"{plan.workload.name}: {_over(plan)}")
+    axes.set_title(f"{plan.workload.name}: {over_seeds(plan)}")
     if late:
         margin = 0.05 * (max(late) - min(late)) or 0.05
         axes.set_ylim(min(late) - margin, max(late) + margin)
@@ -145,7 +145,7 @@ def final_metric(comparison: Comparison) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     at_end = f"{plan.workload.metric} at the end of the budget"
     axes.set_xlabel(f"{at_end} ({plan.workload.better} is better)")
-    axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {_over(plan)}")
+    axes.set_title(f"{plan.workload.name}, {plan.budget.seconds:g} s: {over_seeds(plan)}")
     parts = ("test", "validation") if plan.read_test else ("validation",)
     figure.legend(
         handles=[
@@ -290,7 +290,8 @@ def _name_methods(
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
-def _over(plan: Plan) -> str:
+def over_seeds(plan: Plan) -> str:
+    """Return over how many seeds a mean is, and of which confidence its interval."""
     if len(plan.seeds) < 2:
         return f"one seed, so no interval{plan.but_free}"
     return f"mean of {len(plan.seeds)} seeds and its {CONFIDENCE:.0%} interval{plan.but_free}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.analysis import ablation, measured
+from baselines.analysis import ablation, measured, read_as
 from baselines.analysis.charges import paid_once, totals
 from baselines.analysis.conditions import conditions
 from baselines.analysis.headline import headline
@@ -37,7 +37,7 @@ class Report:
 
     Attributes:
         title: workload, budget and seeds.
-        headline: at most three sentences.
+        headline: at most three sentences, and a line for each reading of rounded weights.
         tables: the results.
         sentences: what the intervals show of each pair of methods, and how RST stood to time.
         details: further tables.
@@ -57,14 +57,16 @@ def report_of(comparison: Comparison) -> Report:
     plan = comparison.plan
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     title = f"{plan.workload.name}: {plan.budget.seconds:g} s of RST each, {seeds}{plan.but_free}"
-    held_under = [conditions(comparison), *measured.not_measured(comparison)]
+    held_under = [conditions(comparison), *read_as.conditions(comparison)]
+    held_under += measured.not_measured(comparison)
     if configs_of(plan):
         return Report(
             title,
-            [ablation.verdict(comparison)],
+            [ablation.verdict(comparison, reading) for reading in plan.read],
             [
-                Table(ablation.title(comparison, share), ablation.table(comparison, share))
-                for share in ablation.SHARES
+                Table(ablation.title(comparison, *at), ablation.table(comparison, *at))
+                for reading in plan.read
+                for at in ((share, reading) for share in ablation.SHARES)
             ],
             measured.sentences(comparison),
             _measured(comparison),
@@ -72,7 +74,9 @@ def report_of(comparison: Comparison) -> Report:
         )
     table = results(comparison)
     has_best = table[1][0] == "1"
-    details = []
+    details = [Table(title, rows) for title, rows in read_as.gains(comparison).items()]
+    if errors := read_as.rounding_errors(comparison):
+        details.append(Table(read_as.ERRORS, errors))
     if len((saved := savings(comparison))[0]) > 1:
         details.append(Table(f"RST saved on the way to the target{plan.but_free}", saved))
     by_policy, name = totals(comparison), "RST by policy, means over seeds"

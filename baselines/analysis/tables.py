@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from baselines.analysis.intervals import Estimate, estimate, median
 from baselines.experiment.comparison import Comparison
+from baselines.training.readings import NOT_FINITE
+from baselines.training.rounding import FLOAT
 from timing.statistics import median_coverage
 
 NO_RUN = "no run ended"
@@ -23,8 +25,10 @@ class Row:
     Attributes:
         method: its name.
         title: in tables and plots.
-        finals: metric on the validation part at the end of the budget; infinite for a failed run.
-        tests: the same on the test part; empty if the plan does not read it.
+        finals: metric on the validation part at the end of the budget, of the weights read in one
+            way; infinite for a failed run, NaN where rounded weights have no finite metric.
+        tests: the same on the test part; empty if the plan does not read it. What follows is of the
+            weights read in float.
         rst_to_target: reference seconds to the target; infinite if never reached.
         savings: for each baseline, 1 - RST of this method / RST of the baseline, paired by seed;
             None where either never reached the target.
@@ -43,8 +47,8 @@ class Row:
         return self.tests or self.finals
 
 
-def rows(comparison: Comparison) -> list[Row]:
-    """Return a row a method, in the order of the plan.
+def rows(comparison: Comparison, reading: str = FLOAT) -> list[Row]:
+    """Return a row a method, in the order of the plan, with the ends of the weights read so.
 
     The target of a seed is what its constant-rate run ends with on the validation part. Without one
     there is none, nor where that run failed, and every time to target is infinite.
@@ -62,8 +66,8 @@ def rows(comparison: Comparison) -> list[Row]:
         Row(
             method=method,
             title=title,
-            finals=tuple(run.final for run in comparison.of(method)),
-            tests=tuple(run.test for run in comparison.of(method)) if plan.read_test else (),
+            finals=tuple(run.final_as(reading) for run in comparison.of(method)),
+            tests=tuple(run.test_as(reading) for run in comparison.of(method) if plan.read_test),
             rst_to_target=reached[method],
             savings={
                 baseline: tuple(map(_saving, reached[method], reached[baseline]))
@@ -80,11 +84,15 @@ def _saving(mine: float, theirs: float) -> float | None:
 
 
 def metric_cell(values: Sequence[float]) -> str:
-    """Return a metric at the end of the budget with its interval, and how many runs failed."""
+    """Return a metric at the end of the budget with its interval, and how many runs have none."""
     good = [value for value in values if math.isfinite(value)]
-    failed = len(values) - len(good)
-    text = str(estimate(good)) if good else NO_RUN
-    return f"{text} ({failed} of {len(values)} failed)" if failed and good else text
+    unknown = sum(map(math.isnan, values))
+    if not good:
+        return NOT_FINITE if unknown else NO_RUN
+    missing = {"failed": len(values) - len(good) - unknown, NOT_FINITE: unknown}
+    said = [f"{count} of {len(values)} {word}" for word, count in missing.items() if count]
+    text = str(estimate(good))
+    return f"{text} ({', '.join(said)})" if said else text
 
 
 def target_cell(row: Row) -> str:
@@ -129,10 +137,13 @@ def results(comparison: Comparison) -> list[list[str]]:
     """
     part = "test" if comparison.plan.read_test else "validation"
     seeds = len(comparison.plan.seeds)
-    head = ["rank", "method", f"final {part} {comparison.plan.workload.metric}", "RST to target"]
+    readings = comparison.plan.read[1:]
+    head = ["rank", "method", f"final {part} {comparison.plan.workload.metric}"]
+    head += [*(f"read as {reading}" for reading in readings), "RST to target"]
     if seeds > 1:
         # Not the 95% of all else, so it is said here.
         head[-1] += f" ({median_in_words(seeds)}, {median_coverage(seeds):.0%} interval)"
+    ends = [{row.method: row.ends for row in rows(comparison, each)} for each in readings]
     table = rows(comparison)
     places = ranks({row.method: row.ends for row in table}, comparison.plan.workload.badness)
     order = sorted(table, key=lambda row: places.get(row.method, len(table) + 1))
@@ -143,6 +154,7 @@ def results(comparison: Comparison) -> list[list[str]]:
                 str(places.get(row.method, "-")),
                 row.title,
                 metric_cell(row.ends),
+                *(metric_cell(each[row.method]) for each in ends),
                 target_cell(row),
             ]
             for row in order
@@ -180,13 +192,13 @@ def savings(comparison: Comparison) -> list[list[str]]:
     ]
 
 
-def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Return each method's end of the budget and its rank by the mean, a column a budget.
+def ranking(comparisons: Sequence[Comparison], reading: str = FLOAT) -> list[list[str]]:
+    """Return each method's end of the budget, read so, and its rank by the mean, a column a budget.
 
     Judged on the test part, or on the validation part if that was not read. A method with a failed
     run has no rank. The first row heads.
     """
-    tables = [{row.method: row for row in rows(comparison)} for comparison in comparisons]
+    tables = [{row.method: row for row in rows(comparison, reading)} for comparison in comparisons]
     head = ["method", *(f"{c.plan.budget.seconds:g} s" for c in comparisons)]
     badness = comparisons[0].plan.workload.badness
     places = [
@@ -205,22 +217,33 @@ def ranking(comparisons: Sequence[Comparison]) -> list[list[str]]:
 def columns(comparison: Comparison) -> dict[str, list[str | float]]:
     """Return the table by column, unrounded, a line a method and seed.
 
-    Misses are "never"; a test part that was not read has no column.
+    Misses are "never"; a test part that was not read has no column. The metric of weights that are
+    read otherwise has a column for each reading.
     """
+    plan = comparison.plan
+    read = {reading: rows(comparison, reading) for reading in plan.read}
     table: dict[str, list[str | float]] = {}
-    for row in rows(comparison):
-        for place, seed in enumerate(comparison.plan.seeds):
+    for number, row in enumerate(read[FLOAT]):
+        for place, seed in enumerate(plan.seeds):
             line: dict[str, str | float] = {
                 "method": row.method,
                 "seed": seed,
-                "final_metric": _or(row.finals[place], "failed"),
+                "final_metric": or_word(row.finals[place]),
                 "rst_to_target_seconds": _or(row.rst_to_target[place], "never"),
             }
-            if row.tests:
-                line["test_metric"] = _or(row.tests[place], "failed")
+            for reading, found in read.items():
+                end = "" if reading == FLOAT else f"_as_{reading}"
+                line[f"final_metric{end}"] = or_word(found[number].finals[place])
+                if row.tests:
+                    line[f"test_metric{end}"] = or_word(found[number].tests[place])
             for key, value in line.items():
                 table.setdefault(key, []).append(value)
     return table
+
+
+def or_word(value: float) -> float | str:
+    """Return a metric; a word in place of one that is not finite."""
+    return _or(value, NOT_FINITE if math.isnan(value) else "failed")
 
 
 def _or(value: float, word: str) -> float | str:

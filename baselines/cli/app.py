@@ -34,6 +34,7 @@ from baselines.cli.options import (
     WorkloadOption,
 )
 from baselines.cli.publishing import publish_command
+from baselines.cli.read_as import ReadOption, parsed, try_reading
 from baselines.cli.reporting import report_command
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.kept import read_comparison
@@ -45,6 +46,7 @@ from baselines.methods.averagers.lawa import MOST_SNAPSHOTS
 from baselines.methods.names import AVERAGERS, DEFAULT, RECIPES, SCHEDULES, SHORT
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.training.rounding import FLOAT
 from timing import Profile, ProfileError
 from timing.cli import commandline
 
@@ -96,6 +98,7 @@ def compare_command(
     reference: ReferenceOption = None,
     policy: PolicyOption = "algoperf",
     free: FreeOption = None,
+    read: ReadOption = FLOAT,
     trials: Annotated[
         int,
         typer.Option(
@@ -123,7 +126,7 @@ def compare_command(
     options.within("--trials", trials, 0, options.MOST_TRIALS)
     chosen = options.methods(methods, settings or ())
     plans = [
-        replace(plan, trials=trials)
+        replace(plan, trials=trials, read=parsed(read))
         for plan in options.plans(workload, data, budget, seeds, chosen, lr, policy, free)
     ]
     _run(plans, reference, folder, jobs, cluster, cluster_option, dry_run=dry_run, publish=publish)
@@ -151,6 +154,7 @@ def ablate_command(
     reference: ReferenceOption = None,
     policy: PolicyOption = "algoperf",
     free: FreeOption = None,
+    read: ReadOption = FLOAT,
     threads: ThreadsOption = 1,
     folder: FolderOption = Path("lawa-runs"),
     jobs: JobsOption = None,
@@ -171,7 +175,7 @@ def ablate_command(
     if len(set(windows)) < len(windows):
         raise typer.BadParameter(f"--k or --every names a value twice: {k}; {every}")
     plans = [
-        replace(plan, read_test=False)
+        replace(plan, read_test=False, read=parsed(read))
         for plan in options.plans(
             workload, data, budget, seeds, methods_of(windows), lr, policy, free
         )
@@ -199,6 +203,8 @@ def _run(
     options.try_out(plans[0])
     if plans[0].free:
         say(f"FREE: {', '.join(plans[0].free)}: a run takes longer than its budget says.")
+    for line in try_reading(plans[0]):
+        say(line)
     if dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
             session.engine(Path(nowhere), jobs, cluster, for_cluster)

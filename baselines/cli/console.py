@@ -11,6 +11,7 @@ from rich.text import Text
 from baselines.analysis import tables
 from baselines.analysis.report import report_of
 from baselines.experiment.comparison import Comparison
+from baselines.training.readings import in_title
 from timing.cli import commandline
 
 console = commandline.console()
@@ -39,10 +40,12 @@ def show(comparison: Comparison) -> None:
 
 def show_ranking(comparisons: list[Comparison]) -> None:
     """Print how the ranking moves with the budget."""
-    metric = comparisons[0].plan.workload.metric
-    part = "Test" if comparisons[0].plan.read_test else "Validation"
-    title = f"{part} {metric} at the end (rank) by budget{comparisons[0].plan.but_free}"
-    console.print(table_of(tables.ranking(comparisons), title))
+    plan = comparisons[0].plan
+    part = "Test" if plan.read_test else "Validation"
+    for reading in plan.read:
+        what = f"{part} {plan.workload.metric} at the end (rank) by budget{in_title(reading)}"
+        title = f"{what}{plan.but_free}"
+        console.print(table_of(tables.ranking(comparisons, reading), title))
 
 
 def table_of(rows: list[list[str]], title: str, *, best_first: bool = False) -> RenderableType:

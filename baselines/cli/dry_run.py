@@ -29,6 +29,7 @@ from baselines.experiment.calibration import effort, operations
 from baselines.experiment.plan import Plan, costs_depend_on, methods_by_training
 from baselines.methods.method import Method
 from baselines.methods.recipes import RecipePart
+from baselines.training.readings import read_rounded
 from baselines.workloads.base import WorkloadError
 from baselines.workloads.check import errors
 from timing import Account, Profile, limits
@@ -45,6 +46,7 @@ class Estimate:
         memory: on the model's device.
         step_seconds: median of a training step here, its batch included; of the longest recipe.
         evaluation_seconds: of one evaluation here.
+        rounded_seconds: of rounding its weights in each way asked for, and evaluating them.
         steps_per_run: that the budget pays for, at most, of any recipe: averages are charged too.
         rst_seconds_per_run: reference seconds charged to a run: its budget.
         runs: methods times seeds, and trials before.
@@ -57,6 +59,7 @@ class Estimate:
     memory: Memory
     step_seconds: float
     evaluation_seconds: float
+    rounded_seconds: float
     steps_per_run: int
     rst_seconds_per_run: float
     runs: int
@@ -108,6 +111,7 @@ def estimate(
     memory = max((each.memory for each in tried.values()), key=lambda memory: memory.needed)
     memory = replace(memory, available=available)
     evaluation_seconds = next(iter(tried.values())).evaluation_seconds
+    rounded_seconds = next(iter(tried.values())).rounded_seconds
     steps: dict[RecipePart, int] = {}
     for recipe, here in tried.items():
         kinds = recipe.step_kinds(workload)
@@ -137,11 +141,12 @@ def estimate(
     training_seconds = plan.trials * math.fsum(map(training_seconds_of, groups))
     training_seconds += len(plan.seeds) * math.fsum(map(training_seconds_of, final))
     rounds = plan.trials + len(plan.seeds)
-    training_seconds += readings * rounds * evaluation_seconds
+    training_seconds += readings * (rounds * evaluation_seconds + len(plan.seeds) * rounded_seconds)
     return Estimate(
         memory=memory,
         step_seconds=max(each.step_seconds for each in tried.values()),
         evaluation_seconds=evaluation_seconds,
+        rounded_seconds=rounded_seconds,
         steps_per_run=max(steps.values()),
         rst_seconds_per_run=plan.budget.seconds,
         runs=len(plan.methods) * rounds,
@@ -158,6 +163,11 @@ def estimate_table(plan: Plan, estimate: Estimate) -> Table:
     differ = any(len(method.recipe.step_kinds(workload)) > 1 for method in plan.methods)
     how = "about" if differ else "at most"
     shown = Table(title=f"dry run: {workload.name}", show_header=False)
+    copies, reading = {}, {}
+    if plan.roundings:
+        names = ", ".join(plan.read[1:])
+        copies["a rounded copy, while read"] = size_in_words(memory.rounded)
+        reading[f"and read as {names}"] = _time(estimate.rounded_seconds)
     rows = {
         "data": f"{workload.data.get('source', '')}, sha256 {workload.data['sha256'][:12]}…",
         "parameters and buffers": size_in_words(memory.parameters),
@@ -165,10 +175,12 @@ def estimate_table(plan: Plan, estimate: Estimate) -> Table:
         "optimizer state": size_in_words(memory.optimizer),
         "activations saved in a step": size_in_words(memory.activations),
         "averages, while read": size_in_words(memory.windows),
+        **copies,
         f"memory needed, {memory.jobs} at a time": f"{size_in_words(memory.needed)}, "
         f"{size_in_words(memory.available)} free",
         "a training step, here": _time(estimate.step_seconds),
         "an evaluation, here": _time(estimate.evaluation_seconds),
+        **reading,
         "steps a run": f"{how} {estimate.steps_per_run:,}",
         "RST a run": _time(estimate.rst_seconds_per_run),
         "runs": f"{estimate.runs} from {estimate.trainings} trainings",
@@ -185,6 +197,7 @@ class _Tried(NamedTuple):
     memory: Memory
     step_seconds: float
     evaluation_seconds: float
+    rounded_seconds: float
 
 
 def _try(plan: Plan, groups: Sequence[Sequence[Method]], jobs: int, timed_seconds: float) -> _Tried:
@@ -212,18 +225,21 @@ def _try(plan: Plan, groups: Sequence[Sequence[Method]], jobs: int, timed_second
         gradients = max(gradients, bytes_of(gradients_of(model)))
         step_seconds = max(step_seconds, statistics.median(taken[2:]))
     evaluation_seconds = _seconds(lambda: workload.evaluate(model))
+    read = partial(read_rounded, model, plan.roundings, workload.evaluate, torch.device("cpu"))
     memory = Memory(
         parameters=bytes_of([*model.parameters(), *model.buffers()]),
         gradients=gradients,
         optimizer=bytes_of(tensors_in(recipe.optimizer.state)),
         activations=activations,
         windows=0,
+        rounded=bytes_of([*model.parameters(), *model.buffers()]) if plan.roundings else 0,
         jobs=jobs,
         available=0,
     )
     del recipe
     windows = max(window_bytes(group, plan, model) for group in groups)
-    return _Tried(replace(memory, windows=windows), step_seconds, evaluation_seconds)
+    memory = replace(memory, windows=windows)
+    return _Tried(memory, step_seconds, evaluation_seconds, rounded_seconds=_seconds(read))
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from baselines.experiment.calibration import effort
 from baselines.experiment.plan import Plan, methods_by_training
@@ -25,10 +26,11 @@ def phases_of(plans: Sequence[Plan], profile: Profile | None, jobs: int) -> dict
     """Return the seconds that each phase will take, as if this machine were the reference."""
     phases = {} if profile else {CALIBRATING: effort(plans[0], jobs).seconds}
     for plan in plans:
-        once = _trainings_seconds(plan, profile) / jobs
         if plan.trials:
-            phases[TUNING.format(plan.budget.seconds)] = plan.trials * once
-        phases[training_of(plan)] = len(plan.seeds) * once
+            trial = _trainings_seconds(replace(plan, read=plan.read[:1]), profile)
+            phases[TUNING.format(plan.budget.seconds)] = plan.trials * trial / jobs
+        once = _trainings_seconds(plan, profile)
+        phases[training_of(plan)] = len(plan.seeds) * once / jobs
     return phases
 
 
@@ -39,6 +41,6 @@ def _trainings_seconds(plan: Plan, profile: Profile | None) -> float:
         for group in methods_by_training(plan)
     )
     if profile is None:
-        return training * (1 + _EVALUATIONS) * _BESIDE
-    evaluations = sum(plan.evaluations_of(method) + 1 for method in plan.methods)
+        return training * (1 + _EVALUATIONS * len(plan.read)) * _BESIDE
+    evaluations = len(plan.read) * sum(plan.evaluations_of(method) + 1 for method in plan.methods)
     return (training + evaluations * profile.seconds.get("evaluate", 0.0)) * _BESIDE

@@ -34,6 +34,7 @@ class Memory:
         optimizer: its state after a step.
         activations: saved for the backward pass of one batch.
         windows: what the methods of one training, the largest, hold and copy at an evaluation.
+        rounded: a copy of the model, whose weights are read rounded; 0 if they are not.
         jobs: trainings at the same time on this device.
         available: free before the model was made.
     """
@@ -43,14 +44,15 @@ class Memory:
     optimizer: int
     activations: int
     windows: int
+    rounded: int
     jobs: int
     available: int
 
     @property
     def needed(self) -> int:
         """Return the bytes of all jobs together."""
-        parts = self.parameters + self.gradients + self.optimizer + self.activations + self.windows
-        return self.jobs * parts
+        held = self.parameters + self.gradients + self.optimizer + self.activations
+        return self.jobs * (held + self.windows + self.rounded)
 
 
 def window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module) -> int:

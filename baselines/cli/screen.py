@@ -9,6 +9,7 @@ from baselines.cli.progress import Course
 from baselines.experiment.plan import Plan
 from baselines.training.events import Ended, Evaluated, Event, Failed, Started
 from baselines.training.measurement import Measurement
+from baselines.training.readings import NOT_FINITE
 from baselines.training.results import Point
 
 
@@ -49,13 +50,21 @@ class Screen:
         of = "" if updates == steps else f" with {updates} updates"
         after = f"after {steps} steps{of}, {rst_seconds:.3f} s RST"
         value = point.value if point else math.inf
-        end = f"FAILED {after}: {failure}" if failure else f"{value:.4f} {after}"
+        end = f"FAILED {after}: {failure}" if failure else f"{value:.4f}{_read(point)} {after}"
         say(f"{method}, seed {seed}: {end}")
 
     def _show(self, method: str, seed: int, fraction: float) -> None:
         self._done[method, seed] = fraction
         done = math.fsum(self._done.values()) / self._total
         self._course.update(min(1.0, done), f"{method}, seed {seed}")
+
+
+def _read(point: Point | None) -> str:
+    """Return what the point has of rounded weights, in brackets."""
+    found = point.read.items() if point else ()
+    values = ((name, value, math.isfinite(value)) for name, value in found)
+    said = [f"{name} {f'{value:.4f}' if known else NOT_FINITE}" for name, value, known in values]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _joules(measurement: Measurement | None) -> str:

@@ -138,6 +138,7 @@ def run_training(
             on_end=export,
             folder=folder,
             free=plan.free,
+            roundings=plan.roundings,
         )
         tell(ending_of(result, task.seed))
         if folder and (measurement := result.measurement):

@@ -9,8 +9,15 @@ from typing import NoReturn
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.manifest import MANIFEST, REFERENCE, FolderError, Manifest
 from baselines.experiment.plan import Plan, tasks
-from baselines.experiment.store import damage_told, read_outcome, read_profile, read_result
+from baselines.experiment.store import (
+    damage_told,
+    read_outcome,
+    read_profile,
+    read_result,
+    task_folder,
+)
 from baselines.training.events import EVENTS, Event, fold, read_events
+from baselines.training.results import TrainingResult
 from baselines.workloads.base import Workload
 from timing import Profile
 
@@ -69,6 +76,8 @@ class Kept:
                     f"{self.folder} has not ended: seed {task.seed} of {', '.join(task.methods)} "
                     "is missing"
                 )
+            with damage_told(task_folder(self.folder, task)):
+                _refuse_other_readings(self.plan, result)
             trainings.append(result)
         return Comparison(self.plan, self.profile, tuple(trainings))
 
@@ -85,6 +94,14 @@ class Kept:
                 fold(logs[-1])
         places = {seed: place for place, seed in enumerate(self.plan.seeds)}
         return sorted(filter(None, logs), key=lambda log: places.get(log[0].seed, len(places)))
+
+
+def _refuse_other_readings(plan: Plan, result: TrainingResult) -> None:
+    wanted = set(plan.read[1:])
+    for run in result.runs:
+        if found := [point.read for point in run.points if point.read.keys() != wanted]:
+            read, asked = (", ".join(sorted(each)) or "float alone" for each in (found[0], wanted))
+            raise ValueError(f"{run.method} was read as {read}, and {asked} is asked for")
 
 
 def folders_of(folder: Path) -> list[Path]:

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from baselines.experiment.plan import Plan, Trial
 from baselines.methods.averagers import AveragerPart
 from baselines.methods.method import Method
 from baselines.methods.names import file_digests, files_in, find
 from baselines.methods.part import MethodError
+from baselines.training.rounding import FLOAT
 from baselines.workloads.base import Workload
 from timing import Budget, Policy
 from timing.calibration.environment import this_software
@@ -128,6 +136,7 @@ class Manifest(BaseModel):
     trials: int
     tried: tuple[Trial, ...]
     free: tuple[str, ...] = ()
+    read_as: tuple[str, ...] = (FLOAT,)
     threads: int
     torch: str
     lawa_opt: str
@@ -156,10 +165,19 @@ class Manifest(BaseModel):
             trials=plan.trials,
             tried=plan.tried,
             free=plan.free,
+            read_as=plan.read,
             threads=torch.get_num_threads(),
             torch=software.torch,
             lawa_opt=software.lawa_opt,
         )
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not asked for, as earlier versions could not: so it is the same."""
+        told: dict[str, Any] = write(self)
+        if self.read_as == (FLOAT,):
+            told.pop("read_as", None)
+        return told
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -204,6 +222,7 @@ class Manifest(BaseModel):
             trials=self.trials,
             tried=self.tried,
             free=self.free,
+            read=self.read_as,
         )
 
     @property

@@ -15,6 +15,7 @@ from baselines.methods.names import DEFAULT, SHORT, find
 from baselines.methods.recipes import RecipePart
 from baselines.methods.schedules import SchedulePart
 from baselines.training.method_run import check_budget, check_ends
+from baselines.training.rounding import FLOAT, Rounding, parse, parse_readings
 from baselines.workloads.base import Workload
 from timing import Account, Budget, Policy, Profile
 
@@ -70,10 +71,13 @@ class Plan:
         tried: what came of them.
         free: operations that no budget is charged for, whatever the policy says, so that a method
             is judged by its idea without their cost.
+        read: how the weights are read at each evaluation: float first, then rounded copies, by the
+            names that `baselines.training.rounding.parse` takes, of the most bits first. They
+            change nothing else, and are charged to no run.
 
     Raises:
-        ValueError: two methods have one name; or one of `free` is named twice, or is no operation
-            of the methods.
+        ValueError: two methods have one name; one of `free` is named twice, or is no operation of
+            the methods; or one of `read` is named twice, or is none.
     """
 
     workload: Workload
@@ -87,6 +91,7 @@ class Plan:
     trials: int = 0
     tried: tuple[Trial, ...] = ()
     free: tuple[str, ...] = ()
+    read: tuple[str, ...] = (FLOAT,)
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -94,6 +99,14 @@ class Plan:
             raise ValueError(f"the method {twice} is named twice: give each once")
         # In one order, as it is one comparison.
         object.__setattr__(self, "free", tuple(sorted(self.free)))
+        roundings = map(parse, parse_readings(",".join(self.read))[1:])
+        ordered = sorted(roundings, key=lambda each: (-each.bits, each.name))
+        object.__setattr__(self, "read", (FLOAT, *(each.name for each in ordered)))
+
+    @property
+    def roundings(self) -> tuple[Rounding, ...]:
+        """Return how weights are rounded where they are not read in float."""
+        return tuple(map(parse, self.read[1:]))
 
     @property
     def but_free(self) -> str:

@@ -68,6 +68,7 @@ def trials(plan: Plan, count: int) -> list[Plan]:
             trials=0,
             tried=(),
             read_test=False,
+            read=plan.read[:1],
         )
         for number, point in enumerate(points)
     ]
@@ -276,8 +277,7 @@ def _edge(value: Any, tried: Sequence[Any]) -> str:
 
 def rows(plan: Plan) -> list[list[str]]:
     """Return what tuning chose for each method and what it cost; the first row heads."""
-    head = ["method", "chosen", "of", "validation", "RST alone", "RST trained"]
-    body = []
+    table = [["method", "chosen", "of", "validation", "RST alone", "RST trained"]]
     for method in plan.methods:
         mine = [trial for trial in plan.tried if trial.method == method.name]
         chosen = next(trial for trial in mine if _is_chosen(plan, trial))
@@ -287,7 +287,7 @@ def rows(plan: Plan) -> list[list[str]]:
             for name, value in values.items()
         )
         trained = math.fsum(trial.trained_rst_seconds for trial in mine)
-        body.append(
+        table.append(
             [
                 method.title,
                 settings,
@@ -297,4 +297,4 @@ def rows(plan: Plan) -> list[list[str]]:
                 f"{trained:.2f} s",
             ]
         )
-    return [head, *body]
+    return table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from baselines.experiment.kept import Kept
 from baselines.experiment.plan import Task
 from baselines.experiment.store import task_folder
-from baselines.tracking import said
+from baselines.tracking import said, said_of_readings
 from baselines.tracking.mlflow_run import Measured, RunInMlflow
 from baselines.training.events import (
     Ended,
@@ -74,6 +74,7 @@ class RunEvents:
             # Of step 0, the one from which the UI draws bars and not curves.
             at_end = said.end_metrics(found, result)
             run.log_metrics([Measured(0, end.time_milliseconds, at_end)])
+            run.log_tags(said_of_readings.not_finite(found))
         run.end(status, end.time_milliseconds, found.failure)
         # Last, as MLflow may keep files where they cannot be written from here.
         if isinstance(end, Ended):

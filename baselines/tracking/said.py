@@ -15,15 +15,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from baselines.analysis import ablation, html_report, plots, report, tables
-from baselines.analysis.heat_map import heat_map
+from baselines.analysis.figures import figures_of
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.kept import Kept
 from baselines.experiment.plan import RATE, Plan
 from baselines.methods.method import Method
+from baselines.tracking import said_of_readings
+from baselines.tracking.said_of_readings import section_of
 from baselines.tracking.saved_view import X_AXIS
 from baselines.training.results import Point, Run, TrainingResult
+from baselines.training.rounding import FLOAT
 from timing import Profile
 from timing.secrets import hide
 
@@ -68,6 +71,7 @@ def _settings(plan: Plan, method: Method | None) -> dict[str, Any]:
         "workload": plan.workload.name,
         "policy": plan.policy,
         **({"free": ", ".join(plan.free)} if plan.free else {}),
+        **({"read": ", ".join(plan.read)} if plan.roundings else {}),
     }
 
 
@@ -108,6 +112,7 @@ def point_metrics(point: Point) -> dict[str, float]:
         "train/learning_rate": point.learning_rate,
         X_AXIS: point.rst_seconds,
         **({} if point.updates is None else {"train/updates": point.updates}),
+        **said_of_readings.point_metrics(point),
     }
 
 
@@ -129,7 +134,7 @@ def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
         metrics["final/metric"] = run.final
     if math.isfinite(run.test):
         metrics["final/test"] = run.test
-    return metrics
+    return metrics | said_of_readings.end_metrics(run)
 
 
 def _measured_metrics(result: TrainingResult) -> dict[str, float]:
@@ -155,14 +160,17 @@ def comparison_metrics(comparison: Comparison) -> dict[str, float]:
     if configs_of(comparison.plan):
         return {}
     found: dict[str, float] = {}
+    for reading in comparison.plan.read:
+        end = "end" if reading == FLOAT else f"end_{section_of(reading)}"
+        for row in tables.rows(comparison, reading):
+            if all(map(math.isfinite, row.ends)):
+                found[f"{end}/{_clean(row.method)}"] = statistics.fmean(row.ends)
     for row in tables.rows(comparison):
-        name = _clean(row.method)
-        if all(map(math.isfinite, row.ends)):
-            found[f"end/{name}"] = statistics.fmean(row.ends)
         saved = row.savings.get(tables.TARGET_METHOD, (None,))
         known = [each for each in saved if each is not None]
         if len(known) == len(saved):
-            found[f"saved_vs_constant_percent/{name}"] = 100 * statistics.fmean(known)
+            name = f"saved_vs_constant_percent/{_clean(row.method)}"
+            found[name] = 100 * statistics.fmean(known)
     seconds = math.fsum(result.measured_seconds for result in comparison.trainings)
     return {**found, "measured/training_seconds": seconds}
 
@@ -222,18 +230,13 @@ class Report:
 
     def files(self) -> dict[str, bytes]:
         """Return all of it as files, by name; the plots are drawn now, which takes seconds."""
-        pictures = {f"{name}.png": _png(figure) for name, figure in self._figures().items()}
+        pictures = {f"{name}.png": _png(each) for name, each in figures_of(self.comparison).items()}
         return {
             REPORT: html_report.page([(self.kept, self.comparison)]).encode(),
             "report.md": f"{self.text}\n\n{_links(pictures)}\n".encode(),
             **{f"{name}.json": _table(columns) for name, columns in self.tables.items()},
             **pictures,
         }
-
-    def _figures(self) -> dict[str, Figure]:
-        if configs_of(self.comparison.plan):
-            return {"k-against-interval": heat_map(self.comparison)}
-        return plots.figures(self.comparison)
 
     def note(self, pictures: Sequence[str]) -> str:
         """Return it as a note with pictures below it, within MLflow's limit of a tag."""

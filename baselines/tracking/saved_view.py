@@ -15,6 +15,7 @@ from typing import Any
 
 from baselines.analysis.plots import FIRST_SHOWN
 from baselines.experiment.plan import Plan
+from baselines.tracking.said_of_readings import section_of
 
 TAG = "mlflow.sharedViewState."
 X_AXIS = "rst_seconds"
@@ -74,8 +75,11 @@ def _encoded(state: dict[str, Any]) -> str:
 
 def _state(plan: Plan, comparison: str, y_range: tuple[float, float] | None) -> dict[str, Any]:
     by_method = {"mode": "param", "groupByData": "method"}
+    end = "test" if plan.read_test else "final"
     judged = "final/test" if plan.read_test else "final/metric"
+    read = [section_of(reading) for reading in plan.read[1:]]
     columns = ["params.`method`", "params.`seed`", f"metrics.`{judged}`", "metrics.`final/metric`"]
+    columns += [f"metrics.`{section}/{end}`" for section in read]
     return {
         # The parent has no curves, and would be a group of its own.
         "searchFilter": f"tags.`{COMPARISON_TAG}` = '{comparison}' "
@@ -99,7 +103,10 @@ def _state(plan: Plan, comparison: str, y_range: tuple[float, float] | None) -> 
                 "columns": 1,
                 "cardHeight": CHART_HEIGHT,
             },
-            *(_section(f"lawa-opt-{name}", name, is_open=False) for name in OTHER_SECTIONS),
+            *(
+                _section(f"lawa-opt-{name}", name, is_open=False)
+                for name in (*OTHER_SECTIONS, *read)
+            ),
         ],
         "isAccordionReordered": True,
         "globalLineChartConfig": {

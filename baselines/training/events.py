@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from baselines.training.checkpoint import storage_errors
 from baselines.training.measurement import Measurement
 from baselines.training.results import Point, Run, TrainingResult, check_whole
+from baselines.training.rounding import Rounded
 from timing import Policy
 from timing.secrets import hide
 
@@ -86,6 +87,8 @@ class RunEnd(BaseModel):
     failure: str | None
     test: float
     share: float
+    read_test: dict[str, float] = Field(default_factory=dict)
+    rounded: dict[str, Rounded] = Field(default_factory=dict)
 
 
 class Ended(_Event):
@@ -124,15 +127,8 @@ def ending_of(result: TrainingResult, seed: int) -> Ended | Failed:
         methods = tuple(run.method for run in result.runs)
         return Failed(seed=seed, methods=methods, reason=next(reasons, result.error))
     ends = (
-        RunEnd(
-            method=run.method,
-            points=len(run.points),
-            account=run.account,
-            totals=dict(run.totals),
-            step_seconds=run.step_seconds,
-            failure=run.failure,
-            test=run.test,
-            share=run.share,
+        RunEnd.model_validate(
+            {name: getattr(run, name) for name in RunEnd.model_fields} | {"points": len(run.points)}
         )
         for run in result.runs
     )

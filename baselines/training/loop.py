@@ -15,7 +15,9 @@ from baselines.methods.method import Method
 from baselines.training import distributed
 from baselines.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from baselines.training.method_run import MethodRun
+from baselines.training.readings import read_rounded
 from baselines.training.results import Point, TrainingResult, Weights
+from baselines.training.rounding import Rounding, check, what_is_rounded
 from baselines.training.training import Training
 from baselines.workloads.base import Workload
 from timing import Budget, Policy, tracebacks
@@ -53,6 +55,7 @@ def train(
     on_end: Callable[[str, nn.Module, Tensor], None] = lambda *_: None,
     folder: Path | None = None,
     free: Sequence[str] = (),
+    roundings: Sequence[Rounding] = (),
 ) -> TrainingResult:
     """Train until no method's budget can pay for another step and the reading that ends its run.
 
@@ -85,13 +88,16 @@ def train(
         on_end: told of each method's model in the weights that it reports, and of training inputs.
         folder: where the traceback of an error is written.
         free: operations that are not charged, whatever the policy says.
+        roundings: at each evaluation a copy of what is evaluated is rounded and evaluated too,
+            which changes nothing else: off the clock, charged to no run.
 
     Returns:
         A run for each method. Where the loss or the metric is no finite number any more, it ends at
         once, with `failure` set. Where the training raised, all end with the error as failure.
 
     Raises:
-        ValueError: the budget is smaller than one step, or the methods cannot share a training.
+        ValueError: the budget is smaller than one step, the methods cannot share a training, or the
+            model cannot be rounded.
         KeyError: an operation has no cost.
         StorageError: a checkpoint cannot be written.
         CheckpointError: there are checkpoints, and none is a whole one of this training.
@@ -104,12 +110,14 @@ def train(
         )
     begin = partial(Training, workload, methods, seed, budget, costs, learning_rate, policy, free)
     training = checkpoints.resume(begin) if checkpoints else begin()
+    for rounding in roundings:
+        check(training.model, rounding)
     for run in training.runs:
         for point in run.points:
             on_point(run.name, point)
     error = None
     try:
-        _run(training, evaluations, on_point, checkpoints, on_end, read_test=read_test)
+        _run(training, evaluations, on_point, checkpoints, on_end, roundings, read_test=read_test)
     except (StorageError, CheckpointError):
         raise
     # A file of a user's own may call sys.exit(), too.
@@ -131,6 +139,7 @@ def _run(
     on_point: Callable[[str, Point], None],
     checkpoints: Checkpoints | None,
     on_end: Callable[[str, nn.Module, Tensor], None],
+    roundings: Sequence[Rounding],
     *,
     read_test: bool,
 ) -> None:
@@ -155,12 +164,14 @@ def _run(
             with watch.evaluation():
                 found = workload.evaluate(reported) if first else None
             value = distributed.broadcast_from_rank0(found, device)
+            read = read_rounded(reported, roundings, workload.evaluate, device)
             run.account.charge("evaluate")
             rate = float(training.schedule.get_last_lr()[0])
             charged = run.account.rst_seconds
             weights: Weights = "live" if is_live else "averaged"
             loss = run.mean_loss()
-            point = Point(training.step, charged, value, loss, rate, weights, training.updates)
+            step, updates = training.step, training.updates
+            point = Point(step, charged, value, loss, rate, weights, updates, read)
             run.points.append(point)
             if first:
                 on_point(run.name, point)
@@ -169,7 +180,11 @@ def _run(
                 if read_test:
                     test = workload.evaluate_test(reported) if first else None
                     run.test = distributed.broadcast_from_rank0(test, device)
+                    run.read_test = read_rounded(
+                        reported, roundings, workload.evaluate_test, device
+                    )
                 if first:
+                    run.rounded = {each.name: what_is_rounded(reported, each) for each in roundings}
                     batch = training.batches.latest or next(training.batches)
                     on_end(run.name, reported, batch[0])
 

@@ -15,6 +15,7 @@ from baselines.methods.method import Method
 from baselines.methods.recipes import Step
 from baselines.training import distributed
 from baselines.training.results import Point, Run, read_points
+from baselines.training.rounding import Rounded
 from baselines.workloads.base import Workload
 from timing import Account, Budget
 
@@ -94,6 +95,8 @@ class MethodRun:
         self.evaluation_cost = account.cost_femtoseconds(method.max_evaluation_operations(workload))
         self.points: list[Point] = []
         self.test = math.inf
+        self.read_test: dict[str, float] = {}
+        self.rounded: dict[str, Rounded] = {}
         self.ended = False
         self.error: str | None = None
         self.next_point = 1
@@ -216,6 +219,8 @@ class MethodRun:
             failure=self.failure,
             test=self.test,
             share=self.method.share,
+            read_test=self.read_test,
+            rounded=self.rounded,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,6 +230,8 @@ class MethodRun:
             "averager": self.averager.state_dict(),
             "points": [dataclasses.asdict(point) for point in self.points],
             "test": self.test,
+            "read_test": self.read_test,
+            "rounded": {name: dataclasses.asdict(each) for name, each in self.rounded.items()},
             "ended": self.ended,
             "next_point": self.next_point,
             "loss_sum": self.loss_sum,
@@ -237,11 +244,16 @@ class MethodRun:
         Raises:
             ValueError: it is no state of this method.
         """
+        if isinstance(state, dict):
+            # Those of earlier versions read float alone.
+            state = {"read_test": {}, "rounded": {}, **state}
         refuse_other_state(state, self.state_dict(), self.name)
         self.account.load_state_dict(state["account"])
         self.averager.load_state_dict(state["averager"])
         self.points = read_points(state["points"])
         self.test = state["test"]
+        self.read_test = state["read_test"]
+        self.rounded = {name: Rounded(**each) for name, each in state["rounded"].items()}
         self.ended = state["ended"]
         self.next_point = state["next_point"]
         self.loss_sum = state["loss_sum"]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from baselines.training.measurement import Measurement
+from baselines.training.rounding import FLOAT, Rounded
 from timing import POLICIES, Policy
 
 Weights = Literal["live", "averaged"]
@@ -28,6 +29,8 @@ class Point:
         weights: which were evaluated: those that are trained, or others, averaged; None where it is
             not known, as in the results of earlier versions.
         updates: of the weights, so far: as many as steps, unless some train nothing. None as above.
+        read: the same metric of rounded copies of these weights, by the name of the rounding;
+            infinite where it is no finite number. Empty if they are read in float alone.
     """
 
     step: int
@@ -37,6 +40,11 @@ class Point:
     learning_rate: float
     weights: Weights | None = None
     updates: int | None = None
+    read: Mapping[str, float] = field(default_factory=dict)
+
+    def value_as(self, reading: str) -> float:
+        """The metric of the weights read so; no number where it is not finite of rounded ones."""
+        return self.value if reading == FLOAT else _finite_or_nan(self.read[reading])
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Run:
         failure: why it ended before its budget; None if it did not.
         test: the metric on the test part, of the weights it ends with; infinite if it was not read.
         share: of the budget, that this method is given.
+        read_test: the metric on the test part of rounded copies, as `Point.read` has it.
+        rounded: what each rounding did to the weights it ends with, by its name.
     """
 
     method: str
@@ -64,6 +74,8 @@ class Run:
     failure: str | None
     test: float = math.inf
     share: float = field(kw_only=True)
+    read_test: Mapping[str, float] = field(kw_only=True, default_factory=dict)
+    rounded: Mapping[str, Rounded] = field(kw_only=True, default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -88,11 +100,29 @@ class Run:
     @property
     def final(self) -> float:
         """The metric at the end of the budget; infinite if the run failed."""
-        return math.inf if self.failure or not self.points else self.points[-1].value
+        return self.final_as(FLOAT)
 
-    def value_at(self, rst_seconds: float) -> float:
-        """The metric at the latest evaluation by then; infinite if there is none, or it failed."""
-        values = [point.value for point in self.points if point.rst_seconds <= rst_seconds]
+    def final_as(self, reading: str) -> float:
+        """The metric at the end of the budget, of the weights read so.
+
+        Infinite if the run failed; NaN if the rounded weights have no finite metric.
+        """
+        return math.inf if self.failure or not self.points else self.points[-1].value_as(reading)
+
+    def test_as(self, reading: str) -> float:
+        """The same on the test part; infinite too if that was not read."""
+        if reading == FLOAT or self.failure:
+            return self.test
+        return _finite_or_nan(self.read_test[reading]) if self.read_test else math.inf
+
+    def value_at(self, rst_seconds: float, reading: str = FLOAT) -> float:
+        """The metric at the latest evaluation by then, of the weights read so.
+
+        Infinite if there is none, or the run failed; NaN as of `final_as`.
+        """
+        values = [
+            point.value_as(reading) for point in self.points if point.rst_seconds <= rst_seconds
+        ]
         return values[-1] if values and not self.failure else math.inf
 
     def rst_to(self, target: float, badness: Callable[[float], float]) -> float:
@@ -142,8 +172,9 @@ def read_points(saved: object) -> list[Point]:
         points = _POINTS.validate_python(saved)
     except ValidationError as error:
         raise ValueError(f"no points: {error.errors()[0]['msg']}") from error
-    # A field with a default would be filled in without a word.
-    if [asdict(point) for point in points] != saved:
+    # A field with a default would be filled in without a word. Earlier versions had no readings.
+    given = saved if isinstance(saved, list) else []
+    if [asdict(point) for point in points] != [{"read": {}, **point} for point in given]:
         raise ValueError("no points: one lacks a field")
     return points
 
@@ -159,9 +190,15 @@ def check_whole(run: Run) -> None:
         and all(point.rst_seconds > 0 for point in run.points)
         and run.totals.keys() == set(POLICIES)
         and all(line.keys() >= _LINE for line in run.account)
+        and all(point.read.keys() == run.rounded.keys() for point in run.points)
+        and (not run.read_test or run.read_test.keys() == run.rounded.keys())
     )
     if run.failure is None and not whole:
         raise ValueError(f"{run.method}, seed {run.seed}, is not whole")
+
+
+def _finite_or_nan(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
 
 
 _LINE = {"operation", "times", "seconds", "charged"}
