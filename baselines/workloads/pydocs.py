@@ -8,8 +8,13 @@ from baselines.workloads.base import Workload
 from baselines.workloads.data.corpus import Corpus
 
 
-def load() -> Workload:
-    """Return the workload of `pydoc_data.topics`, some 460 kB that every Python brings along."""
+def read() -> Corpus:
+    """Return the text of `pydoc_data.topics`, some 460 kB that every Python brings along."""
     reference = "\n".join(topics[name] for name in sorted(topics))
     source = f"pydoc_data.topics of Python {platform.python_version()}"
-    return text.workload(Corpus.split(reference.encode(), source), "pydocs")
+    return Corpus.split(reference.encode(), source)
+
+
+def load() -> Workload:
+    """Return the workload of that text."""
+    return text.workload(read(), "pydocs")

@@ -81,6 +81,11 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]
 
 
+def stream(part: bytes) -> Tensor:
+    """Return the bytes of a part: (bytes,) uint8."""
+    return torch.frombuffer(bytearray(part), dtype=torch.uint8)
+
+
 def sequences(stream: Tensor, starts: Tensor, context: int) -> Batch:
     """Return inputs and targets, (len(starts), context) int64, read from each start of a stream."""
     windows = stream[starts[:, None] + torch.arange(context + 1)].long()
@@ -144,10 +149,7 @@ def evaluate(model: nn.Module, part: Batch) -> float:
 
 def workload(text: Corpus, name: str) -> Workload:
     """Return the byte-level workload of a text."""
-    train, validation, test = (
-        torch.frombuffer(bytearray(part), dtype=torch.uint8)
-        for part in (text.train, text.validation, text.test)
-    )
+    train, validation, test = map(stream, (text.train, text.validation, text.test))
     parts = {"validation": held_out(validation, SIZE.context), "test": held_out(test, SIZE.context)}
     return Workload(
         name=name,
