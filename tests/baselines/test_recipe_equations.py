@@ -264,14 +264,14 @@ def test_rho_trains_on_the_examples_that_a_loop_picks() -> None:
         if "irreducible_score" in ran:
             with torch.no_grad():
                 images, labels, ids = DIGITS.examples.get(torch.arange(DIGITS.examples.count))
-                for network in (model, recipe.other):
+                for network in (model, recipe.irreducible.model):
                     network.eval()
                     losses[network] = F.cross_entropy(network(images), labels, reduction="none")
                     network.train()
         taken = recipe.step(batches, 0.0)
         ran += taken.operations
         assert taken.updated == ("train_step" in taken.operations)
-    held_out = set(recipe.held_out.tolist())
+    held_out = set(recipe.irreducible.held_out.tolist())
     assert len(held_out) == 288
     # Two epochs of 288 examples in batches of 64, and one pass through the 1,151 others.
     assert ran[:9] == ["irreducible_step"] * 9
@@ -282,7 +282,7 @@ def test_rho_trains_on_the_examples_that_a_loop_picks() -> None:
     for _ in range(3):
         for image, label, number in zip(*next(stream), strict=True):
             if int(number) not in held_out:
-                reducible = losses[model][number] - losses[recipe.other][number]
+                reducible = losses[model][number] - losses[recipe.irreducible.model][number]
                 candidates.append((-float(reducible), int(number), image, label))
     naive = sorted(candidates, key=lambda each: each[0])[:64]
     images, labels, ids = trained[-1]

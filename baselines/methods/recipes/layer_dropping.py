@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,32 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.methods.part import Range, check_positive, check_share
+from baselines.methods.recipes import blocks
 from baselines.methods.recipes.base import Recipe, RecipePart, Step, training_step
 from baselines.workloads.base import Batch, Workload
 from timing import Operation
-
-
-def name_of(kept: int, blocks: int) -> str:
-    """Return what a step through so many of the blocks is charged as."""
-    return f"train_step_{kept}_of_{blocks}"
-
-
-@contextmanager
-def dropped(block: nn.Module) -> Iterator[None]:
-    """Let a block give back what it is given; its parameters then have no gradients."""
-    own = vars(block).get("forward")
-    block.forward = lambda x: x
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-def _scaled(share: float, _: nn.Module, given: tuple[Tensor, ...], put_out: Tensor) -> Tensor:
-    """Return the input plus what the block adds to it, divided by the share of steps that add."""
-    return given[0] + (put_out - given[0]) / share
 
 
 class LayerDropping(Recipe):
@@ -57,17 +35,17 @@ class LayerDropping(Recipe):
         shares = self.part.shares(spent, len(self.blocks))
         is_kept = (torch.rand(len(shares)) < torch.tensor(shares)).tolist()
         loss = self.train(next(batches), is_kept, shares)
-        return Step(("load_data", name_of(sum(is_kept), len(shares))), loss)
+        return Step(("load_data", blocks.through(sum(is_kept), len(shares))), loss)
 
     def train(self, batch: Batch, is_kept: Sequence[bool], shares: Sequence[float]) -> Tensor:
         """Run a training step through some of the blocks; returns the loss."""
         with ExitStack() as stack:
             for block, kept, share in zip(self.blocks, is_kept, shares, strict=True):
                 if kept:
-                    handle = block.register_forward_hook(partial(_scaled, share))
+                    handle = block.register_forward_hook(partial(blocks.scaled, share))
                     stack.callback(handle.remove)
                 else:
-                    stack.enter_context(dropped(block))
+                    stack.enter_context(blocks.left_out(block))
             return training_step(self.workload, self.network, self.optimizer, batch)
 
     def operations(self, batch: Callable[[], Batch]) -> Mapping[str, Operation]:
@@ -78,7 +56,7 @@ class LayerDropping(Recipe):
         def through(kept: int) -> None:
             self.train(batch(), [place < kept for place in range(count)], shares)
 
-        return {name_of(n, count): Operation(partial(through, n)) for n in range(count + 1)}
+        return {blocks.through(n, count): Operation(partial(through, n)) for n in range(count + 1)}
 
 
 @dataclass(frozen=True)
@@ -114,15 +92,15 @@ class LayerDroppingPart(RecipePart):
         check_share(keep=self.keep)
         check_positive(gamma=self.gamma)
 
-    def shares(self, spent: float, blocks: int) -> list[float]:
+    def shares(self, spent: float, count: int) -> list[float]:
         """Return the probability that each block is kept, at this fraction of the budget."""
         theta = self.keep + (1 - self.keep) * math.exp(-self.gamma * spent)
-        return [1 - (1 - theta) * i / blocks for i in range(1, blocks + 1)]
+        return [1 - (1 - theta) * i / count for i in range(1, count + 1)]
 
     def step_kinds(self, workload: Workload) -> list[Mapping[str, int]]:
         """Return a kind for each number of blocks."""
         count = workload.num_blocks
-        return [{"load_data": 1, name_of(kept, count): 1} for kept in range(count + 1)]
+        return [{"load_data": 1, blocks.through(kept, count): 1} for kept in range(count + 1)]
 
     def begin(self, model: nn.Module, workload: Workload, learning_rate: float) -> LayerDropping:
         """Return the recipe, with the workload's optimizer."""

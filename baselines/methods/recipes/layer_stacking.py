@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.methods.part import MethodError, Range, check_share
+from baselines.methods.part import Range, check_share
 from baselines.methods.recipes import blocks
 from baselines.methods.recipes.base import Recipe, RecipePart, Step, training_step
 from baselines.workloads.base import Batch, Workload
@@ -28,9 +27,8 @@ class LayerStacking(Recipe):
         assert workload.blocks is not None
         self.part, self.blocks_of, self.blocks = part, workload.blocks, workload.blocks(model)
         blocks.refuse_unlike(self.blocks, workload.name)
-        self.count = len(self.blocks)
-        self.depths = part.depths(self.count)
-        self.depth = self.depths[0]
+        self.depths = part.depths(len(self.blocks))
+        self.depth, self.count = self.depths[0], len(self.blocks)
         self.copied = optimizer if part.copy_state else None
         self.shape(model)
 
@@ -58,14 +56,9 @@ class LayerStacking(Recipe):
 
     def operations(self, batch: Callable[[], Batch]) -> Mapping[str, Operation]:
         """Return a step at each depth, and the copying from each to the next."""
-        steps = {
-            blocks.step_at(depth, self.count): Operation(partial(self.train, batch, depth))
-            for depth in self.depths
-        }
-        for depth, to in pairwise(self.depths):
-            copying = partial(blocks.stack, self.blocks, depth, to, self.copied)
-            steps[blocks.copy_to(to, self.count)] = Operation(copying, every=20)
-        return steps
+        at, train = blocks.step_at, partial(self.train, batch)
+        steps = {at(depth, self.count): Operation(partial(train, depth)) for depth in self.depths}
+        return steps | blocks.copyings(self.blocks, self.depths, self.copied)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many blocks there are."""
@@ -83,10 +76,8 @@ class LayerStackingPart(RecipePart):
     """Layer stacking (Gong et al., ICML 2019, Algorithm 1), settings of No Train No Gain.
 
     Of L blocks the first L/4 are trained, then L/2, then all: block i is copied onto block i + n,
-    and n doubles. The rate goes on as it was.
-
-    Charges for each update `load_data`, and `stacked_step_K_of_L` through K blocks or `train_step`
-    through all; `stack_to_K_of_L` where it grows. Needs `blocks` and `num_blocks` of a workload.
+    and n doubles. Charges for each update `load_data`, and `stacked_step_K_of_L` through K blocks
+    or `train_step` through all; `stack_to_K_of_L` where it grows. Needs `blocks`, `num_blocks`.
 
     Attributes:
         quarter: the share of the budget in which a quarter of the blocks is trained.
@@ -106,31 +97,23 @@ class LayerStackingPart(RecipePart):
     copy_state: bool = True
 
     def __post_init__(self) -> None:
-        check_share(quarter=self.quarter, half=self.half)
-        check_share(**{"quarter + half": self.quarter + self.half})
+        both = {"quarter + half": self.quarter + self.half}
+        check_share(quarter=self.quarter, half=self.half, **both)
 
     def depth_at(self, spent: float, count: int) -> int:
         """Return how many of so many blocks are to be trained, at this fraction of the budget."""
         passed = (spent >= self.quarter) + (spent >= self.quarter + self.half)
-        return (-(-count // 4), -(-count // 2), count)[passed]
+        return blocks.quarter_half_and_all(count)[passed]
 
     def depths(self, count: int) -> list[int]:
         """Return all these numbers, in order; raises MethodError where nothing can grow."""
-        if count < 2:
-            raise MethodError(f"layer-stacking needs 2 blocks or more, and there is {count}")
         return sorted({self.depth_at(spent, count) for spent in (0.0, self.quarter, 1.0)})
 
     def step_kinds(self, workload: Workload) -> list[Mapping[str, int]]:
         """Return a kind for each number of blocks, with all copying that may follow it."""
         count = workload.num_blocks
-        depths = self.depths(count)
-        return [
-            {"load_data": 1, blocks.step_at(d, count): 1}
-            | {blocks.copy_to(to, count): 1 for to in depths if to > d}
-            for d in depths
-        ]
+        return blocks.kinds_of_step(self.depths(count), count)
 
     def begin(self, model: nn.Module, workload: Workload, learning_rate: float) -> LayerStacking:
         """Return the recipe, with the workload's optimizer."""
-        optimizer = workload.make_optimizer(model, learning_rate)
-        return LayerStacking(model, optimizer, workload, self)
+        return LayerStacking(model, workload.make_optimizer(model, learning_rate), workload, self)
