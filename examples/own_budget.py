@@ -75,10 +75,10 @@ def main(budget_seconds=0.5, reference=None, record="run.json"):
     if reference:
         profile = Profile.read(reference)
         profile.require(WORKLOAD, {"train_step", "evaluate"})
-        costs = profile.seconds
+        costs, joules = profile.seconds, profile.joules
     else:
-        costs = calibrate(target().operations, 1.0, math.inf).seconds
-    loop, account, budget = Loop(), Account(costs), Budget(budget_seconds)
+        costs, joules = calibrate(target().operations, 1.0, math.inf).seconds, {}
+    loop, account, budget = Loop(), Account(costs, joules=joules), Budget(budget_seconds)
     rate = warm_up(cosine, 0.05)
     schedule = LambdaLR(loop.opt, lambda _: rate(budget.spent(account)))
     step_cost = account.cost_femtoseconds({"train_step": 1})
@@ -96,6 +96,8 @@ def main(budget_seconds=0.5, reference=None, record="run.json"):
 
     steps, rst = account.counts["train_step"], account.rst_seconds
     print(f"{steps} steps, {rst:.4f} s of {budget_seconds:g} s RST; error {error:.2%}")
+    if account.rse_joules is not None:
+        print(f"{account.rse_joules:.4g} J of reference system energy")
     here = timer.phases()["train_step"].median_seconds
     print("seconds of a step by the reference, and here:", costs["train_step"], here)
     return account, error

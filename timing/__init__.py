@@ -7,11 +7,12 @@ What does an operation cost on the reference machine?
     CalibrationTarget, Operation    what is to be measured
     calibrate_in_processes          measures it, in fresh processes, and returns a Profile
     Profile, Calibration, Cost      what was measured: Profile.read("reference.json")
-    rst_interval, profile_warnings  how well it is known, and what is wrong with it
+    rst_interval, rse_interval      how well seconds and joules of operations are known
+    profile_warnings                what is wrong with it
     count_flops, Flops              a whole number that signs a workload
 
 What has a training spent?
-    Account, Policy, POLICIES       counts operations, and charges them by a policy
+    Account, Policy, POLICIES       counts operations, and charges seconds and joules by a policy
     Budget, parse_seconds           what may be spent; timing.rst.schedules has rates that follow it
 
 What did it take here?
@@ -33,7 +34,7 @@ from timing.calibration.processes import CalibrationError, calibrate_in_processe
 from timing.calibration.profile import Profile, ProfileError
 from timing.calibration.row import Calibration, Cost
 from timing.calibration.target import CalibrationTarget, Operation
-from timing.calibration.uncertainty import rst_interval
+from timing.calibration.uncertainty import rse_interval, rst_interval
 from timing.calibration.warnings import profile_warnings
 from timing.clocks.phase import Phase
 from timing.clocks.step_timer import StepTimer
@@ -75,6 +76,7 @@ __all__ = [
     "map_run",
     "parse_seconds",
     "profile_warnings",
+    "rse_interval",
     "rst_interval",
     "this_machine",
     "this_software",

@@ -10,11 +10,16 @@ from baselines.experiment.comparison import Comparison
 from baselines.experiment.plan import Plan
 from baselines.training.results import Run
 from timing import POLICIES
+from timing.rst.account import charged_counts, reference_joules
 from timing.rst.policy import uncharged
+
+RSE = "RSE, J"
 
 
 def totals(comparison: Comparison) -> list[list[str]]:
-    """Return the reference seconds of each method under each policy; the first row heads.
+    """Return the reference seconds of each method under each policy, and joules of what is charged.
+
+    The first row heads; joules are there where the reference has them.
 
     Means over the seeds whose runs ended: what a failed run was charged until then says nothing.
     """
@@ -22,6 +27,9 @@ def totals(comparison: Comparison) -> list[list[str]]:
     head = ["method", *(f"{policy}, s" for policy in POLICIES)]
     if plan.free:
         head.append(f"{plan.policy}, nothing free, s")
+    energy = rse_by_method(comparison)
+    if energy:
+        head.append(RSE)
     body = []
     for method, title in comparison.plan.titles.items():
         runs = comparison.of(method)
@@ -33,8 +41,29 @@ def totals(comparison: Comparison) -> list[list[str]]:
         failed = len(runs) - len(ended)
         if failed and ended:
             means[0] += f" ({failed} of {len(runs)} failed)"
+        if energy:
+            means.append(energy[method] if ended else NO_RUN)
         body.append([title, *means])
     return [head, *body]
+
+
+def rse_by_method(comparison: Comparison) -> dict[str, str]:
+    """Return the reference joules of what each method was charged, means over seeds that ended.
+
+    Empty where the reference has none of what any method runs.
+    """
+    joules = comparison.profile.joules
+    means: dict[str, float | None] = {}
+    for method in comparison.plan.names:
+        runs = [run for run in comparison.of(method) if not run.failure]
+        found = [reference_joules(charged_counts(run.account), joules) for run in runs]
+        known = [each for each in found if each is not None]
+        means[method] = statistics.fmean(known) if known and len(known) == len(found) else None
+    if not any(mean is not None for mean in means.values()):
+        return {}
+    return {
+        method: "not known" if mean is None else f"{mean:.4g}" for method, mean in means.items()
+    }
 
 
 def _left_free(run: Run, plan: Plan) -> float:

@@ -7,7 +7,10 @@ import math
 from baselines.analysis.tables import TARGET_METHOD
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.plan import Plan
-from timing import rst_interval
+from timing import Policy, Profile, rse_interval, rst_interval
+from timing.calibration.uncertainty import watts_error
+from timing.rst.account import reference_joules
+from timing.rst.policy import uncharged
 from timing.statistics import CONFIDENCE, median_coverage
 
 
@@ -103,4 +106,19 @@ def _known_to(comparison: Comparison) -> str:
     return (
         f"The profile's {len(profile.processes)} processes give a run's seconds to "
         f"±{known.half_width:.1%}, with an additivity error of {profile.additivity_error:+.1%}."
+        f"{_energy_known_to(counts, profile, plan.policy)}"
+    )
+
+
+def _energy_known_to(counts: dict[str, float], profile: Profile, policy: Policy) -> str:
+    """Return whose joules RSE is of and how well it is known; nothing where there is none."""
+    charged = {name: times for name, times in counts.items() if name not in uncharged(policy)}
+    if reference_joules(charged, profile.joules) is None:
+        return ""
+    known = rse_interval(counts, profile, policy, CONFIDENCE)
+    error = watts_error(profile)
+    held = "" if error is None else f", with watts {error:+.1%} off those of the loop"
+    return (
+        f" RSE is reference system energy, in joules of {profile.joules_of}: known to "
+        f"±{known.half_width:.1%}{held}."
     )

@@ -6,10 +6,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from baselines.analysis.charges import RSE
 from baselines.experiment.comparison import Comparison
 from baselines.training.measurement import Measurement
 from baselines.training.results import TrainingResult
 from timing import Profile, rst_interval
+from timing.rst.account import reference_joules
 
 # More methods of one training are counted and not named.
 _NAMED = 2
@@ -26,6 +28,7 @@ class Taken:
     Attributes:
         methods: that follow it.
         rst_seconds: of all that ran but evaluations, a shared step once.
+        rse_joules: of the same on the reference; None where it has none.
         seconds: measured of the same; of all ranks together.
         allowed: the least and the most that measured seconds may be of RST, as far as the profile
             is known: chance between its processes, and its additivity error.
@@ -35,6 +38,7 @@ class Taken:
 
     methods: tuple[str, ...]
     rst_seconds: float
+    rse_joules: float | None
     seconds: float
     allowed: tuple[float, float]
     other_cores: float
@@ -85,6 +89,7 @@ def _taken(result: TrainingResult, measurement: Measurement, profile: Profile) -
     return Taken(
         methods=tuple(run.method for run in result.runs),
         rst_seconds=result.rst_seconds,
+        rse_joules=reference_joules(measurement.operations, profile.joules),
         seconds=result.measured_seconds * measurement.ranks,
         allowed=(min(ends), max(ends)),
         other_cores=result.other_cores,
@@ -141,6 +146,7 @@ def trainings(comparison: Comparison) -> list[list[str]]:
         groups.setdefault(each.methods, []).append(each)
     columns: dict[str, Callable[[Taken], float | None]] = {
         "RST, s": lambda each: each.rst_seconds,
+        RSE: lambda each: each.rse_joules,
         "measured, s": lambda each: each.seconds,
         "measured / RST": lambda each: each.over_rst,
         "CPU, s": lambda each: each.measurement.cpu_seconds,

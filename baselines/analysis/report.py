@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baselines.analysis import ablation, measured, read_as
-from baselines.analysis.charges import paid_once, totals
+from baselines.analysis.charges import RSE, paid_once, totals
 from baselines.analysis.conditions import conditions
 from baselines.analysis.headline import headline
 from baselines.analysis.tables import results, savings, validation
@@ -79,7 +79,9 @@ def report_of(comparison: Comparison) -> Report:
         details.append(Table(read_as.ERRORS, errors))
     if len((saved := savings(comparison))[0]) > 1:
         details.append(Table(f"RST saved on the way to the target{plan.but_free}", saved))
-    by_policy, name = totals(comparison), "RST by policy, means over seeds"
+    by_policy = totals(comparison)
+    also = " and RSE" if RSE in by_policy[0] else ""
+    name = f"RST by policy{also}, means over seeds"
     if plan.read_test:
         pairs = zip(validation(comparison), by_policy, strict=True)
         by_policy = [[*one, *other[1:]] for one, other in pairs]

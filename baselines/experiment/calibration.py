@@ -36,6 +36,8 @@ from timing.rst.schedules import constant
 # Of the whole comparison's time, which is a quarter of what is trained.
 SHARE_OF_TRAINING = 1 / 4
 LONGEST_SECONDS = 45.0
+# Where joules can be read: five seconds of each operation, in half of the time.
+LONGEST_WITH_GPU_SECONDS = 120.0
 # Of two the interval is three times as wide, and of no use.
 FEWEST_PROCESSES = 3
 # Of all trainings: from here on a disturbed process is measured again.
@@ -64,7 +66,8 @@ def effort(plan: Plan, jobs: int = 1) -> Effort:
     """Return what calibration may take: a fifth of the comparison, or three processes if more."""
     each = START_SECONDS + LEAST_SECONDS
     seconds = SHARE_OF_TRAINING * training_seconds_of(plan) / jobs
-    seconds = min(max(FEWEST_PROCESSES * each, seconds), LONGEST_SECONDS)
+    longest = LONGEST_WITH_GPU_SECONDS if torch.cuda.is_available() else LONGEST_SECONDS
+    seconds = min(max(FEWEST_PROCESSES * each, seconds), longest)
     return Effort(seconds, min(int(seconds / each), LEAST_PROCESSES))
 
 

@@ -72,7 +72,7 @@ class RunEvents:
         status = "FAILED" if found.failure else "FINISHED"
         if isinstance(end, Ended):
             # Of step 0, the one from which the UI draws bars and not curves.
-            at_end = said.end_metrics(found, result)
+            at_end = said.end_metrics(found, result, self.kept.profile.joules)
             run.log_metrics([Measured(0, end.time_milliseconds, at_end)])
             run.log_tags(said_of_readings.not_finite(found))
         run.end(status, end.time_milliseconds, found.failure)

@@ -28,6 +28,7 @@ from baselines.tracking.saved_view import X_AXIS
 from baselines.training.results import Point, Run, TrainingResult
 from baselines.training.rounding import FLOAT
 from timing import Profile
+from timing.rst.account import charged_counts, reference_joules
 from timing.secrets import hide
 
 # The page that a comparison is opened on.
@@ -99,6 +100,7 @@ def _range(name: str, values: Sequence[Any]) -> str:
 def reference_metrics(profile: Profile) -> dict[str, float]:
     """Return what each operation costs on the reference machine."""
     costs = {f"reference/{name}_seconds": seconds for name, seconds in profile.seconds.items()}
+    costs |= {f"reference/{name}_joules": joules for name, joules in profile.joules.items()}
     return {**costs, "reference/additivity_error": profile.additivity_error}
 
 
@@ -116,8 +118,8 @@ def point_metrics(point: Point) -> dict[str, float]:
     }
 
 
-def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
-    """Return what a run has come to, and its account."""
+def end_metrics(run: Run, result: TrainingResult, joules: Mapping[str, float]) -> dict[str, float]:
+    """Return what a run has come to, and its account; joules are those of the reference."""
     metrics = {f"work/{line['operation']}_seconds": float(line["seconds"]) for line in run.account}
     metrics |= {
         **{f"work/rst_by_{name}_seconds": seconds for name, seconds in run.totals.items()},
@@ -130,6 +132,8 @@ def end_metrics(run: Run, result: TrainingResult) -> dict[str, float]:
         "work/training_other_cores": result.other_cores,
         **_measured_metrics(result),
     }
+    if (energy := reference_joules(charged_counts(run.account), joules)) is not None:
+        metrics["work/rse_joules"] = energy
     if run.failure is None:
         metrics["final/metric"] = run.final
     if math.isfinite(run.test):

@@ -3,7 +3,7 @@
 Each process is a fresh one. A profile that is to be trusted needs five of them; two must do here.
 One that was disturbed, or whose costs do not add up, is run again, three times in all, and then
 kept. The additivity error is what the single costs add up to over the time of a real loop, less
-one.
+one. Joules are watts, read while an operation runs again and again, times its seconds.
 """
 
 import torch
@@ -12,14 +12,27 @@ from rows import Row
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import target
 from timing import CalibrationError, calibrate_in_processes, profile_warnings
+from timing.calibration.uncertainty import watts_error
 
 # With those that take the place of disturbed ones, five: all must fit into the part's limit, since
 # the profile is there only when the last has ended.
 PROCESSES = 2
-# For all processes together, their starts included: a quarter of it each measures.
-SECONDS, SMOKE_SECONDS = 50.0, 0.8
+# For all processes together, their starts included: a quarter of it each measures seconds. In half
+# of it the joules of seven operations can be read, five seconds each.
+SECONDS, SMOKE_SECONDS = 75.0, 0.8
 # What is left of the part's time when a process that hangs is ended.
 SECONDS_TO_END = 5.0
+
+
+def add_joules(part, profile, size):
+    """Add what an operation costs in joules, and how far watts add up to those of the loop."""
+    for name, joules in profile.joules.items():
+        part.add(Row(f"energy of one {name}", size, 1, joules, None, "J"))
+        part.add(Row(f"power of {name}", size, 1, profile.watts[name], None, "W"))
+    if not profile.joules:
+        part.note("No joules of operations were read, so there is no RSE.")
+    elif (error := watts_error(profile)) is not None:
+        part.add(Row("watts of operations against the loop", size, 1, 100 * error, None, "%"))
 
 
 def main():
@@ -44,6 +57,7 @@ def main():
     for name, cost in profile.costs.items():
         milliseconds = 1e3 * cost.median_seconds, 1e3 * cost.spread_seconds
         part.add(Row(f"one {name}", size, cost.samples, *milliseconds, "ms"))
+    add_joules(part, profile, size)
     error = 100 * profile.additivity_error
     part.add(
         Row("additivity error, the median of the processes", size, PROCESSES, error, None, "%")

@@ -22,6 +22,7 @@ from baselines.workloads import load
 from on_gpu_parts.part import Part
 from on_gpu_parts.reference import profile_of, target
 from timing import Budget
+from timing.rst.account import reference_joules
 
 EVALUATIONS = 12
 # Three if each run can then have this long, else two: without two there is no interval.
@@ -60,6 +61,19 @@ def planned(part, workload, profile):
     return replace(plan, seeds=tuple(range(seeds)), budget=budget)
 
 
+def add_energy(part, result, profile, size):
+    """Add reference system energy of a training, and what its GPUs used here beside it."""
+    if (measurement := result.measurement) is None:
+        return
+    rse = reference_joules(measurement.operations, profile.joules)
+    if rse is None:
+        part.note(f"{size}: no RSE, for the profile has no joules of all that ran.")
+        return
+    used = measurement.gpu_joules
+    beside = {"measured, evaluations included": used / rse} if used else {}
+    part.add(Row("RSE of all that ran but evaluations", size, 1, rse, None, "J", beside))
+
+
 def main():
     part = Part(__doc__)
     torch.set_num_threads(1)
@@ -91,6 +105,7 @@ def main():
         size = f"{names}, seed {result.runs[0].seed}"
         difference = 100 * (result.rst_seconds / result.measured_seconds - 1)
         part.add(Row("RST over measured seconds, less one", size, 1, difference, None, "%"))
+        add_energy(part, result, profile, size)
     for run in comparison.runs:
         if run.failure:
             part.note(f"{run.method}, seed {run.seed}: FAILED: {run.failure}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+import time
 
 import pytest
 
-from baselines.analysis import measured
+from baselines.analysis import charges, measured
 from baselines.analysis.html_report import page
 from baselines.analysis.report import markdown, report_of
 from baselines.experiment.comparison import Comparison
@@ -14,7 +16,8 @@ from baselines.experiment.kept import Kept
 from baselines.tracking import said
 from baselines.training.measurement import Measurement, Timed
 from tests.support.comparisons import CURVES, comparison, kept
-from tests.support.profiles import process, profile_of
+from tests.support.profiles import process, profile_of, with_watts
+from tests.support.trainings import COSTS, WORKLOAD, follow
 from timing import GpuUse, Phase
 
 PHASE = Phase(90, 0.11, 0.01, 9.9, 9.9, "host", 10, 1.2)
@@ -137,10 +140,72 @@ def test_it_is_in_the_html_page_and_in_mlflow(tmp_path) -> None:
     assert "Measured here, medians over seeds" in shown
     assert "Measured seconds were 1.01 (1.01 to 1.01) times RST" in shown
     result = made.trainings[0]
-    metrics = said.end_metrics(result.runs[0], result)
+    metrics = said.end_metrics(result.runs[0], result, {})
     assert metrics["measured/over_rst"] == pytest.approx(1.01)
     assert metrics["measured/gpu_joules"] == 250.0
     assert metrics["measured/train_step_seconds"] == 0.11
     assert "measured/processors_joules" not in metrics
     bare = dataclasses.replace(result, measurement=None)
-    assert not any(n.startswith("measured/") for n in said.end_metrics(bare.runs[0], bare))
+    assert not any(n.startswith("measured/") for n in said.end_metrics(bare.runs[0], bare, {}))
+
+
+def with_joules(**watts: float) -> Comparison:
+    """The same of a reference that has joules."""
+    made = with_measurements(*[(4.0, measurement(operations={"train_step": 40, "collect": 4}))] * 3)
+    rows = [with_watts(process({"train_step": 0.1, "collect": 0.01, "evaluate": 0.5}), **watts)] * 3
+    return dataclasses.replace(made, profile=profile_of(rows, made.plan.signature))
+
+
+def test_rse_stands_beside_rst_where_the_reference_has_joules(tmp_path) -> None:
+    made = with_joules(train_step=500.0, collect=100.0, evaluate=80.0)
+    head, row = measured.trainings(made)
+    assert head[1:4] == ["RST, s", "RSE, J", "measured, s"]
+    # Forty steps of 50 J, four collects of 1 J.
+    assert row[2] == "2e+03 (2e+03 to 2e+03)"
+    head, *rows = charges.totals(made)
+    assert head[-1] == "RSE, J"
+    for line, method in zip(rows, made.plan.names, strict=True):
+        counts = [run.counts for run in made.of(method)]
+        naive = [
+            sum({"train_step": 50.0}.get(n, 0) * times for n, times in c.items()) for c in counts
+        ]
+        assert line[-1] == f"{statistics.fmean(naive):.4g}"
+    shown = markdown(made)
+    assert "RST by policy and RSE, means over seeds" in shown
+    assert "RSE is reference system energy, in joules of NVIDIA A: known to ±2.0%." in shown
+    root = kept(comparison(CURVES), tmp_path / "one")
+    assert "<th>RSE, J</th>" in page([(Kept.read(root / "4s"), made)])
+    result = made.trainings[0]
+    joules = made.profile.joules
+    metrics = said.end_metrics(result.runs[0], result, joules)
+    assert metrics["work/rse_joules"] == pytest.approx(50 * result.runs[0].counts["train_step"])
+    assert said.reference_metrics(made.profile)["reference/collect_joules"] == pytest.approx(1.0)
+
+
+def test_without_joules_of_what_ran_there_is_no_column_and_no_word_of_it() -> None:
+    bare = with_measurements(*[(4.0, measurement())] * 3)
+    for made in (bare, with_joules(collect=100.0)):
+        assert "RSE, J" not in measured.trainings(made)[0]
+        assert "RSE, J" not in charges.totals(made)[0]
+        shown = markdown(made)
+        assert "and RSE" not in shown
+        assert "RSE is" not in shown
+        result = made.trainings[0]
+        joules = made.profile.joules
+        assert "work/rse_joules" not in said.end_metrics(result.runs[0], result, joules)
+
+
+def test_trainings_with_the_same_counts_have_the_same_rse_however_long_they_took() -> None:
+    def slow(model, batch):
+        time.sleep(0.002)
+        return WORKLOAD.loss(model, batch)
+
+    joules = {name: 100 * seconds for name, seconds in COSTS.items()}
+    quick = follow("lawa")
+    late = follow("lawa", workload=dataclasses.replace(WORKLOAD, loss=slow))
+    (one,), (other,) = quick.runs, late.runs
+    # A sleep never ends early.
+    assert late.measured_seconds > 0.002 * other.steps
+    assert one.counts == other.counts
+    energies = [said.end_metrics(r.runs[0], r, joules)["work/rse_joules"] for r in (quick, late)]
+    assert energies[0] == energies[1] == pytest.approx(100 * one.totals["algoperf"])

@@ -23,7 +23,7 @@ from torch import Tensor
 from lawa_opt.__main__ import main as lawa_opt_command
 from tests.support import warm_python
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
-from tests.support.profiles import profile_of
+from tests.support.profiles import process, profile_of, with_watts
 from timing import MeasuredRun, Profile, map_run
 from timing.gpu import span
 from timing.gpu.visible_devices import visible_devices
@@ -251,11 +251,14 @@ def test_a_loop_of_ones_own_spends_its_budget_and_is_mapped(
     monkeypatch.chdir(tmp_path)
     module = example("own_budget")
     costs = {"train_step": 0.01, "evaluate": 0.002}
-    profile_of([costs] * 5, module["WORKLOAD"]).write("reference.json")
+    row = with_watts(process(costs), train_step=100.0)
+    profile_of([row] * 5, module["WORKLOAD"]).write("reference.json")
     account, error = module["main"](0.305, "reference.json")
     assert account.counts == {"train_step": 30, "evaluate": 1}
     assert error < 0.5
-    assert "30 steps, 0.3000 s of 0.305 s RST" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "30 steps, 0.3000 s of 0.305 s RST" in out
+    assert "\n30 J of reference system energy\n" in out
     mapped = map_run(MeasuredRun.read("run.json"), Profile.read("reference.json"))
     assert mapped.is_exact
     assert mapped.rst.estimate == pytest.approx(account.rst_seconds)

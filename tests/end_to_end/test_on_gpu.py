@@ -22,7 +22,7 @@ SCRIPT = FOLDER / "on_gpu.py"
 CONTRIBUTING = (FOLDER.parent / "CONTRIBUTING.md").read_text()
 # What the machine that it is for brings back: so many files, and none of them large.
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20
-MOST_SECONDS = 8 * 60
+MOST_SECONDS = 9 * 60
 
 # It takes a minute and a half on a quiet machine, and whichever test is the first waits for it.
 pytestmark = pytest.mark.timeout(900)
@@ -55,7 +55,7 @@ def constants() -> dict[str, Any]:
     return found
 
 
-def test_the_limits_add_up_to_eight_minutes_at_most() -> None:
+def test_the_limits_add_up_to_nine_minutes_at_most() -> None:
     script = constants()
     limits = script["LOOK"] + sum(script["PARTS"].values()) + script["WRITE_PAGE"]
     assert limits <= script["TOTAL"] <= MOST_SECONDS
@@ -104,6 +104,9 @@ def test_the_page_has_every_part_and_says_that_it_was_tried_only(smoke: Path) ->
         "RST over measured seconds, less one",
         "GPU active, by NVML",
         "energy a step",
+        "energy of one train_step",
+        "watts of operations against the loop",
+        "RSE of all that ran but evaluations",
         "values of RST that differ from those of the training alone",
     ):
         assert f"| {work} |" in page

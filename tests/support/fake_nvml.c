@@ -1,9 +1,11 @@
 /* A stand-in for libnvidia-ml.so.1, so that the real Python binding runs without a GPU.
  * FAKE_NVML_GPUS (default 2) sets the number of devices, FAKE_NVML_INIT the answer to init.
+ * With FAKE_NVML_WATTS the counters of energy run by the clock.
  * A test sets what a device tells by fake_set, and what it refuses by fake_refuse; the second
  * device refuses to tell its power limit. With -DOLD it lacks the newer functions. */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef int nvmlReturn_t;
@@ -196,8 +198,10 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsign
 
 #ifndef OLD
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
     double value;
-    nvmlReturn_t refused = look("energy", device->card, 0, &value);
+    nvmlReturn_t refused = look("energy", device->card, from_environment("FAKE_NVML_WATTS", 0) * (1e3 * now.tv_sec + 1e-6 * now.tv_nsec), &value);
     *millijoules = (unsigned long long)value;
     return refused;
 }

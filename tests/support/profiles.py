@@ -11,6 +11,7 @@ from timing import (
     this_software,
 )
 from timing.calibration.disturbance import Noise
+from timing.calibration.row import Burst, Energy
 
 WORKLOAD = {"workload": "digits", "batch": 64, "k": 5}
 
@@ -63,3 +64,11 @@ ROWS = [
 
 def profile() -> Profile:
     return profile_of(ROWS)
+
+
+def with_watts(row: Calibration, **watts: float) -> Calibration:
+    """A process that has read these operations too, for 5 s each."""
+    bursts = {name: Burst(joules=5 * each, seconds=5) for name, each in watts.items()}
+    return row.model_copy(
+        update={"energy": Energy(of="NVIDIA A", period_seconds=0.1, bursts=bursts)}
+    )

@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -222,3 +223,47 @@ def test_a_share_of_an_operation_is_charged_exactly(cost: float, share: float, t
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="the share of 'swap' that is charged must be from 0 to 1"):
         Account(COSTS, shares={"swap": share})
+
+
+@given(st.lists(st.sampled_from(["train_step", "collect", "evaluate"]), max_size=40), st.randoms())
+def test_rse_is_of_the_counts_alone(ran: list[str], random: Random) -> None:
+    costs = {"train_step": 0.01, "collect": 0.001, "evaluate": 0.2}
+    joules = {"train_step": 5.1, "collect": 0.07, "evaluate": 33.3}
+    shares = {"collect": 0.25}
+
+    def spent(order: list[str]) -> Account:
+        account = Account(costs, "algoperf", shares, joules)
+        for operation in order:
+            account.charge(operation)
+        return account
+
+    account = spent(ran)
+    other = spent(random.sample(ran, len(ran)))
+    assert account.rse_joules == other.rse_joules
+    naive = 5.1 * ran.count("train_step") + 0.25 * 0.07 * ran.count("collect")
+    assert account.rse_joules == pytest.approx(naive)
+    assert {line["operation"]: line["joules"] for line in account.lines()} == {
+        name: pytest.approx(joules[name] * ran.count(name)) for name in {*ran}
+    }
+    # Joules change nothing of what is saved.
+    assert account.state_dict() == Account(costs, "algoperf", shares).state_dict() | {
+        "counts": account.counts
+    }
+
+
+def test_an_account_without_joules_of_what_it_charged_has_no_rse() -> None:
+    costs = {"train_step": 0.01, "evaluate": 0.2}
+    assert Account(costs).rse_joules is None
+    account = Account(costs, joules={"train_step": 5.0})
+    assert account.rse_joules == 0
+    account.charge("train_step")
+    account.charge("evaluate")
+    # Which is not charged.
+    assert account.rse_joules == 5.0
+    assert [line.get("joules") for line in account.lines()] == [None, 5.0]
+    account = Account(costs, "mlperf", joules={"train_step": 5.0})
+    account.charge("evaluate")
+    assert account.rse_joules is None
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="the joules of 'train_step' must be above zero"):
+            Account(costs, joules={"train_step": wrong})

@@ -10,11 +10,12 @@ import torch
 
 from tests.support.calibrated_file import SETUP
 from tests.support.fake_nvml import NO_PERMISSION, FakeNvml
-from tests.support.profiles import ROWS, WORKLOAD, process, profile, profile_of
-from timing import Profile, rst_interval, this_machine
+from tests.support.profiles import ROWS, WORKLOAD, process, profile, profile_of, with_watts
+from timing import MeasuredRun, Profile, rse_interval, rst_interval, this_machine
 from timing.calibration.uncertainty import operation_ratio
 from timing.cli.app import app
 from timing.cli.commandline import run
+from timing.mapping.measured_run import MeasuredOperation
 
 
 def timing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -30,6 +31,8 @@ def test_probe_prints_this_machine(monkeypatch, capsys) -> None:
     assert printed["machine"] == this_machine().model_dump(mode="json")
     measured = printed["measured"]
     assert measured["host"]["steps"].startswith("time.perf_counter")
+    energy = measured["host"]["energy of the processors"]
+    assert energy == "available" or energy.startswith("no joules of the processors: ")
     assert bool(measured["gpus"]) or "NVML" in measured["unavailable"]
 
 
@@ -79,6 +82,52 @@ def test_show_prints_all_that_a_profile_says(monkeypatch, capsys, tmp_path: Path
     out = capsys.readouterr().out
     assert "no warnings about this profile" in out
     assert "WARNING" not in out
+
+
+def test_show_prints_joules_where_there_are_any(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "reference.json"
+    rows = [with_watts(process(each), train_step=400.0, evaluate=100.0) for each in ROWS]
+    noise = rows[0].noise.model_copy(update={"throttled_share": 0.12})
+    rows[0] = rows[0].model_copy(update={"noise": noise})
+    made = profile_of(rows)
+    made.write(path)
+    assert timing(monkeypatch, "show", str(path)) == 0
+    out = capsys.readouterr().out
+    known = rse_interval(made.reference_iteration, made, "mlperf")
+    # Of 10 ms at 400 W, and of 0.2 s at 100 W.
+    for expected in (
+        "│    4 J │",
+        "│   20 J │",
+        f"energy: joules of NVIDIA A, whoever used them; a reference iteration is {known} J\n",
+        "and a GPU was throttled in up to 12% of them",
+        "WARNING: its joules were not held against those of a loop: give the calibration more time",
+    ):
+        assert expected in out
+    part = profile_of([with_watts(process(each), evaluate=100.0) for each in ROWS])
+    part.write(path)
+    assert timing(monkeypatch, "show", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "│ not read │" in out
+    assert "WARNING: no joules of train_step were read: what runs them has no RSE" in out
+
+
+def test_map_says_rse_where_the_reference_has_all_joules(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    ran = {"train_step": MeasuredOperation(count=30), "evaluate": MeasuredOperation(count=2)}
+    MeasuredRun(workload=WORKLOAD, operations=ran).write(tmp_path / "run.json")
+    path = tmp_path / "reference.json"
+    for watts, said in (({"train_step": 400.0}, True), ({"evaluate": 100.0}, False)):
+        made = profile_of([with_watts(process(each), **watts) for each in ROWS])
+        made.write(path)
+        command = ("map", str(tmp_path / "run.json"), "--reference", str(path))
+        assert timing(monkeypatch, *command) == 0
+        out = capsys.readouterr().out
+        assert ("RSE by policy algoperf: " in out) == said
+        if said:
+            known = rse_interval({"train_step": 30}, made)
+            assert f"RSE by policy algoperf: {known} J of NVIDIA A (95% interval)" in out
 
 
 @pytest.mark.parametrize("command", [["show"], ["compare"]])

@@ -9,7 +9,9 @@ It is recorded with what was measured. Empty `warnings` say that nothing was not
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import time
+from collections.abc import Callable
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +37,7 @@ _REMEDIES = {
 }
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_T = TypeVar("_T")
 
 
 class Noise(BaseModel):
@@ -52,6 +55,8 @@ class Noise(BaseModel):
         disturbed_share: of the measurements, those in which the processor ran slower than of its
             own accord (`timing.calibration.cpu_probe`), for the operation worst off; a calibration
             leaves them out.
+        throttled_share: of the passes, those in which a GPU was throttled, which a calibration
+            leaves out; 1 where too few others were left, and all are kept; None where no GPU tells.
         warnings: what is too much, and what to do about it; empty when all is quiet.
         unavailable: what could not be read, and why.
     """
@@ -64,6 +69,7 @@ class Noise(BaseModel):
     throttled_seconds: dict[str, Amount] | None
     gpu_processes: Annotated[int, Field(ge=0)] | None
     disturbed_share: Amount | None = None
+    throttled_share: Amount | None = None
     warnings: tuple[str, ...]
     unavailable: tuple[str, ...]
 
@@ -94,11 +100,28 @@ class NoiseWatch:
         self._stopwatch.stop()
         self._after = [_Reading(device) for device in self._devices]
 
-    def noise(self, disturbed_share: float | None = None) -> Noise:
+    def throttled_between(self, run: Callable[[], _T]) -> tuple[_T, bool | None]:
+        """Run something, and return whether a GPU was throttled in it; None where none tells."""
+        before = [device.throttled_seconds() for device in self._devices]
+        begin = time.perf_counter()
+        result = run()
+        seconds = time.perf_counter() - begin
+        held = [
+            each
+            for device, earlier in zip(self._devices, before, strict=True)
+            for each in throttled_between(earlier, device.throttled_seconds()).values()
+        ]
+        return result, max(held) > LARGEST_THROTTLED_SHARE * seconds if held else None
+
+    def noise(
+        self, disturbed_share: float | None = None, throttled_share: float | None = None
+    ) -> Noise:
         """Return what was noticed between the begin and the end of the block.
 
         Args:
             disturbed_share: in how many of the measurements the processor was slowed down.
+            throttled_share: in how many of them a GPU was throttled; where they are left out, what
+                throttled it is no warning.
 
         Raises:
             RuntimeError: if the block has not ended.
@@ -124,6 +147,7 @@ class NoiseWatch:
                 "when the machine is idle"
             )
 
+        left_out = throttled_share is not None and throttled_share <= MAX_DISTURBED_SHARE
         throttled: dict[str, float] = {}
         processes: set[int] = set()
         told_throttle = told_processes = False
@@ -131,7 +155,7 @@ class NoiseWatch:
             for reason, seconds in throttled_between(before.throttled, after.throttled).items():
                 told_throttle = True
                 throttled[reason] = max(seconds, throttled.get(reason, 0.0))
-                if seconds > LARGEST_THROTTLED_SHARE * window:
+                if seconds > LARGEST_THROTTLED_SHARE * window and not left_out:
                     warnings.append(
                         f"{device} was held back {seconds:.2g} s of {window:.2g} s by "
                         f"{reason}: {_REMEDIES[reason]}"
@@ -161,6 +185,7 @@ class NoiseWatch:
             throttled_seconds=throttled if told_throttle else None,
             gpu_processes=len(processes) if told_processes else None,
             disturbed_share=disturbed_share,
+            throttled_share=throttled_share,
             warnings=tuple(warnings),
             unavailable=tuple(unavailable),
         )

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from timing.calibration.energy import SHARE, EnergyShare
 from timing.calibration.profile import Profile
 from timing.calibration.target import check_target
 from timing.calibration.timetable import Timetable
 from timing.calibration.uncertainty import rst_interval
-from timing.calibration.warnings import LEAST_PROCESSES, PRECISION
+from timing.calibration.warnings import COOL_MARGIN_CELSIUS, LEAST_PROCESSES, PRECISION
 from timing.calibration.worker import WorkerRequest, WorkerResult
 
 SECONDS = 120.0
 RETRIES = 3
 LIMIT_SECONDS = 3600.0
+# Of all seconds: the longest wait of each process for a GPU to cool.
+COOL_SHARE = 0.05
 # Above these nobody waits for an end, or torch ends the process.
 MOST_SECONDS = 1e9
 MOST_PROCESSES = 1000
@@ -60,6 +64,10 @@ def calibrate_in_processes(
     than another process found it, or whose costs do not add up to a loop's time, is discarded and
     another one is run in its place, `retries` times in all, within one and a half times the time.
 
+    Joules of operations are read in them too, where a counter tells (`timing.calibration.energy`):
+    for at most half of the time, and of all operations or of none. A GPU is to cool between two
+    processes to what the first began at, for a twentieth of the time at the most.
+
     To stop once an interval is narrow favours those that are narrow by chance: in a simulation with
     0.5 to 5% between processes it covered the truth 93 to 95% of the time, where it says 95%.
 
@@ -97,16 +105,27 @@ def calibrate_in_processes(
     request = WorkerRequest(
         target=target, arguments=dict(arguments or {}), seconds=seconds, threads=threads
     )
+    said: set[str] = set()
     kept: list[WorkerResult] = []
     discarded = 0
     known_probe: float | None = None
     on_progress(0.0, f"{processes} processes or more, {time_left.said(processes)}")
     while True:
         own_seconds = time_left.share(processes - len(kept))
-        changed = {"known_probe": known_probe, "seconds": own_seconds}
+        changed = {
+            "known_probe": known_probe,
+            "seconds": own_seconds,
+            "energy": _energy_share(kept, processes, seconds),
+            "cool_to": _cool_to(kept),
+            "cool_seconds": COOL_SHARE * seconds,
+        }
         with time_left.process(own_seconds):
             kept.append(_run(request.model_copy(update=changed), limit_seconds))
         _check_alike(kept[0], kept[-1])
+        for line in dict.fromkeys(kept[-1].said):
+            if line not in said:
+                said.add(line)
+                on_progress(time_left.done(processes - len(kept)), line)
         known_probe = _fastest(known_probe, kept[-1].calibration.cpu_probe_seconds)
         if time_left.ran == 1 and (warning := time_left.too_short()):
             on_progress(time_left.done(processes - len(kept)), warning)
@@ -144,6 +163,25 @@ def calibrate_in_processes(
             break
     on_progress(1.0, f"done, {discarded} discarded")
     return _profile(kept, discarded)
+
+
+def _energy_share(kept: list[WorkerResult], processes: int, seconds: float) -> EnergyShare:
+    """Return what the next process reads of joules, after these."""
+    bursts = (name for each in kept if (found := each.calibration.energy) for name in found.bursts)
+    return EnergyShare(
+        seconds=SHARE * seconds / processes,
+        processes=max(1, processes - len(kept)),
+        read=dict(Counter(bursts)),
+    )
+
+
+def _cool_to(kept: list[WorkerResult]) -> dict[str, float]:
+    """Return to what GPUs are to cool before the next process: near the coolest that one began."""
+    coolest: dict[str, float] = {}
+    for heat in (heat for each in kept for heat in each.calibration.heat):
+        if (celsius := heat.before.celsius) is not None:
+            coolest[heat.uuid] = min(celsius, coolest.get(heat.uuid, math.inf))
+    return {uuid: celsius + COOL_MARGIN_CELSIUS for uuid, celsius in coolest.items()}
 
 
 def _fastest(one: float | None, other: float | None) -> float | None:

@@ -61,6 +61,8 @@ class Profile(BaseModel):
     told, and not corrected for: what it comes from, a rare operation or what a rare one leaves
     behind it, is none of the others' cost.
 
+    Where a counter told, it has joules too: of whole devices, whoever used them.
+
     Attributes:
         version: of this document's format.
         created: when it was measured.
@@ -101,6 +103,15 @@ class Profile(BaseModel):
                 f"every makes a loop of more than {MOST_PASSES:g} passes: {self.every}; give the "
                 "operations numbers with small common multiples"
             )
+        devices = {process.energy.of for process in self.processes if process.energy}
+        if len(devices) > 1:
+            raise ValueError(f"joules are of one meter, and not of {', '.join(sorted(devices))}")
+        for process in self.processes:
+            energy = process.energy
+            if energy and (odd := {*energy.bursts, *energy.loop_counts} - operations):
+                raise ValueError(
+                    f"energy has operations that every lacks: {', '.join(sorted(odd))}"
+                )
         return self
 
     @property
@@ -117,6 +128,26 @@ class Profile(BaseModel):
     def seconds(self) -> dict[str, float]:
         """Return charged seconds by operation, one run each: the medians."""
         return {name: cost.median_seconds for name, cost in self.costs.items()}
+
+    @property
+    def watts(self) -> dict[str, float]:
+        """Return watts by operation: the median of the processes that read it; empty if none."""
+        read: dict[str, list[float]] = {}
+        for process in self.processes:
+            for name, burst in process.energy.bursts.items() if process.energy else ():
+                read.setdefault(name, []).append(burst.watts)
+        return {name: statistics.median(read[name]) for name in self.costs if name in read}
+
+    @property
+    def joules(self) -> dict[str, float]:
+        """Return joules by operation, one run each: watts times charged seconds; empty if none."""
+        seconds = self.seconds
+        return {name: watts * seconds[name] for name, watts in self.watts.items()}
+
+    @property
+    def joules_of(self) -> str:
+        """Return whose joules they are; empty where none were read."""
+        return next((process.energy.of for process in self.processes if process.energy), "")
 
     @property
     def other_cores(self) -> float:

@@ -1,13 +1,21 @@
-"""A row of a profile: what one process measured, in costs by operation."""
+"""A row of a profile: what one process measured, in seconds and joules by operation."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from timing.calibration.cpu_probe import is_disturbed
 from timing.calibration.disturbance import Noise
+from timing.gpu.heat import Heat
 from timing.rst.account import FEMTOSECONDS
 
 # Above this, single timings are too far from what a real loop takes to be scaled to it.
@@ -39,6 +47,45 @@ class Cost(BaseModel):
     samples: int = Field(ge=1, le=LARGEST_COUNT)
 
 
+class Burst(BaseModel):
+    """Joules that a counter told of a span, and its length."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    joules: float = Field(gt=0, le=LARGEST_NUMBER)
+    seconds: float = Field(ge=LEAST_SECONDS, le=MOST_SECONDS)
+
+    @property
+    def watts(self) -> float:
+        """Return the mean power."""
+        return self.joules / self.seconds
+
+
+class Energy(BaseModel):
+    """Joules that one process read, as `timing.calibration.energy` says.
+
+    Attributes:
+        of: whose they are, such as "NVIDIA H200" or "the processors": of whole devices, whoever
+            used them, and what they draw when idle is in it.
+        period_seconds: between two updates of the counter, at the most.
+        bursts: by operation, each run again and again.
+        loop: the loop in which the seconds were measured; None if it was too short to be read.
+        loop_counts: how often each operation ran in it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    of: str
+    period_seconds: float = Field(ge=0, le=1)
+    bursts: dict[str, Burst] = Field(min_length=1)
+    loop: Burst | None = None
+    loop_counts: dict[str, Annotated[int, Field(ge=0, le=LARGEST_COUNT)]] = {}
+
+    def bound(self, operation: str) -> float:
+        """Return the error that the watts of an operation may have, as a share."""
+        return self.period_seconds / self.bursts[operation].seconds
+
+
 class Calibration(BaseModel):
     """The measurement of one process.
 
@@ -50,6 +97,8 @@ class Calibration(BaseModel):
         noise: what disturbed the measurement.
         cpu_probe_seconds: what the fixed work of `timing.calibration.cpu_probe` took meanwhile;
             None if it was not asked.
+        energy: joules of operations; None where none were read, and then a file has no such field.
+        heat: of the GPUs in use; empty, and not in a file, where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,6 +107,18 @@ class Calibration(BaseModel):
     additivity_error: float = Field(gt=-1, le=LARGEST_NUMBER)
     noise: Noise
     cpu_probe_seconds: float | None = Field(default=None, ge=0)
+    energy: Energy | None = None
+    heat: tuple[Heat, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_known(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        for name in ("energy", "heat"):
+            if not found.get(name):
+                found.pop(name, None)
+        return found
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -87,5 +87,5 @@ class Timetable:
             return ""
         return (
             f"the {self._processes} processes take about {needed:.0f} s and not "
-            f"{self._seconds:g} s, since each needs {self._start_seconds:.1f} s to start"
+            f"{self._seconds:g} s, since each needs {self._start_seconds:.1f} s besides"
         )

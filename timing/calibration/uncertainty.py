@@ -1,4 +1,4 @@
-"""The uncertainty of reference seconds: chance in how the profile was measured.
+"""The uncertainty of reference seconds and joules: chance in how the profile was measured.
 
 The uncertainty lies between processes, not between the steps of one: an interval from all samples
 pooled covers the truth a third of the time, one from the processes as often as it says. So each
@@ -11,6 +11,7 @@ more processes. So the profile's additivity error is reported beside the interva
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 
 from timing.calibration.profile import Profile
@@ -59,6 +60,69 @@ def operation_ratio(
         [process.seconds[operation] for process in profile.processes] for profile in (a, b)
     )
     return ratio_interval(seconds_a, seconds_b, confidence)
+
+
+def rse_interval(
+    counts: Mapping[str, float],
+    profile: Profile,
+    policy: Policy = "algoperf",
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Return reference joules of operations (reference system energy, RSE), with their interval.
+
+    Chance is that of the seconds in each process, and of the watts where several read them; it is
+    widened by the bound of the counter.
+
+    Args:
+        counts: how often each operation ran, such as `account.counts`.
+        profile: the one they are charged by.
+        policy: which of them are charged.
+        confidence: of the interval.
+
+    Raises:
+        KeyError: an operation that is charged has no joules.
+        ValueError: there is no such policy, or the confidence is not between 0 and 1.
+    """
+    left_out = uncharged(policy)
+    charged = {n: times for n, times in counts.items() if times and n not in left_out}
+    watts = profile.watts
+    if missing := sorted(charged.keys() - watts.keys()):
+        raise KeyError(f"{missing[0]!r} has no joules on the reference machine")
+    totals, bound = [], 0.0
+    for process in profile.processes:
+        own = process.energy.bursts if process.energy else {}
+        seconds = process.seconds
+        joules = {
+            name: seconds[name] * (own[name].watts if name in own else watts[name])
+            for name in charged
+        }
+        totals.append(math.fsum(joules[name] * times for name, times in charged.items()))
+        if process.energy:
+            bound = max([bound, *(process.energy.bound(name) for name in own if name in charged)])
+    found = mean_interval(totals, confidence)
+    low, high = found.low * (1 - bound), found.high * (1 + bound)
+    return Interval(found.estimate, max(0.0, low), high)
+
+
+def watts_error(profile: Profile) -> float | None:
+    """Return what the watts of operations add up to over those of the loops, less one.
+
+    The median of the processes whose loops were long enough to be read; None where there is none,
+    or an operation has no joules.
+    """
+    watts = profile.watts
+    if watts.keys() < profile.costs.keys():
+        return None
+    found = []
+    for process in profile.processes:
+        if process.energy and process.energy.loop:
+            took = {
+                n: times * process.seconds[n] for n, times in process.energy.loop_counts.items()
+            }
+            joules = math.fsum(watts[name] * seconds for name, seconds in took.items())
+            if seconds := math.fsum(took.values()):
+                found.append(joules / seconds / process.energy.loop.watts - 1)
+    return statistics.median(found) if found else None
 
 
 def _total(counts: Mapping[str, float], process: Calibration, policy: Policy) -> float:

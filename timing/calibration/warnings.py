@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from timing.calibration.profile import Profile
-from timing.calibration.uncertainty import rst_interval
+from timing.calibration.uncertainty import rst_interval, watts_error
 
 # A slipped digit is a factor of ten; what a machine does to an operation by chance is less than 3.
 ORDER_OF_MAGNITUDE = 3.0
 LEAST_PROCESSES = 5
 # Of the RST of the reference iteration, either side.
 PRECISION = 0.02
+# Beyond this, what operations draw by themselves is not what they draw in a loop.
+MAX_WATTS_ERROR = 0.1
+# Above the coolest beginning of a process; others are to cool to it.
+COOL_MARGIN_CELSIUS = 5.0
 
 
 def profile_warnings(profile: Profile) -> tuple[str, ...]:
@@ -43,7 +47,37 @@ def profile_warnings(profile: Profile) -> tuple[str, ...]:
                 f"{operation}: {max(medians) / min(medians):.1f} times as long in one process as "
                 f"in another ({min(medians):.3g} to {max(medians):.3g} s)"
             )
-    return tuple(found)
+    return (*found, *_of_joules(profile), *_of_heat(profile))
+
+
+def _of_joules(profile: Profile) -> Iterator[str]:
+    watts = profile.watts
+    if watts and (missing := [name for name in profile.costs if name not in watts]):
+        yield f"no joules of {', '.join(missing)} were read: what runs them has no RSE"
+    error = watts_error(profile)
+    if error is not None and abs(error) > MAX_WATTS_ERROR:
+        yield (
+            f"the watts of its operations are {error:+.1%} off what the loop of them drew: RSE is "
+            "known to that only"
+        )
+    elif watts and error is None:
+        yield "its joules were not held against those of a loop: give the calibration more time"
+
+
+def _of_heat(profile: Profile) -> Iterator[str]:
+    began: dict[str, list[tuple[int, float]]] = {}
+    for number, process in enumerate(profile.processes, start=1):
+        for heat in process.heat:
+            if heat.before.celsius is not None:
+                began.setdefault(heat.name, []).append((number, heat.before.celsius))
+    for name, found in began.items():
+        coolest = min(celsius for _, celsius in found)
+        for number, celsius in found:
+            if celsius > coolest + COOL_MARGIN_CELSIUS:
+                yield (
+                    f"process {number}: it began with {name} at {celsius:g} °C, and another one at "
+                    f"{coolest:g}: give the calibration more time"
+                )
 
 
 def by_kind(warnings: Iterable[str]) -> list[str]:

@@ -12,16 +12,24 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from timing.calibration import energy
+from timing.calibration.disturbance import MAX_DISTURBED_SHARE
+from timing.calibration.energy import EnergyShare
 from timing.calibration.environment import Machine, Software, this_machine, this_software
 from timing.calibration.measure import calibrate
 from timing.calibration.profile import Signature, check_signature
 from timing.calibration.row import Calibration
 from timing.calibration.target import CalibrationTarget, load
+from timing.gpu.heat import HeatWatch
 from timing.tracebacks import in_one_line, place_of, write_down
 
 
 class WorkerRequest(BaseModel):
-    """A request to a fresh process; `seconds` and `known_probe` go to `timing.calibrate`."""
+    """A request to a fresh process.
+
+    `seconds`, `known_probe` and `energy` go to `timing.calibrate`, what is to be cooled to
+    `timing.gpu.heat`.
+    """
 
     # Of arguments, since JSON as such has no infinity.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -31,10 +39,13 @@ class WorkerRequest(BaseModel):
     seconds: float
     threads: int
     known_probe: float | None = None
+    energy: EnergyShare | None = None
+    cool_to: dict[str, float] = {}
+    cool_seconds: float = 0.0
 
 
 class WorkerResult(BaseModel):
-    """The answer of a fresh process: what it measured, and what it ran on."""
+    """The answer of a fresh process: what it measured and ran on, and what else it has to say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +54,7 @@ class WorkerResult(BaseModel):
     workload: Signature
     every: dict[str, int]
     calibration: Calibration
+    said: tuple[str, ...] = ()
 
 
 def measure(request: WorkerRequest) -> WorkerResult:
@@ -53,6 +65,8 @@ def measure(request: WorkerRequest) -> WorkerResult:
             signature holds something else than text and numbers.
         ValueError: a number in it is too large.
     """
+    said: list[str] = []
+    heat = HeatWatch(request.cool_to, request.cool_seconds, said.append)
     torch.set_num_threads(request.threads)
     target = load(request.target)(**request.arguments)
     if not isinstance(target, CalibrationTarget):
@@ -68,14 +82,24 @@ def measure(request: WorkerRequest) -> WorkerResult:
     check_signature(target.workload)
     # One attempt: what does not add up is for the parent to judge, beside the other processes.
     calibration = calibrate(
-        target.operations, request.seconds, math.inf, known_probe=request.known_probe
+        target.operations,
+        request.seconds,
+        math.inf,
+        known_probe=request.known_probe,
+        energy=request.energy,
+        say=said.append,
     )
+    throttled = calibration.noise.throttled_share or 0.0
+    if 0 < throttled <= MAX_DISTURBED_SHARE:
+        said.append(f"left out {throttled:.0%} of the passes, in which a GPU was throttled")
+    found = heat.end(energy.names_of(energy.uuids_in_use()))
     return WorkerResult(
         machine=this_machine(),
         software=this_software(),
         workload=dict(target.workload),
         every={name: operation.every for name, operation in target.operations.items()},
-        calibration=calibration,
+        calibration=calibration.model_copy(update={"heat": found}),
+        said=tuple(said),
     )
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +18,8 @@ from timing.calibration.processes import (
     CalibrationError,
     calibrate_in_processes,
 )
-from timing.calibration.profile import FLOPS, Profile, ProfileError
-from timing.calibration.uncertainty import operation_ratio, rst_interval
+from timing.calibration.profile import Profile, ProfileError
+from timing.calibration.uncertainty import operation_ratio
 from timing.calibration.warnings import (
     LEAST_PROCESSES,
     ORDER_OF_MAGNITUDE,
@@ -31,10 +30,11 @@ from timing.calibration.warnings import (
 from timing.cli import commandline
 from timing.cli.commandline import CommandError
 from timing.cli.mapping import map_command
+from timing.cli.showing import console, milliseconds, print_profile, print_warnings, say
+from timing.clocks.host_energy import HostEnergy
 from timing.gpu.meter import probe_gpus
 
 app = typer.Typer(add_completion=False)
-console = commandline.console()
 
 HOST_CLOCKS = {
     "steps": "time.perf_counter, and CUDA events where there is a GPU",
@@ -52,7 +52,10 @@ def _commands(version: commandline.VersionOption = False) -> None:
 def probe() -> None:
     """Print what this machine is, as a profile records it, and what can be measured here."""
     gpus, unavailable = probe_gpus()
-    measured = {"host": HOST_CLOCKS, "gpus": gpus, "unavailable": unavailable}
+    with HostEnergy() as energy:
+        pass
+    host = {**HOST_CLOCKS, "energy of the processors": energy.unavailable or "available"}
+    measured = {"host": host, "gpus": gpus, "unavailable": unavailable}
     console.print_json(
         data={"machine": this_machine().model_dump(mode="json"), "measured": measured}
     )
@@ -142,7 +145,7 @@ def calibrate(
         profile.write(out)
     except OSError as error:
         raise CommandError(f"{out}: {error.strerror}") from error
-    _print_profile(out, profile)
+    print_profile(out, profile)
 
 
 @app.command()
@@ -154,7 +157,7 @@ def show(
     """Print reference profiles, once they have been checked."""
     profiles = [_read(path) for path in paths]
     for path, profile in zip(paths, profiles, strict=True):
-        _print_profile(path, profile)
+        print_profile(path, profile)
 
 
 @app.command()
@@ -178,19 +181,19 @@ def compare(
     for operation, ratio in ratios.items():
         table.add_row(
             operation,
-            _milliseconds(first.seconds[operation]),
-            _milliseconds(second.seconds[operation]),
+            milliseconds(first.seconds[operation]),
+            milliseconds(second.seconds[operation]),
             f"{ratio.estimate:.3f}",
             f"{ratio.low:.3f} to {ratio.high:.3f}",
         )
     console.print(table)
     for name, profile in (("A", first), ("B", second)):
-        _say(f"{name}: {profile.machine}; additivity error {profile.additivity_error:+.1%}")
+        say(f"{name}: {profile.machine}; additivity error {profile.additivity_error:+.1%}")
     if odd := _differences(first.software.model_dump(), second.software.model_dump()):
-        _say(f"software that differs: {odd}")
+        say(f"software that differs: {odd}")
     for path, mine, other in ((a, first, second), (b, second, first)):
         if alone := sorted(mine.costs.keys() - other.costs.keys()):
-            _say(f"in {path} alone: {', '.join(alone)}")
+            say(f"in {path} alone: {', '.join(alone)}")
     middle = statistics.median(ratio.estimate for ratio in ratios.values())
     found = [
         f"{name}: {warning}"
@@ -203,7 +206,7 @@ def compare(
         for operation, ratio in ratios.items()
         if max(ratio.estimate / middle, middle / ratio.estimate) > ORDER_OF_MAGNITUDE
     ]
-    _print_warnings(found, "this comparison")
+    print_warnings(found, "this comparison")
 
 
 app.command("map")(map_command)
@@ -228,65 +231,7 @@ def _read(path: Path) -> Profile:
         raise typer.BadParameter(str(error)) from error
 
 
-def _print_profile(path: Path, profile: Profile) -> None:
-    table = commandline.table(
-        f"{path.name}, measured {profile.created:%Y-%m-%d %H:%M %Z}",
-        *("operation", "median", "quartiles apart", "samples", "every", "95% interval"),
-    )
-    for operation, cost in profile.costs.items():
-        # Under this policy nothing is left out.
-        interval = rst_interval({operation: 1}, profile, "mlperf")
-        table.add_row(
-            operation,
-            _milliseconds(cost.median_seconds),
-            _milliseconds(cost.spread_seconds),
-            str(cost.samples),
-            str(profile.every[operation]),
-            f"{_milliseconds(interval.low)} to {_milliseconds(interval.high)}",
-        )
-    console.print(table)
-    errors = ", ".join(f"{process.additivity_error:+.1%}" for process in profile.processes)
-    software = profile.software.model_dump()
-    loop = rst_interval(profile.reference_iteration, profile, "mlperf")
-    for line in (
-        f"machine: {profile.machine}",
-        "software: " + ", ".join(f"{key}={value}" for key, value in software.items()),
-        "workload: " + ", ".join(f"{key}={value}" for key, value in profile.workload.items()),
-        f"processes: {len(profile.processes)}, and {profile.discarded} discarded; other processes "
-        f"kept up to {profile.other_cores:.2f} cores busy{_elsewhere(profile)}; the processor was "
-        f"slowed down from outside in up to {profile.disturbed_share:.0%} of the passes",
-        f"additivity error: {profile.additivity_error:+.1%} (by process: {errors})",
-        f"reference iteration: {loop} s charged (95% interval over processes)",
-    ):
-        _say(line)
-    flops = profile.workload.get(FLOPS)
-    if isinstance(flops, int) and "train_step" in profile.seconds:
-        rate = flops / profile.seconds["train_step"] / 1e9
-        _say(f"train_step: {flops:,} FLOPs by PyTorch's counter, {rate:.3g} GFLOP/s")
-    _print_warnings(by_kind(profile_warnings(profile)), "this profile")
-
-
-def _elsewhere(profile: Profile) -> str:
-    if profile.cores_elsewhere == 0:
-        return ""
-    return f" of those it could run on, and up to {profile.cores_elsewhere:.2f} others were busy"
-
-
-def _print_warnings(warnings: Iterable[str], about: str) -> None:
-    lines = [f"WARNING: {warning}" for warning in warnings] or [f"no warnings about {about}"]
-    for line in lines:
-        _say(line)
-
-
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
     return ", ".join(
         f"{key}: {a.get(key)} and {b.get(key)}" for key in a | b if a.get(key) != b.get(key)
     )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.4f} ms"
-
-
-def _say(line: str) -> None:
-    console.print(line, soft_wrap=True)

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from timing.calibration.profile import Profile
+from timing.calibration.uncertainty import rse_interval
 from timing.calibration.warnings import by_kind, profile_warnings
 from timing.cli import commandline
 from timing.mapping.map_run import MappedRun, map_run
 from timing.mapping.measured_run import MeasuredRun
+from timing.rst.account import reference_joules
 from timing.rst.policy import Policy
 
 console = commandline.console()
@@ -60,6 +62,10 @@ def _print(
     console.print(table)
     how = "exact in its operations" if mapped.is_exact else "AN ESTIMATE"
     lines = [f"RST by policy {policy}: {mapped.rst} s (95% interval), {how}"]
+    charged = {name: one.count for name, one in mapped.operations.items() if one.charged}
+    if reference_joules(charged, profile.joules) is not None:
+        energy = rse_interval(charged, profile, policy)
+        lines.append(f"RSE by policy {policy}: {energy} J of {profile.joules_of} (95% interval)")
     if measured.machine is not None:
         lines.append(f"it ran on {measured.machine}")
     lines += [f"WARNING: {warning}" for warning in by_kind(profile_warnings(profile))]

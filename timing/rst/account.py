@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,24 @@ def to_femtoseconds(seconds: float) -> int:
     return rounded
 
 
+def reference_joules(counts: Mapping[str, float], joules: Mapping[str, float]) -> float | None:
+    """Return the joules of operations, in any order the same; None where one of them has none.
+
+    Args:
+        counts: how often each ran, or as large a share of it as is charged.
+        joules: of each on the reference machine.
+    """
+    charged = {operation: times for operation, times in counts.items() if times}
+    if not joules or not charged.keys() <= joules.keys():
+        return None
+    return math.fsum(joules[operation] * times for operation, times in charged.items())
+
+
+def charged_counts(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how often each operation of an account is charged, of shares their sum."""
+    return {str(line["operation"]): line["times"] * float(line["charged"]) for line in lines}
+
+
 class Account:
     """Reference system time: RST = sum over operations of n_op * c_op, in seconds.
 
@@ -39,10 +57,11 @@ class Account:
         policy: which operations are charged; all are counted and shown.
         shares: of the cost of operations that is charged under every policy, such as 0 for what is
             left free, or 1/5 of what five runs share; all of it for those that are not here.
+        joules: of each operation on the reference machine, where they are known.
 
     Raises:
-        ValueError: a cost is not a positive, finite number, a share is not between 0 and 1, or
-            there is no such policy.
+        ValueError: a cost, or joules, are no positive, finite number, a share is not between 0 and
+            1, or there is no such policy.
     """
 
     def __init__(
@@ -50,14 +69,20 @@ class Account:
         costs: Mapping[str, float],
         policy: Policy = "algoperf",
         shares: Mapping[str, float] = _ALL,
+        joules: Mapping[str, float] = _ALL,
     ) -> None:
         self._uncharged = uncharged(policy)
         self.policy: Policy = policy
         self._shares = dict(shares)
+        self._joules = dict(joules)
         if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
             raise ValueError(
                 f"the share of {wrong[0]!r} that is charged must be from 0 to 1: "
                 f"{shares[wrong[0]]!r}"
+            )
+        if wrong := [name for name, each in joules.items() if not 0 < each < math.inf]:
+            raise ValueError(
+                f"the joules of {wrong[0]!r} must be above zero and finite: {joules[wrong[0]]!r}"
             )
         self._costs = {name: _cost(name, seconds) for name, seconds in costs.items()}
         self._prices = {
@@ -124,6 +149,14 @@ class Account:
         """Return the reference seconds charged so far."""
         return self.femtoseconds / FEMTOSECONDS
 
+    @property
+    def rse_joules(self) -> float | None:
+        """Return reference system energy: joules, on the reference machine, of what was charged.
+
+        The same for the same counts, like RST. None where an operation that was charged has none.
+        """
+        return reference_joules(charged_counts(self.lines()), self._joules)
+
     def totals(self) -> dict[Policy, float]:
         """Return the reference seconds that each policy would have charged for what ran."""
         return {
@@ -137,7 +170,10 @@ class Account:
         }
 
     def lines(self) -> list[dict[str, str | int | float | bool]]:
-        """Return the account as a table, a line an operation; "charged" is the share that is."""
+        """Return the account as a table, a line an operation; "charged" is the share that is.
+
+        Joules are in the lines of the operations of which they are known.
+        """
         return [
             {
                 "operation": operation,
@@ -147,9 +183,15 @@ class Account:
                 "charged": 0.0
                 if operation in self._uncharged
                 else float(self._shares.get(operation, 1)),
+                **self._energy(operation, times),
             }
             for operation, times in sorted(self.counts.items())
         ]
+
+    def _energy(self, operation: str, times: int) -> dict[str, float]:
+        if (joules := self._joules.get(operation)) is None:
+            return {}
+        return {"joules_each": joules, "joules": joules * times}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the identity of what they were charged by, as values for JSON."""
