@@ -239,7 +239,8 @@ def _try(plan: Plan, groups: Sequence[Sequence[Method]], jobs: int, timed_second
     del recipe
     windows = max(window_bytes(group, plan, model) for group in groups)
     memory = replace(memory, windows=windows)
-    return _Tried(memory, step_seconds, evaluation_seconds, rounded_seconds=_seconds(read))
+    rounded_seconds = _seconds(read) if plan.roundings else 0.0
+    return _Tried(memory, step_seconds, evaluation_seconds, rounded_seconds)
 
 
 def _seconds(run: Callable[[], object]) -> float:

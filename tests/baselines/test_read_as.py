@@ -13,6 +13,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from baselines.cli import dry_run
 from baselines.cli.duration import phases_of, training_of
 from baselines.cli.read_as import parsed, try_reading
 from baselines.experiment import store, tuning
@@ -279,3 +280,18 @@ def test_rank_zero_alone_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Linear(2, 2), asked, lambda _: pytest.fail("evaluated"), torch.device("cpu")
     )
     assert found == {"int8": 1.5, "int4": math.inf}
+
+
+def test_a_dry_run_counts_the_copies_and_their_time() -> None:
+    plain, read = plan_of(), plan_of("int8", "int4")
+    profile = profile_of([COSTS], plain.signature)
+    without_, found = (dry_run.estimate(plan, profile, 1, 0.05) for plan in (plain, read))
+    assert (without_.memory.rounded, without_.rounded_seconds) == (0, 0.0)
+    # One at a time.
+    assert found.memory.rounded == found.memory.parameters
+    assert found.memory.needed == without_.memory.needed + found.memory.parameters
+    # One training of one seed; two methods with three evaluations and that of the test part.
+    training = found.steps_per_run * found.step_seconds
+    evaluations = 2 * 4 * (found.evaluation_seconds + found.rounded_seconds)
+    assert found.rounded_seconds > 0
+    assert found.wall_seconds == pytest.approx(training + evaluations)
