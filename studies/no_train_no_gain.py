@@ -7,33 +7,20 @@ for all that it runs, and once with whatever is no training step free. Writes a 
 """
 
 import argparse
-import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import tuned
 from recipe_answers import BASELINE, Study, findings, numbers, page
-from runs import say
 
-from baselines.experiment import tuning
-from baselines.experiment.calibration import measure_profile
-from baselines.experiment.comparison import Comparison
-from baselines.experiment.lock import Lock, LockedError
-from baselines.experiment.manifest import FolderError
-from baselines.experiment.plan import Plan, check
-from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, read_profile, root_of, write_profile
+from baselines.experiment.plan import Plan
 from baselines.methods.method import Method
 from baselines.methods.names import find
-from baselines.training.checkpoint import CheckpointError, StorageError
-from baselines.training.events import OnEvent
 from baselines.workloads import load
 from baselines.workloads.base import Workload
-from timing import Budget, CalibrationError, Profile, parse_seconds
+from timing import Budget, parse_seconds
 
 HERE = Path(__file__).parent
 WORKLOADS = {"deep-pydocs": str(HERE / "deep_pydocs.py"), "digits": "digits"}
@@ -52,7 +39,7 @@ FREE = (
 # Three lengths; `--quick` is only to try the study out.
 BUDGETS = {"deep-pydocs": "3s,6s,12s", "digits": "1.25s,2.5s,5s"}
 # The answers are of the ends.
-EVALUATIONS, TRIALS, SEEDS = 2, 6, 5
+EVALUATIONS, TRIALS = 2, 6
 QUICK = {"budgets": "0.1s,0.15s,0.2s", "evaluations": 2, "trials": 1, "seeds": 1}
 
 
@@ -80,40 +67,6 @@ def free_of(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in names if name in FREE or name.startswith("stack_to_"))
 
 
-def compared(plan: Plan, profile: Profile, root: Path) -> Comparison:
-    """The comparison, tuned, gone on with or found in its folder."""
-    folder = budget_folder(root, plan)
-    numbers = itertools.count()
-
-    def one(trial: Plan, profile: Profile, on_event: OnEvent) -> Comparison:
-        path = folder.with_name(f"{folder.name}-trial-{next(numbers)}")
-        return resume(trial, profile, path, on_event)
-
-    return resume(tuning.tune(plan, profile, say, one), profile, folder, say)
-
-
-def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", choices=tuple(WORKLOADS), default="deep-pydocs")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--trials", type=int, default=TRIALS)
-    parser.add_argument("--budgets", help=f"RST of a run, with commas between; default: {BUDGETS}")
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of a run")
-    parser.add_argument("--reference", type=Path, help="profile; default: measured now")
-    parser.add_argument("--folder", type=Path, default=Path("lawa-runs"), help="keeps trainings")
-    parser.add_argument("--out", type=Path, default=Path("claims"), help="for page and numbers")
-    parser.add_argument("--quick", action="store_true", help="minutes, to try it; proves nothing")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(QUICK)
-    options.budgets = options.budgets or BUDGETS[options.workload]
-    for name in ("seeds", "trials", "evaluations"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1: {getattr(options, name)}")
-    return options, parser
-
-
 def plans_of(options: argparse.Namespace) -> Iterator[list[Plan]]:
     """The plans of all budgets, charged; then the same with FREE free."""
     workload = load(WORKLOADS[options.workload])
@@ -134,38 +87,18 @@ def plans_of(options: argparse.Namespace) -> Iterator[list[Plan]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options, parser = parsed(arguments)
-    torch.set_num_threads(1)
+    options, parser = tuned.parsed(
+        __doc__, BUDGETS, arguments, trials=TRIALS, evaluations=EVALUATIONS, quick=QUICK
+    )
     try:
         both = list(plans_of(options))
-        given = Profile.read(options.reference) if options.reference else None
-        text = given.model_dump_json() if given else ""
-        roots = [root_of(options.folder, plans, text) for plans in both]
     except ValueError as error:
         parser.error(str(error))
-    try:
-        with ExitStack() as locked:
-            for root in roots:
-                locked.enter_context(Lock(root))
-            profile = (
-                read_profile(roots[0]) or given or measure_profile(both[0][0], lambda *_: None)
-            )
-            try:
-                for plan in itertools.chain(*both):
-                    check(plan, profile)
-            except ValueError as error:
-                parser.error(str(error))
-            for root in roots:
-                write_profile(root, profile)
-            done = [
-                [compared(plan, profile, root) for plan in plans]
-                for plans, root in zip(both, roots, strict=True)
-            ]
-    except (
-        *(StorageError, CheckpointError, FolderError, LockedError),
-        *(CalibrationError, tuning.CutOffError),
-    ) as error:
-        sys.exit(f"error: {error}")
+    with tuned.opened(parser, options, both) as kept:
+        done = [
+            [tuned.compared(plan, kept.profile, root) for plan in plans]
+            for plans, root in zip(both, kept.roots, strict=True)
+        ]
     study = Study(*done)
     answers = findings(study)
     command = f"python studies/no_train_no_gain.py --workload {options.workload}"

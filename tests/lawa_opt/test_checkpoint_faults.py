@@ -262,7 +262,6 @@ def with_pickle(data, edits):
     return target.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @MANY
 @given(
@@ -331,7 +330,6 @@ NAMES = st.sampled_from(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(nested tensors|Sparse CSR|quantize|TypedStorage)")
 @MANY
 @given(
