@@ -195,6 +195,8 @@ def _run(
     publish: bool,
 ) -> None:
     """Run plans that differ in their budget alone, or say what they will take."""
+    # Only one of the processes that train together has something to say.
+    console.quiet = distributed.launched_rank() > 0
     jobs = options.jobs(jobs, plans, cluster, torch.get_num_threads())
     for_cluster = dict(map(options.cluster_option, cluster_options or ()))
     given = options.read_profile(reference) if reference else None
@@ -220,8 +222,6 @@ def _run(
             session.engine(root, jobs, cluster, for_cluster) as engine,
             Lock(root) if distributed.rank() == 0 else nullcontext(),
         ):
-            # Only one of the processes that train together has something to say.
-            console.quiet = distributed.rank() > 0
             comparisons = session.run_comparison(root, plans, given, engine, jobs, publish=publish)
     except (StorageError, CheckpointError, LockedError, FolderError, ProfileError) as error:
         raise commandline.CommandError(str(error)) from error

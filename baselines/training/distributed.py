@@ -40,6 +40,11 @@ def launched_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Return which of the processes that `torchrun` has started this is, joined or not, from 0."""
+    return int(os.environ["RANK"]) if launched_ranks() > 1 else 0
+
+
 def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if _together() else 1

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,8 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
         "1",
         "--methods",
         "constant,lawa",
+        "--read",
+        "int4",
     ]
     done = torchrun(
         *("-m", "baselines", "compare", *options, "--reference", str(path), "--no-publish"),
@@ -159,6 +162,9 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     # One of the ranks prints, and one table.
     assert done.stdout.count("RST by policy, means over seeds") == 1
     (folder,) = (tmp_path / "lawa-runs").glob("digits-*")
+    # Rank 0 rounds, and says once what.
+    assert len(re.findall(r"^Read as int4: \d", done.stdout, re.MULTILINE)) == 1
     (run, _) = read_comparison(folder).runs
+    assert all(point.read.keys() == {"int4"} for point in run.points)
     assert run.counts["train_step"] == RANKS * run.steps
     assert len(json.loads((folder / "0.6s" / "comparison.json").read_text())["seeds"]) == 1
