@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.fake_nvml import FakeNvml
-from timing.calibration import energy
+from timing.calibration import energy_meter
 
 # Of the counter of energy, as of the slowest cards.
 PERIOD_SECONDS = 0.1
@@ -25,7 +25,7 @@ class VirtualGpu:
         self.latest = ""
         self.ran = 0
         monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
-        monkeypatch.setattr(energy, "uuids_in_use", lambda: ("aaaa",))
+        monkeypatch.setattr(energy_meter, "uuids_in_use", lambda: ("aaaa",))
         monkeypatch.setattr("timing.calibration.measure.cpu_probe_seconds", lambda: 1e-4)
         self._tell(self.joules)
 

@@ -16,24 +16,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from timing.calibration.disturbance import LARGEST_THROTTLED_SHARE, NoiseWatch
+from timing.calibration.disturbance import Noise, NoiseWatch
+from timing.calibration.energy_meter import Meter, find_meter
 from timing.calibration.row import Burst, Energy
-from timing.clocks.host_energy import HostEnergy
-from timing.gpu.nvml import Device
-from timing.gpu.span import throttled_between
-from timing.gpu.visible_devices import visible_devices
 
-MAX_ERROR = 0.02
-# Between two updates of a counter, at the most.
-GPU_PERIOD_SECONDS = 0.1
-PROCESSORS_PERIOD_SECONDS = 0.001
 # Of all seconds of a calibration.
 SHARE = 0.5
-# Held back by these a device draws less than it would; the others are how the machine is set.
-HEAT = ("software thermal slowdown", "hardware thermal slowdown", "hardware power brake")
 
 
 class EnergyShare(BaseModel):
@@ -50,104 +40,6 @@ class EnergyShare(BaseModel):
     seconds: float
     processes: int
     read: dict[str, int] = {}
-
-
-class Meter:
-    """Reads the joules of whole devices: one meter for all that this process uses.
-
-    Args:
-        devices: GPUs; the host's processors, if there is none.
-
-    Attributes:
-        of: whose joules they are.
-        period_seconds: between two updates of a counter, at the most.
-        unavailable: why the latest reading failed.
-    """
-
-    def __init__(self, devices: tuple[Device, ...] = ()) -> None:
-        self.of = " and ".join(device.name for device in devices) or "the processors"
-        self.period_seconds = GPU_PERIOD_SECONDS if devices else PROCESSORS_PERIOD_SECONDS
-        self.unavailable = ""
-        self._devices = devices
-        self._host = HostEnergy()
-        self._before: list[float | None] = []
-        self._throttled: list[dict[str, float] | None] = []
-        self._began = 0.0
-
-    @property
-    def burst_seconds(self) -> float:
-        """Return how long a reading takes to be right to 2%."""
-        return self.period_seconds / MAX_ERROR
-
-    def begin(self) -> None:
-        """Read the counters."""
-        if self._devices:
-            self._throttled = [device.throttled_seconds() for device in self._devices]
-            self._before = [device.energy_joules() for device in self._devices]
-        else:
-            self._host.start()
-        self._began = time.perf_counter()
-
-    def end(self) -> Burst | None:
-        """Return what was used since; None where that is not told, and `unavailable` says why."""
-        if self._devices:
-            joules, self.unavailable = self._of_devices()
-        else:
-            self._host.stop()
-            joules, self.unavailable = self._host.joules, self._host.unavailable or ""
-        seconds = time.perf_counter() - self._began
-        if joules is not None and not joules > 0:
-            self.unavailable = (
-                f"no joules of {self.of}: the counter stood still for {seconds:.3g} s"
-            )
-        return None if self.unavailable or joules is None else Burst(joules=joules, seconds=seconds)
-
-    def _of_devices(self) -> tuple[float | None, str]:
-        total = 0.0
-        for device, before in zip(self._devices, self._before, strict=True):
-            now = device.energy_joules()
-            if before is None or now is None:
-                why = device.unavailable.get("energy counter", "it told nothing")
-                return None, f"no joules of {device}: no energy counter: {why}"
-            if now < before:
-                return None, f"no joules of {device}: its counter stepped back: the driver reset it"
-            total += now - before
-        return total, ""
-
-    def held_back(self) -> str:
-        """Return by what the latest reading was held back for long; empty if by nothing."""
-        seconds = time.perf_counter() - self._began
-        for device, before in zip(self._devices, self._throttled, strict=True):
-            found = throttled_between(before, device.throttled_seconds())
-            for reason in HEAT:
-                if found.get(reason, 0.0) > LARGEST_THROTTLED_SHARE * seconds:
-                    return f"{device} was held back by {reason}"
-        return ""
-
-
-def uuids_in_use() -> tuple[str, ...]:
-    """Return the UUIDs, as CUDA has them, of the GPUs on which this process has put something."""
-    if not torch.cuda.is_initialized():
-        return ()
-    used = filter(torch.cuda.memory_reserved, range(torch.cuda.device_count()))
-    return tuple(str(torch.cuda.get_device_properties(index).uuid) for index in used)
-
-
-def names_of(uuids: tuple[str, ...]) -> list[str]:
-    """Return how NVML may call devices: as whole cards, or as MIG instances."""
-    return [f"{kind}-{uuid}" for uuid in uuids for kind in ("GPU", "MIG")]
-
-
-def find_meter() -> Meter | str:
-    """Return the meter of what this process computes on by now, or why there is none."""
-    used = uuids_in_use()
-    if not used:
-        return Meter()
-    devices, unavailable = visible_devices()
-    found = tuple(device for device in devices if device.uuid in names_of(used))
-    if len(found) < len(used):
-        return unavailable or "NVML does not know every GPU that is in use"
-    return Meter(found)
 
 
 def read_joules(
@@ -251,6 +143,7 @@ class LoopEnergy:
         runs: Mapping[str, Callable[[], object]],
         seconds: Mapping[str, float],
         share: EnergyShare,
+        noise: Noise,
     ) -> Energy | None:
         """Return what this process tells of the joules of operations; None if that is nothing.
 
@@ -260,17 +153,19 @@ class LoopEnergy:
             runs: operations by name, each of which ends once its work is done.
             seconds: that each takes.
             share: of this process in the readings.
+            noise: of the loop.
         """
         meter = self._meter
         if meter is None or self._loop is None:
             return None
-        with NoiseWatch() as watch:
-            bursts = read_joules(meter, runs, seconds, share, self._say)
-        # Of what held a device back each burst has told.
-        if bursts and (warnings := watch.noise(throttled_share=0.0).warnings):
-            self._say(f"no joules, since they would be of others too: {warnings[0]}")
-            return None
-        if not bursts:
+        bursts: dict[str, Burst] = {}
+        if not (others := meter.others_in(noise)):
+            with NoiseWatch() as watch:
+                bursts = read_joules(meter, runs, seconds, share, self._say)
+            others = meter.others_in(watch.noise())
+        if others:
+            self._say(f"no joules, since they would be of others too: {others}")
+        if others or not bursts:
             return None
         is_known = self._loop.seconds >= meter.burst_seconds
         return Energy(

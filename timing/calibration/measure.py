@@ -93,7 +93,9 @@ def calibrate(
     found, loop = min(attempts, key=lambda attempt: abs(attempt[0].additivity_error))
     if energy and loop:
         runs = {name: partial(_timed, each.run) for name, each in operations.items()}
-        found = found.model_copy(update={"energy": loop.energy(runs, found.seconds, energy)})
+        found = found.model_copy(
+            update={"energy": loop.energy(runs, found.seconds, energy, found.noise)}
+        )
     on_progress(1.0)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from timing.calibration import energy
+from timing.calibration import energy_meter
 from timing.calibration.disturbance import MAX_DISTURBED_SHARE
 from timing.calibration.energy import EnergyShare
 from timing.calibration.environment import Machine, Software, this_machine, this_software
@@ -92,7 +92,7 @@ def measure(request: WorkerRequest) -> WorkerResult:
     throttled = calibration.noise.throttled_share or 0.0
     if 0 < throttled <= MAX_DISTURBED_SHARE:
         said.append(f"left out {throttled:.0%} of the passes, in which a GPU was throttled")
-    found = heat.end(energy.names_of(energy.uuids_in_use()))
+    found = heat.end(energy_meter.names_of(energy_meter.uuids_in_use()))
     return WorkerResult(
         machine=this_machine(),
         software=this_software(),
