@@ -100,6 +100,35 @@ def order(study: Study, method: str) -> Finding:
     )
 
 
+def cost(study: Study, method: str) -> Finding:
+    """Whether rounding makes less of an average's metric than of the decayed rate's."""
+
+    def made_of(comparison: Comparison, name: str, reading: str) -> list[float]:
+        rounded, exact = (ends(comparison, name, each) for each in (reading, "float"))
+        return [a / b for a, b in zip(rounded, exact, strict=True)]
+
+    def beside(comparison: Comparison, reading: str) -> Estimate | None:
+        return compare(made_of(comparison, method, reading), made_of(comparison, DECAYED, reading))
+
+    found = beside(study.long, COARSE)
+    values = ", ".join(f"{each} {in_words(beside(study.long, each))}" for each in READINGS[1:])
+    shorter = (
+        f"under {seconds(each)} {COARSE} {in_words(beside(each, COARSE))}"
+        for each in study.comparisons[:-1]
+    )
+    return Finding(
+        f"rounding to {COARSE} costs {find(method).title} less than the fully decayed rate",
+        decide(found, below=0) if found else "does not settle",
+        "; ".join(
+            [
+                f"what rounding makes of the test metric, beside that rate's: under "
+                f"{seconds(study.long)} {values}",
+                *shorter,
+            ]
+        ),
+    )
+
+
 def shown_at(comparison: Comparison, method: str) -> str:
     """In which precisions a method is shown to be better or worse under a budget."""
     found = against_decayed(comparison, method)
@@ -252,6 +281,7 @@ def findings(study: Study) -> list[Finding]:
     """What the runs say."""
     return [
         *(order(study, method) for method in AVERAGES),
+        *(cost(study, method) for method in AVERAGES),
         *(flatness(study, method) for method in ("lawa", "ema")),
         *(falling(study, method) for method in FALLS),
         *(window(study, rate) for rate in study.horizons),

@@ -127,6 +127,17 @@ def test_a_difference_is_that_of_runs_of_one_seed_read_alike() -> None:
     assert (found.low, found.high) == pytest.approx((math.expm1(low), math.expm1(high)))
 
 
+def test_what_rounding_costs_is_held_against_what_it_costs_the_decayed_rate() -> None:
+    claim = "rounding to int4 costs LAWA of the constant rate less than the fully decayed rate"
+    verdict, evidence = by_claim(studied(ENDS))[claim]
+    assert verdict == "supports"
+    # 1.02 / 1.2, whatever either ends with in float.
+    assert "under 10 s int8 +0.0%" in evidence
+    assert evidence.count("int4 -15.0%") == 2
+    turned = {**ENDS, "decayed": (1.0, FLAT, 0.1), "lawa": (1.1, SHARP, 0.1)}
+    assert by_claim(studied(turned))[claim][0] == "refutes"
+
+
 def test_flatness_is_told_from_smaller_rounding_errors() -> None:
     claim = "for one rounding error of its weights the decayed rate loses more than {}"
     flat = claim.format("LAWA of the constant rate")
@@ -167,6 +178,8 @@ def test_what_is_not_finite_is_said_and_drawn_by_nobody() -> None:
     found = by_claim(done)
     order = "in some precision LAWA of the constant rate ends better than the fully decayed rate"
     assert "int3 NOT FINITE" in found[order][1]
+    cost = "rounding to int4 costs LAWA of the constant rate less than the fully decayed rate"
+    assert found[cost][0] == "does not settle"
     flat = "for one rounding error of its weights the decayed rate loses more than LAWA of the "
     assert found[f"{flat}constant rate"][0] == "does not settle"
     numbers = report.numbers(done)
@@ -189,7 +202,7 @@ def test_the_command_trains_once_and_goes_on(
     study.main(arguments)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "quantised-regression.json").read_text())
-    assert len(found["findings"]) == 10
+    assert len(found["findings"]) == 14
     assert all(f'"{finding["claim"]}"' in said for finding in found["findings"])
     assert set(found["budgets"][0]["test_metric"]["lawa"]) == set(study.READINGS)
     assert found["rounded"]["int4g32"].startswith("int4g32: 3 of 10 parameters rounded")
