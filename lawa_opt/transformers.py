@@ -47,10 +47,16 @@ def with_lawa(trainer: type[Trainer], *, buffers: bool = True, **options: Any) -
             inside = getattr(made, "optimizer", made)
             if self._lawa is not None and inside is self._lawa:
                 return made
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if self.is_fsdp_enabled:
                 raise ValueError(
-                    "with_lawa does not go with FSDP, whose checkpoints need live weights in the "
-                    "model, nor with DeepSpeed, whose engine steps: see docs/frameworks.md"
+                    "with_lawa does not go with FSDP, whose checkpoints need the live weights in "
+                    "the model: override create_optimizer of the Trainer to make self.optimizer a "
+                    "LAWA of what it made, and call train() of that in a callback's on_evaluate"
+                )
+            if self.is_deepspeed_enabled:
+                raise ValueError(
+                    "with_lawa does not go with DeepSpeed, whose engine steps: keep a "
+                    "ModelWindow(model), and collect(step) in a callback's on_step_end"
                 )
             if isinstance(inside, LAWA):
                 raise ValueError(

@@ -241,6 +241,11 @@ def test_what_would_be_silent_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     trainer = with_k()(model, arguments, train_dataset=data(4), optimizers=(wrapped, None))
     with pytest.raises(ValueError, match="would wrap it once more"):
         trainer.train()
+    for flag, remedy in (("fsdp", "override create_optimizer"), ("deepspeed", "ModelWindow")):
+        trainer = with_k()(gpt(), arguments, train_dataset=data(4))
+        setattr(trainer, f"is_{flag}_enabled", True)
+        with pytest.raises(ValueError, match=f"(?i){flag}.*{remedy}"):
+            trainer.create_optimizer()
     never = with_lawa(transformers.Trainer, k=K, start=1000)
     with pytest.warns(UserWarning, match="the window is empty"):
         trained(never, tmp_path, max_steps=3)
