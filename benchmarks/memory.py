@@ -5,13 +5,16 @@
 Torch's memory is outside of what Python can trace, so each way to average runs in a process of its
 own, and the peak is that of its resident set (Linux), or of torch's allocator on a GPU, above what
 model and gradients had taken before; in times the bytes of the parameters. The floor is what must
-be held: k snapshots, and the live weights besides while the average is in the model.
+be held: k snapshots, and while the average is in the model the live weights besides, unless the
+newest snapshot is these. Where there is more to a name than LAWA, that is how it is read: after
+the weights have moved on, by other weights, or twice with its mean kept.
 """
 
 import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,13 +60,17 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=1e-9)
 
 
-def lawa(model, **window):
-    """Its collects, and then a reading."""
+def lawa(model, moved_on=False, weights="uniform", **window):
+    """Its collects, and then two readings."""
     opt = LAWA(sgd(model), k=K, every=1, **window)
 
     def read():
-        with opt.averaged():
-            pass
+        if moved_on:
+            for p in model.parameters():
+                p.data.add_(1)
+        for _ in range(2):
+            with opt.averaged(weights=weights):
+                pass
 
     return opt.step, read
 
@@ -118,9 +125,13 @@ def schedule_free(model):
     return opt.step, read
 
 
+# With the floors of the window, and of what a reading adds.
 OURS = {
-    "LAWA": (lawa, K),
-    "LAWA, bfloat16 window": (lambda model: lawa(model, dtype=torch.bfloat16), K / 2),
+    "LAWA": (lawa, K, 0),
+    "LAWA, moved on": (partial(lawa, moved_on=True), K, 1),
+    "LAWA, weights": (partial(lawa, weights="1-sqrt"), K, 0),
+    "LAWA, cache": (partial(lawa, cache=True), K, 1),
+    "LAWA, bfloat16 window": (partial(lawa, dtype=torch.bfloat16), K / 2, 1),
 }
 PEERS = {
     "AveragedModel, EMA": averaged_model(ema),
@@ -164,10 +175,10 @@ def peak_rows(millions, device, rounds):
     works = {"peak while training": 0, "peak while it is read as well": 1}
     for work, index in works.items():
         peers = {name: [run[index] for run in measured[name]] for name in PEERS}
-        for name, (_, window) in OURS.items():
+        for name, (_, window, reading) in OURS.items():
             size = f"{name}, {millions:g} M, float32, {'GPU' if device == 'cuda' else 'CPU'}"
             samples = [run[index] for run in measured[name]]
-            floor = [window + index] * rounds
+            floor = [window + index * reading] * rounds
             yield Row.of(work, size, "x the parameters", samples, peers, floor)
 
 

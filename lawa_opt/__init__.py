@@ -4,7 +4,7 @@ from lawa_opt.averaging_files.average import average_checkpoints
 from lawa_opt.averaging_files.choose import Selection
 from lawa_opt.averaging_files.find import CheckpointError
 from lawa_opt.averaging_files.verify import verify_average
-from lawa_opt.fitting import FittedWeights, fit_weights
+from lawa_opt.fitting import FittedWeights
 from lawa_opt.leaving import leave
 from lawa_opt.model_window import ModelWindow
 from lawa_opt.optimizer import LAWA
@@ -27,7 +27,6 @@ __all__ = [
     "WindowStudy",
     "__version__",
     "average_checkpoints",
-    "fit_weights",
     "leave",
     "study",
     "verify_average",

@@ -62,12 +62,10 @@ class Exchange:
             run: a model whose other buffers are kept too, for it will be run in training mode.
         """
         rings = self.average.nonempty_rings(k, weigh)
-        tensors = [tensor for ring in rings for tensor in ring.tensors]
-        known = set(map(id, tensors))
+        known = {id(tensor) for ring in rings for tensor in ring.tensors}
         buffers = [] if run is None else [b for b in run.buffers() if can_be_written(b)]
         others = [buffer for buffer in buffers if id(buffer) not in known]
-        swap = Swap([*tensors, *others], self.average.buffers, unaveraged=len(others))
-        return swap, rings
+        return Swap.of(rings, others, self.average.buffers), rings
 
     @outside_graphs
     @torch.no_grad()

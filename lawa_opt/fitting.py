@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lawa_opt.average import Average
 from lawa_opt.messages import warn
-from lawa_opt.optimizer import LAWA
 from lawa_opt.ring import Ring
 
 Loss = Callable[[Any], Tensor]
+Averaged = Callable[..., AbstractContextManager[None]]
 
 MAX_PASSES = 30
 # Of the log of a weight in one pass, at first; a pass that does not help tries half of it.
@@ -40,35 +42,29 @@ class FittedWeights(NamedTuple):
         return self.uniform_loss - self.loss
 
 
-def fit_weights(opt: LAWA, loss: Loss, batches: Sequence[Any]) -> FittedWeights:
+def fitted_weights(
+    average: Average, averaged: Averaged, loss: Loss, batches: Sequence[Any]
+) -> FittedWeights:
     """Return the weights of the snapshots in a window whose average has the least loss.
 
-    Every second batch is fitted to, by exponentiated gradients from the uniform mean on: the
-    gradient by a snapshot's weight is that by the average, times the snapshot. The others tell the
-    gain, and a warning where there is none. A pass costs a loss and a gradient for each batch, and
-    no memory but that of gradients; the live weights, `.grad`, and the window stay as they are.
+    By exponentiated gradients from the uniform mean on: the gradient by a snapshot's weight is that
+    by the average, times the snapshot. It takes no memory but that of gradients.
 
     Args:
-        opt: whose window is filled.
-        loss: returns the mean loss of a batch with the weights that are in the model, as a tensor
-            that can be differentiated. What it does beside, as to BatchNorm's statistics, stays: so
-            have the model in eval mode.
-        batches: held-out ones, two at the least, of equal size.
-
-    Raises:
-        RuntimeError: the window is empty.
-        ValueError: there are too few batches, the window is in parts, or of complex tensors, or
-            holds more snapshots of some tensors than of others, or a loss is not finite.
+        average: of the window.
+        averaged: LAWA's own, which puts it into the model.
+        loss: as in `LAWA.fit_weights`, and so are the errors.
+        batches: the same.
     """
     held = list(batches)
     if len(held) < 2:
         raise ValueError(f"two batches are needed, one to fit to and one to check: got {len(held)}")
-    rings = _rings_of(opt)
+    rings = _rings_of(average)
     count = rings[0].num_snapshots
     fitted, others = held[::2], held[1::2]
     weights = torch.full((count,), 1 / count, dtype=torch.float64)
     uniform = weights
-    value, gradient = _evaluated(opt, loss, fitted, weights, rings)
+    value, gradient = _evaluated(averaged, loss, fitted, weights, rings)
     move = FIRST_MOVE
     for _ in range(MAX_PASSES):
         centred = gradient - (weights * gradient).sum()
@@ -77,15 +73,15 @@ def fit_weights(opt: LAWA, loss: Loss, batches: Sequence[Any]) -> FittedWeights:
             break
         moved = weights * torch.exp(-move * centred / size)
         moved /= moved.sum()
-        after, its_gradient = _evaluated(opt, loss, fitted, moved, rings)
+        after, its_gradient = _evaluated(averaged, loss, fitted, moved, rings)
         if after < value:
             weights, value, gradient = moved, after, its_gradient
         else:
             move /= 2
     found = FittedWeights(
         weights.tolist(),
-        _evaluated(opt, loss, others, uniform)[0],
-        _evaluated(opt, loss, others, weights)[0],
+        _evaluated(averaged, loss, others, uniform)[0],
+        _evaluated(averaged, loss, others, weights)[0],
     )
     if found.gain <= 0:
         warn(
@@ -95,15 +91,15 @@ def fit_weights(opt: LAWA, loss: Loss, batches: Sequence[Any]) -> FittedWeights:
     return found
 
 
-def _rings_of(opt: LAWA) -> list[Ring]:
+def _rings_of(average: Average) -> list[Ring]:
     """Return the rings of what is trained.
 
     Raises:
         RuntimeError: the window is empty.
         ValueError: it is in parts, complex, or does not hold equally many snapshots of all.
     """
-    rings = opt.average.nonempty_rings(None)
-    if any(map(opt.window.is_sharded, opt.average.tensors())):
+    rings = average.nonempty_rings(None)
+    if any(map(average.window.is_sharded, average.tensors())):
         raise ValueError("weights cannot be fitted to a window that is in parts, over ranks")
     counts = sorted({ring.num_snapshots for ring in rings})
     if len(counts) > 1:
@@ -122,13 +118,17 @@ def _rings_of(opt: LAWA) -> list[Ring]:
 
 
 def _evaluated(
-    opt: LAWA, loss: Loss, batches: Sequence[Any], weights: Tensor, rings: Sequence[Ring] = ()
+    averaged: Averaged,
+    loss: Loss,
+    batches: Sequence[Any],
+    weights: Tensor,
+    rings: Sequence[Ring] = (),
 ) -> tuple[float, Tensor]:
     """Return the mean loss of an average, and with rings its gradient by the weights."""
     tensors = [tensor for ring in rings for tensor in ring.tensors if tensor.requires_grad]
     gradient = torch.zeros_like(weights)
     total = 0.0
-    with opt.averaged(weights=weights.tolist()):
+    with averaged(weights=weights.tolist()):
         for batch in batches:
             with torch.set_grad_enabled(bool(rings)):
                 value = loss(batch)

@@ -114,14 +114,18 @@ class Layout:
             found.append((stretch, flat))
         return found
 
+    def views_of(self, values: Tensor, begin: int, indices: Sequence[int]) -> list[Tensor]:
+        """Return some tensors of a stretch, in values that begin where that does in a row."""
+        places = [self.places[i] for i in indices]
+        return [values.as_strided(shape, stride, at - begin) for shape, stride, at in places]
+
     def put(self, values: Tensor, target: Target, tensors: Sequence[Tensor]) -> None:
         """Copy the values of a stretch into the tensors that it is of."""
         (begin, _, indices), flat = target
         if flat is not None:
             flat.copy_(values)
             return
-        places = [self.places[i] for i in indices]
-        parts = [values.as_strided(shape, stride, at - begin) for shape, stride, at in places]
+        parts = self.views_of(values, begin, indices)
         torch._foreach_copy_([tensors[i] for i in indices], parts)
 
 

@@ -27,6 +27,7 @@ class ModelWindow(LAWA):
         dtype: type of the snapshots, by default each parameter's; complex ones keep their own.
         device: where the snapshots are, by default with each parameter.
         mesh: as in `LAWA`.
+        cache: the same.
 
     Raises:
         TypeError: it is no module.
@@ -41,6 +42,7 @@ class ModelWindow(LAWA):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         mesh: DeviceMesh | None = None,
+        cache: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -51,7 +53,14 @@ class ModelWindow(LAWA):
         if not trained:
             raise ValueError("no parameter of this model requires gradients: nothing is trained")
         super().__init__(
-            _Untrained(trained), k, "manual", buffers=model, dtype=dtype, device=device, mesh=mesh
+            _Untrained(trained),
+            k,
+            "manual",
+            buffers=model,
+            dtype=dtype,
+            device=device,
+            mesh=mesh,
+            cache=cache,
         )
 
     def collect(self, step: int | None = None) -> None:

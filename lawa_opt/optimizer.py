@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +22,18 @@ from lawa_opt.base import wrapped
 from lawa_opt.buffers import Buffers
 from lawa_opt.copies import averaged_copies, copy_with
 from lawa_opt.exchange import AveragedBlock, Exchange, outside_graphs
-from lawa_opt.forwarding import forwarded
-from lawa_opt.hooks import HOOKS, changed_by, hooked_step, refuse_captured_step
+from lawa_opt.fitting import FittedWeights, Loss, fitted_weights
+from lawa_opt.forwarding import Forwarding, forwarded
+from lawa_opt.hooks import changed_by, hooked_step, refuse_captured_step
 from lawa_opt.loading import load, refuse_unloadable
 from lawa_opt.schedule import CollectSchedule, Every
 from lawa_opt.state_dict import is_dcp_state_init, saved
 from lawa_opt.swaps import Swaps
-from lawa_opt.two_steps import two_steps_of
 from lawa_opt.weights_by_step import Weights, weighing
 from lawa_opt.window import Window
 
 
-class LAWA(Optimizer):
+class LAWA(Forwarding):
     """Latest weight averaging (Kaddour 2022, arXiv 2209.14981, section 2) over any optimizer.
 
     Used exactly as the optimizer it wraps: `opt = LAWA(torch.optim.AdamW(model.parameters()))`.
@@ -58,6 +57,8 @@ class LAWA(Optimizer):
         device: where the snapshots are, by default with each parameter.
         mesh: for replicas (DDP), a mesh of one dimension whose ranks each hold a part of the
             window; reading the mean is then a collective.
+        cache: keep the mean that was read last, N bytes more, for a second reading before the next
+            collect: that is a copy then, and no other mean.
         restart_every: steps between two `restart_from_average()`, as an epoch's (2402.09240).
 
     Raises:
@@ -77,58 +78,39 @@ class LAWA(Optimizer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         mesh: DeviceMesh | None = None,
+        cache: bool = False,
         restart_every: int | None = None,
     ) -> None:
-        # Optimizer.__init__ is not called: it would make param_groups and state of its own.
         base = wrapped(optimizer)
-        window = Window(k, dtype, mesh, device)
+        window = Window(k, dtype, mesh, device, cache)
         schedule = CollectSchedule(every, k, horizon, start, restart_every)
         average = Average(base, window, schedule, Buffers(buffers))
         exchange = Exchange(base, average)
-        parts = (base, window, schedule, average, exchange, exchange.swaps)
-        self.__setstate__(dict(zip(_PARTS, parts, strict=True)))
+        super().__init__(
+            base=base,
+            window=window,
+            schedule=schedule,
+            average=average,
+            exchange=exchange,
+            swaps=exchange.swaps,
+        )
 
-    # Proxies of frameworks copy __dict__ and must still see later changes, so none of these names
-    # is ever bound again: what changes, changes inside the objects.
-    base: Optimizer
     window: Window
     schedule: CollectSchedule
     average: Average
     exchange: Exchange
     swaps: Swaps
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in _PARTS}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, **{name: OrderedDict() for name in HOOKS})
-
-    param_groups: list[dict[str, Any]] = forwarded("base", "param_groups")
-    """The wrapped optimizer's parameter groups."""
-    state: Any = forwarded("base", "state")
-    """The wrapped optimizer's state by parameter; the window is not in it."""
-    defaults: dict[str, Any] = forwarded("base", "defaults")
-    """The wrapped optimizer's defaults."""
     num_snapshots: int = forwarded("window", "num_snapshots")
     """Snapshots in the window, from 0 to k."""
     nbytes: int = forwarded("window", "nbytes")
     """Bytes of all snapshots, on whatever device."""
     enabled: bool = forwarded("schedule", "enabled")
     """Whether `step()` collects what is due; `collect()` always does."""
-    if not TYPE_CHECKING:  # or every attribute would be one
-        __getattr__ = two_steps_of  # SAM's `first_step` and `second_step`
 
     def __repr__(self) -> str:
         k, every, held = self.window.k, self.schedule.every, self.num_snapshots
         return f"{type(self).__name__}({k=}, {every=}, num_snapshots={held}) of {self.base!r}"
-
-    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Reset the gradients, as the wrapped optimizer does: arguments are passed on."""
-        self.base.zero_grad(*args, **kwargs)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; its parameters are collected from now on."""
-        self.base.add_param_group(param_group)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take the wrapped optimizer's step, then collect a snapshot if one is due.
@@ -252,6 +234,25 @@ class LAWA(Optimizer):
         """Return a copy of the model with the weights of `averaged_state_dict`; raises as that."""
         return copy_with(self.averaged_state_dict(model, k, weights=weights, others=others), model)
 
+    def fit_weights(self, loss: Loss, batches: Sequence[Any]) -> FittedWeights:
+        """Return the weights of the snapshots whose average has the least loss on some batches.
+
+        Every second batch is fitted to (2205.13104), by a loss and a gradient each in at most 30
+        passes; the others tell the gain over the uniform mean, and a warning where there is none.
+        The live weights, `.grad` and the window stay as they are.
+
+        Args:
+            loss: returns the mean loss of a batch with the weights that are in the model, as a
+                tensor that can be differentiated. Have the model in eval mode.
+            batches: held-out ones, two at the least, of equal size.
+
+        Raises:
+            RuntimeError: the window is empty.
+            ValueError: there are too few batches, the window is in parts, complex, or not equally
+                full for all tensors, or a loss is not finite.
+        """
+        return fitted_weights(self.average, self.averaged, loss, batches)
+
     @outside_graphs
     @torch.no_grad()
     def restart_from_average(
@@ -295,6 +296,3 @@ class LAWA(Optimizer):
         self.exchange.resume(load(changed_by(hooks, self, dict(state_dict)), self.average))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-_PARTS = ("base", "window", "schedule", "average", "exchange", "swaps")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lawa_opt.kept_mean import KeptMean
 from lawa_opt.layout import Layout
 from lawa_opt.reduction import cut_for, weighted_mean
 from lawa_opt.sharding import gather, local, part_of
@@ -47,6 +48,7 @@ class Ring:
         dtype: torch.dtype | None,
         mesh: DeviceMesh | None = None,
         device: torch.device | None = None,
+        cache: bool = False,
     ) -> None:
         self.tensors = list(tensors)
         self.mesh = mesh
@@ -63,6 +65,7 @@ class Ring:
         kept_in = (dtype if first.dtype in DTYPES else None) or first.dtype
         layout = Layout(shards, cut_for(kept_in, first.device))
         self.storage = Storage(layout, k, kept_in, first.device, device)
+        self.kept = KeptMean() if cache and self.averages else None
 
     @property
     def slots(self) -> list[list[Tensor]]:
@@ -90,6 +93,14 @@ class Ring:
         count = self.num_snapshots if latest is None else min(latest, self.num_snapshots)
         return [(self.write_index - count + i) % self.k for i in range(count)]
 
+    def snapshot_of_now(self) -> list[Tensor] | None:
+        """Return the newest snapshot, in its place, where the tensors have its very bits."""
+        if self.mesh is not None:
+            return None
+        newest = self.newest_slots()[-1]
+        same = self.storage.has_bits_of(newest, [local(tensor) for tensor in self.tensors])
+        return self.slots[newest] if same else None
+
     def newest_steps(self, latest: int | None = None) -> list[int]:
         """Return the steps of the latest snapshots, oldest first."""
         return [self.steps[slot] for slot in self.newest_slots(latest)]
@@ -116,5 +127,6 @@ class Ring:
             return
         slots = self.newest_slots(latest)
         is_trained = all(tensor.requires_grad for tensor in self.tensors)
-        rows = Snapshots(self.storage, slots)
-        weighted_mean(rows, weigh(self.newest_steps(latest)), outs, exact=not is_trained)
+        rows, weights = Snapshots(self.storage, slots), weigh(self.newest_steps(latest))
+        write = weighted_mean if self.kept is None else self.kept.write
+        write(rows, weights, outs, exact=not is_trained)

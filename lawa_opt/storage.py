@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lawa_opt.layout import Layout
+from lawa_opt.layout import ALIGNMENT, Layout, next_multiple
+
+# What bits are compared as: the wider, the faster.
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 class Storage:
@@ -30,6 +34,7 @@ class Storage:
         slots: of each row, the tensors in it.
         is_offloaded: True if the snapshots are on another device than the tensors.
         prepared: what a reading has made for the next one alike.
+        borrowers: called before a row is written to, for they have values in it alone.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Storage:
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()
         # Plain pickle does not keep views aliased to their buffer, and a stream is of its process.
-        made = ("slots", "staging", "staged", "stream", "prepared", "_flats")
+        made = ("slots", "staging", "staged", "stream", "prepared", "borrowers", "_flats")
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,6 +77,7 @@ class Storage:
                 self.stream = torch.cuda.Stream(self.param_device)
                 staging.record_stream(self.stream)
         self.prepared: dict[Any, Any] = {}
+        self.borrowers: list[Callable[[], object]] = []
         self._flats = list(self.rows.unbind())
         self.slots = [self.layout.views(flat) for flat in self._flats]
 
@@ -82,6 +88,8 @@ class Storage:
 
     def write(self, slot: int, sources: list[Tensor]) -> None:
         """Copy the tensors into a row, maybe in the background."""
+        while self.borrowers:
+            self.borrowers.pop()()
         if self.staging is None:
             torch._foreach_copy_(self.slots[slot], sources)
         elif self.stream is None:
@@ -100,6 +108,45 @@ class Storage:
         self.begin_reading()
         torch._foreach_copy_(outs, self.slots[slot])
         self.end_reading()
+
+    @torch.inference_mode()
+    def has_bits_of(self, slot: int, tensors: Sequence[Tensor]) -> bool:
+        """Return whether a row is, bit for bit, what tensors hold, and lies as they do.
+
+        Bits, for numbers would make -0 of 0, and no NaN the same. It takes the memory of a stretch,
+        and ends at one that differs: where the weights have moved on, at the first.
+        """
+        row, places = self._flats[slot], self.layout.places
+        kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+        pairs = zip(tensors, places, strict=True)
+        laid_out = all(tensor.stride() == place[1] for tensor, place in pairs)
+        if kinds != {(row.dtype, row.device)} or not laid_out or row.is_inference():
+            return False
+        stretches = self._bits_of(row, tensors)
+        if row.device.type == "cpu":
+            return all(itertools.starmap(torch.equal, stretches))
+        if not torch.equal(*next(stretches)):
+            return False
+        # The processor waits for the device once.
+        differ = [one.ne(other).any() for one, other in stretches]
+        return not (differ and bool(torch.stack(differ).any()))
+
+    def _bits_of(self, row: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what tensors and a row hold of each stretch, as integers."""
+        for (begin, end, indices), flat in self.layout.targets(tensors):
+            own = row[begin:end]
+            if flat is None:
+                own = row[begin : next_multiple(end, ALIGNMENT)]
+                flat = torch.zeros_like(own)  # as what lies between tensors in a row
+                views = self.layout.views_of(flat, begin, indices)
+                torch._foreach_copy_(views, [tensors[i] for i in indices])
+            places = (flat.storage_offset(), own.storage_offset(), len(own))
+            bits = next(
+                bits
+                for bits in INTEGERS
+                if all(place * row.itemsize % bits.itemsize == 0 for place in places)
+            )
+            yield flat.view(bits), own.view(bits)
 
     def synchronize(self) -> None:
         """Wait until snapshots on their way to host memory are there."""

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from lawa_opt.buffers import Buffers
 from lawa_opt.ring import UNIFORM, Ring
 from lawa_opt.sharding import local, reshard_fsdp_modules
+from lawa_opt.storage import Storage
 from lawa_opt.weights_by_step import Weigh
 
 
@@ -68,6 +69,27 @@ class Swap:
         self._prepare()
         self.places = {id(tensor): place for place, tensor in buffers.places().items()}
 
+    @classmethod
+    def of(cls, rings: Sequence[Ring], others: Sequence[Tensor], buffers: Buffers) -> Swap:
+        """Return a swap of the tensors of rings, and of others that have no average.
+
+        Live values that are, bit for bit, the newest snapshot are not copied: a window that is
+        collected to, or saved, meanwhile has them copied first.
+        """
+        live: list[Tensor] = []
+        lent: list[int] = []
+        lenders: list[tuple[Storage, int]] = []
+        for ring in rings:
+            newest = ring.snapshot_of_now()
+            if newest is not None:
+                lent += range(len(live), len(live) + len(newest))
+                lenders.append((ring.storage, ring.storage.rows._version))
+            live += copies_of(ring.tensors) if newest is None else newest
+        tensors = [tensor for ring in rings for tensor in ring.tensors]
+        swap = cls([*tensors, *others], buffers, live + copies_of(others), len(others))
+        swap.lent, swap.lenders = lent, lenders
+        return swap
+
     def _prepare(self) -> None:
         self.numbers = {id(tensor): number for number, tensor in enumerate(self.tensors)}
         self.places = dict[int, tuple[int, str]]()
@@ -78,16 +100,42 @@ class Swap:
         self.changed: set[int] = set()
         self.has_own_statistics = False
         self.ended = False
+        self.lent: list[int] = []
+        self.lenders: list[tuple[Storage, int]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its versions anew, and ids are of one process.
-        kept = ("tensors", "live", "buffers", "unaveraged")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("tensors", "buffers", "unaveraged")
+        return {**{name: self.__dict__[name] for name in kept}, "live": self._copied()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules that hold this may not be whole yet, so that no buffer is looked up.
         self.__dict__.update(state)
         self._prepare()
+
+    def borrow(self) -> None:
+        """Have the lent values copied before the window that holds them is written to."""
+        for storage, _ in self.lenders:
+            storage.borrowers.append(self.own)
+
+    def own(self) -> None:
+        """Copy the live values that a window holds alone."""
+        self.live = self._copied()
+        self.give_back()
+
+    def is_lost(self) -> bool:
+        """Return whether a window that lends live values was written to, past all that we know."""
+        return any(storage.rows._version != version for storage, version in self.lenders)
+
+    def give_back(self) -> None:
+        """Need no window any longer."""
+        for storage, _ in self.lenders:
+            storage.borrowers[:] = [own for own in storage.borrowers if own != self.own]
+        self.lent, self.lenders = [], []
+
+    def _copied(self) -> list[Tensor]:
+        copies = dict(zip(self.lent, copies_of([self.live[i] for i in self.lent]), strict=True))
+        return [copies.get(number, value) for number, value in enumerate(self.live)]
 
     def write(self, rings: list[Ring], latest: int | None, weigh: Weigh) -> None:
         """Write the mean of the latest snapshots into the tensors, which are those of the rings."""

@@ -7,6 +7,7 @@ import weakref
 
 from torch import Tensor
 
+from lawa_opt.messages import warn
 from lawa_opt.swap import Swap, forget_derived
 
 # Of all LAWAs, in the order in which they began. Two may hold the same tensor, such as a buffer of
@@ -27,6 +28,8 @@ def _others_of(swap: Swap) -> tuple[list[Swap], list[Swap]]:
 def live_values(swap: Swap) -> list[Tensor]:
     """Return the live values of a swap's tensors: those from before the first swap of each."""
     before, _ = _others_of(swap)
+    for each in (swap, *before):
+        each.own()  # what is handed out is no window's
     values = list(swap.live)
     for other in reversed(before):
         for number, tensor in enumerate(swap.tensors):
@@ -64,6 +67,7 @@ class Swaps(list[Swap]):
             self[-1].note_changes()
         else:
             self.began = next(_moments)
+        swap.borrow()
         self.append(swap)
         _under_way.append(weakref.ref(swap))
         forget_derived(swap.tensors)
@@ -87,6 +91,8 @@ class Swaps(list[Swap]):
         swap.changed = {i for i, tensor in enumerate(swap.tensors) if id(tensor) in changed}
         own = set(map(id, self))
         later = [other for other in _others_of(swap)[1] if id(other) not in own]
+        if later:
+            swap.own()
         numbers = []
         for number, tensor in enumerate(swap.tensors):
             heir = next((other for other in later if id(tensor) in other.numbers), None)
@@ -94,6 +100,7 @@ class Swaps(list[Swap]):
                 heir.live[heir.numbers[id(tensor)]] = swap.live[number]
             elif not (keep_changed and number in swap.changed):
                 numbers.append(number)
+        lost = swap.is_lost()
         forget_derived(swap.tensors)
         failed: RuntimeError | None = None
         try:
@@ -104,8 +111,14 @@ class Swaps(list[Swap]):
             self[depth - 1].stamp()
         for inner in self[depth:]:
             inner.ended = True
+            inner.give_back()
         del self[depth:]
         if not self:
             self.ended = next(_moments)
         if failed:
             raise failed
+        if lost:
+            warn(
+                "the window was written to in place while it held the live weights, as by a load "
+                "into a state dict of it: its newest snapshot, as it is now, is in their place"
+            )

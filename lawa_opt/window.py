@@ -31,6 +31,7 @@ class Window:
         dtype: the floating-point type of the slots; by default, each tensor's own.
         mesh: the ranks, all with the same parameters, that hold a part of the snapshots each.
         device: where the slots are; by default, with each tensor.
+        cache: keep the mean that was read last, for a second reading before the next collect.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Window:
         dtype: torch.dtype | None = None,
         mesh: DeviceMesh | None = None,
         device: torch.device | str | None = None,
+        cache: bool = False,
     ) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of snapshots from 1: {k!r}")
@@ -54,6 +56,7 @@ class Window:
         self.dtype = dtype
         self.mesh = mesh
         self.device = None if device is None else torch.device(device)
+        self.cache = cache
         self.rings: list[Ring] = []
         self._latest: _Latest = ([], [], [])
 
@@ -82,7 +85,7 @@ class Window:
 
     def like(self) -> Window:
         """Return an empty window of the same settings."""
-        return Window(self.k, self.dtype, self.mesh, self.device)
+        return Window(self.k, self.dtype, self.mesh, self.device, self.cache)
 
     def replace(self, rings: list[Ring]) -> None:
         """Hold these rings and no others."""
@@ -194,7 +197,7 @@ class Window:
         return made
 
     def _ring(self, tensors: Sequence[Tensor], mesh: DeviceMesh | None) -> Ring:
-        return Ring(tensors, self.k, self.dtype, mesh, self.device)
+        return Ring(tensors, self.k, self.dtype, mesh, self.device, self.cache)
 
     def mesh_of(self, tensor: Tensor) -> DeviceMesh | None:
         """Return the ranks that the snapshots of a tensor are split over, if they are."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lawa_opt import LAWA, fit_weights
+from lawa_opt import LAWA
 from tests.support.small_training import Replay, everything, same
 
 
@@ -41,7 +41,7 @@ def test_they_are_those_of_the_nearest_average(place: list[float]) -> None:
     loss = distance_to(model, place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = fit_weights(opt, loss, BATCHES)
+        found = opt.fit_weights(loss, BATCHES)
     shares = [i / 100 for i in range(101)]
     grid = [(1 - a - b, a, b) for a, b in itertools.product(shares, shares) if a + b <= 1]
     best = min((a - place[0]) ** 2 + (b - place[1]) ** 2 for _, a, b in grid)
@@ -58,7 +58,7 @@ def test_nothing_is_changed() -> None:
     model, opt = window_of([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     before, gradient = everything(model, opt), torch.ones(1, 2)
     model.weight.grad = gradient
-    fit_weights(opt, distance_to(model, [0.1, 0.8]), BATCHES)
+    opt.fit_weights(distance_to(model, [0.1, 0.8]), BATCHES)
     assert same(before, everything(model, opt))
     assert model.weight.grad is gradient
     assert same(gradient, torch.ones(1, 2))
@@ -78,7 +78,7 @@ def test_only_what_is_trained_has_a_gradient() -> None:
     def loss(batch: Tensor) -> Tensor:
         return model(batch).sub(batch.sum(1, keepdim=True)).square().mean()  # type: ignore[no-any-return]
 
-    found = fit_weights(opt, loss, data)
+    found = opt.fit_weights(loss, data)
     assert found.gain > 0
 
 
@@ -90,7 +90,7 @@ def test_what_does_not_carry_over_to_other_batches_is_told() -> None:
 
     apart = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])] * 2
     with pytest.warns(UserWarning, match="on 2 other batches the loss is .* with the uniform mean"):
-        found = fit_weights(opt, loss, apart)
+        found = opt.fit_weights(loss, apart)
     assert found.gain < 0
 
 
@@ -98,9 +98,9 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     model, opt = window_of([[0.0, 0.0], [1.0, 0.0]])
     loss = distance_to(model, [0.0, 0.0])
     with pytest.raises(ValueError, match=r"two batches are needed.*got 1"):
-        fit_weights(opt, loss, BATCHES[:1])
+        opt.fit_weights(loss, BATCHES[:1])
     with pytest.raises(ValueError, match="is nan: nothing can be fitted"):
-        fit_weights(opt, loss, [torch.full((1,), float("nan"))] * 2)
+        opt.fit_weights(loss, [torch.full((1,), float("nan"))] * 2)
     opt.window.clear()
     with pytest.raises(RuntimeError, match="the window is empty"):
-        fit_weights(opt, loss, BATCHES)
+        opt.fit_weights(loss, BATCHES)

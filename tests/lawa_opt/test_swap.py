@@ -374,6 +374,20 @@ def test_two_lawas_that_share_buffers_end_in_any_order(order: tuple[str, ...]) -
         assert same(live, copy.deepcopy(twin.state_dict()))
 
 
+# One average is in the model without the other meanwhile, as is told.
+@pytest.mark.filterwarnings("ignore:LAWA. .* stayed live beside averaged weights")
+def test_live_values_that_another_lawa_was_handed_outlast_the_window_they_are_from() -> None:
+    model, a, b = two_over_one_model()
+    live = copy.deepcopy(list(model.buffers()))
+    a.eval()
+    b.eval()
+    a.train()
+    for _ in range(4):
+        a.collect()
+    b.train()
+    assert same(live, list(model.buffers()))
+
+
 def test_a_block_of_another_lawa_is_no_writing_of_others() -> None:
     model, a, b = two_over_one_model()
     live = copy.deepcopy(model.state_dict())
