@@ -148,6 +148,7 @@ def test_one_plot_has_a_line_a_method_over_the_bits() -> None:
     assert list(line.get_ydata()) == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_the_page_and_the_note_have_all_of_it(tmp_path: Path) -> None:
     root = comparisons.kept(comparison(), tmp_path)
     kept, made = Kept.read(folders_of(root)[0]), read_comparison(root)
