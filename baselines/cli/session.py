@@ -202,8 +202,9 @@ def calibrated(plan: Plan, course: Course, jobs: int) -> Profile:
             f"{own.seconds:.0f} s, so the reference is known to wider intervals; a larger budget "
             "or --reference FILE gives a better one."
         )
+    left_out: list[str] = []
     try:
-        profile = measure_profile(plan, course.update, jobs)
+        profile = measure_profile(plan, course.update, jobs, left_out.append)
     except MethodError as error:
         raise typer.BadParameter(f"--methods: {error}") from error
     except CalibrationError as error:
@@ -214,6 +215,8 @@ def calibrated(plan: Plan, course: Course, jobs: int) -> Profile:
     say(f"  measured on {profile.machine}")
     if profile.machine.gpus.unavailable:
         say(f"  {profile.machine.gpus.unavailable}")
+    for line in left_out:
+        say(f"  {line}")
     say(
         f"  its costs give a reference iteration {1 + profile.additivity_error:.1%} of its "
         "measured time"

@@ -72,7 +72,10 @@ def effort(plan: Plan, jobs: int = 1) -> Effort:
 
 
 def measure_profile(
-    plan: Plan, on_progress: Callable[[float, str], None], jobs: int = 1
+    plan: Plan,
+    on_progress: Callable[[float, str], None],
+    jobs: int = 1,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Measure, on this machine and in fresh processes, every operation the plan can charge.
 
@@ -84,6 +87,7 @@ def measure_profile(
         plan: what is compared.
         on_progress: told the fraction done, from 0 to 1, and what has just happened.
         jobs: trainings at a time, by which the comparison is shorter.
+        say: told what is left out of it, and why.
 
     Raises:
         ValueError: the workload was not made by `baselines.workloads.load`.
@@ -112,6 +116,7 @@ def measure_profile(
         threads=torch.get_num_threads(),
         force=True,
         on_progress=on_progress,
+        say=say,
         processes=own.processes,
         # Not to be longer than a fifth of a short comparison; the warnings say what is disturbed.
         retries=RETRIES if training_seconds_of(plan) > LONG_SECONDS else 0,

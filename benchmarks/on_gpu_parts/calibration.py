@@ -49,6 +49,7 @@ def main():
             force=True,
             limit_seconds=part.seconds_left - SECONDS_TO_END,
             on_progress=lambda _, said: part.note(said),
+            say=part.note,
         )
     except CalibrationError as error:
         raise SystemExit(f"{error.stderr}\n{error}") from error

@@ -154,9 +154,7 @@ def test_processes_of_a_calibration_begin_as_cool_as_the_first(nvml: FakeNvml, m
         lambda: waiting.warm(next(begins)),
     )
     said: list[str] = []
-    made = calibrate_in_processes(
-        "a:b", seconds=200.0, on_progress=lambda _, line: said.append(line)
-    )
+    made = calibrate_in_processes("a:b", seconds=200.0, say=said.append)
     # To five above the first, in steps of half a second.
     assert [each.heat[0].before.celsius for each in made.processes] == [40, 44, 44, 44, 44]
     assert said.count(f"waited 4.0 s for NVIDIA Fake A ({UUID}) to cool, from 60 to 44 °C") == 1
@@ -182,9 +180,7 @@ def test_processes_share_the_readings_and_say_once_why_there_are_none(
     assert sum(read) >= 7
     assert max(read) == 2
     said: list[str] = []
-    profile = calibrate_in_processes(
-        "a:b", seconds=70.0, on_progress=lambda _, line: said.append(line)
-    )
+    profile = calibrate_in_processes("a:b", seconds=70.0, say=said.append)
     assert profile.joules == {}
     (line,) = [line for line in said if line.startswith("no joules")]
     assert line.endswith("give --seconds 72 or more")
@@ -258,9 +254,7 @@ def test_a_calibration_says_that_it_left_passes_out(nvml: FakeNvml, monkeypatch)
 
     in_this_process(monkeypatch, {"step": Operation(step)}, lambda: None)
     said: list[str] = []
-    made = calibrate_in_processes(
-        "a:b", seconds=600.0, on_progress=lambda _, line: said.append(line)
-    )
+    made = calibrate_in_processes("a:b", seconds=600.0, say=said.append)
     share = made.processes[0].noise.throttled_share or 0.0
     assert 0 < share < 1
     assert f"left out {share:.0%} of the passes, in which a GPU was throttled" in said

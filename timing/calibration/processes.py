@@ -54,6 +54,7 @@ def calibrate_in_processes(
     limit_seconds: float = LIMIT_SECONDS,
     retries: int = RETRIES,
     on_progress: Callable[[float, str], None] = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Measure a profile on this machine, each row of it in a fresh process.
 
@@ -84,6 +85,8 @@ def calibrate_in_processes(
         retries: processes that may be discarded.
         on_progress: told the fraction done, from 0 to 1, and what has just happened, with an
             estimate of the time left.
+        say: told which joules, temperatures and passes are left out and why, and how long it waited
+            for a GPU to cool; each once.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -125,7 +128,7 @@ def calibrate_in_processes(
         for line in dict.fromkeys(kept[-1].said):
             if line not in said:
                 said.add(line)
-                on_progress(time_left.done(processes - len(kept)), line)
+                say(line)
         known_probe = _fastest(known_probe, kept[-1].calibration.cpu_probe_seconds)
         if time_left.ran == 1 and (warning := time_left.too_short()):
             on_progress(time_left.done(processes - len(kept)), warning)

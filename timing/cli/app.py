@@ -135,6 +135,7 @@ def calibrate(
                 force=force,
                 limit_seconds=limit,
                 on_progress=show_progress,
+                say=lambda line: progress.console.print(line, soft_wrap=True),
             )
     except CalibrationError as error:
         print(error.stderr, end="", file=sys.stderr)
