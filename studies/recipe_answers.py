@@ -73,6 +73,22 @@ def in_words(value: Estimate | None, seeds: int) -> str:
 Rows = dict[str, list[Estimate | None]]
 
 
+def in_short(rows: Rows, seeds: int, budgets: Sequence[float], titles: dict[str, str]) -> str:
+    """Which cells of a table show a gain or a loss, and how many show none."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for name, values in rows.items():
+        for value, seconds in zip(values, budgets, strict=True):
+            word = in_words(value, seeds).partition(":")[0]
+            told.setdefault(word, {}).setdefault(titles[name], []).append(f"{seconds:g} s")
+    said = []
+    for word in ("BETTER", "WORSE", "a run FAILED"):
+        for title, under in told.get(word, {}).items():
+            said.append(f"{title} {word} under {', '.join(under)}")
+    cells = sum(map(len, rows.values()))
+    none = sum(map(len, told.get("no difference shown", {}).values()))
+    return f"{'; '.join(said) or 'Nothing shown'}. No difference shown in {none} of {cells} cells."
+
+
 def findings(study: Study) -> dict[str, Rows]:
     """The answers by question, each a row a method and a value a budget."""
     recipes, others = study.recipes, study.recipes[1:]
@@ -121,7 +137,8 @@ def page(study: Study, answers: dict[str, Rows], command: str) -> str:
             [titles[name], *(in_words(value, seeds) for value in values)]
             for name, values in rows.items()
         ]
-        lines += [f"## {question}", _table([head, *body])]
+        budgets = [each.plan.budget.seconds for each in study.charged]
+        lines += [f"## {question}", in_short(rows, seeds, budgets, titles), _table([head, *body])]
     lines.append("## What tuning chose")
     for comparison in (*study.charged, *study.free):
         under = comparison.plan
