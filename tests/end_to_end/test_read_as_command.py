@@ -130,4 +130,5 @@ def test_an_ablation_is_read_rounded_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Read as int3: Best at the end: k=" in done.stdout
-    assert "after 0.3 s of RST, read as int3" in done.stdout
+    # A title is broken where its table is narrow.
+    assert "after 0.3 s of RST, read as int3" in " ".join(done.stdout.split())
