@@ -350,11 +350,14 @@ def make_plain_model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
-@pytest.fixture(params=["batchnorm", "plain"])
+def make_batchnorm_model() -> nn.Module:
+    flatten, first, *rest = make_plain_model()
+    return nn.Sequential(flatten, first, nn.BatchNorm1d(16), *rest)
+
+
+@pytest.fixture(params=[make_batchnorm_model, make_plain_model])
 def either(request: pytest.FixtureRequest, workload: Workload) -> Workload:
-    if request.param == "batchnorm":
-        return workload
-    return dataclasses.replace(workload, make_model=make_plain_model)
+    return dataclasses.replace(workload, make_model=request.param)
 
 
 def begin(workload: Workload, name: str, seed: int) -> Averager:
