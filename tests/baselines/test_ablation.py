@@ -20,7 +20,6 @@ from timing import Budget, ProfileError
 from timing.cli import commandline
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-mlflow = pytest.importorskip("mlflow")
 
 CELLS = [WindowConfig(k, every) for every in ("auto", 7) for k in (1, 2, 4)]
 PLAN = Plan(WORKLOAD, methods_of(CELLS), (0, 1), Budget(0.8), 0.05, 4, read_test=False)
@@ -42,6 +41,7 @@ def test_each_cell_is_what_a_training_of_its_own_gives(ablation: Comparison) -> 
         assert ablation.of(cell.name)[seed] == alone
 
 
+@pytest.mark.slow
 def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -> None:
     for seed in PLAN.seeds:
         options = (WORKLOAD, [find("constant")], seed, PLAN.budget, COSTS, PLAN.learning_rate, 4)
@@ -49,10 +49,12 @@ def test_the_live_weights_are_those_of_the_constant_rate(ablation: Comparison) -
         assert ablation.of("constant")[seed] == alone
 
 
+@pytest.mark.slow
 def test_one_training_a_seed_serves_all(ablation: Comparison) -> None:
     assert [len(result.runs) for result in ablation.trainings] == [7, 7]
 
 
+@pytest.mark.slow
 def test_the_table_has_each_cell_in_its_place(ablation: Comparison) -> None:
     head, live, auto, seven = table(ablation)
     assert head == ["every", "k=1", "k=2", "k=4"]
@@ -92,6 +94,7 @@ def test_an_ablation_is_known_by_its_methods() -> None:
 
 def in_mlflow(uri: str) -> None:
     """The ablation of the command: a note with tables and heat map, and a run a window and seed."""
+    mlflow = pytest.importorskip("mlflow")
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("lawa-opt")
     found = client.search_runs([experiment.experiment_id])
@@ -129,6 +132,7 @@ def in_mlflow(uri: str) -> None:
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     from baselines.cli.app import app
 
+    mlflow = pytest.importorskip("mlflow")
     PROFILE.write(tmp_path / "reference.json")
     empty_store(tmp_path)
     monkeypatch.chdir(tmp_path)

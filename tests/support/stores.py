@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
 from tests.support.once import once
 
 
 def _make(folder: Path) -> None:
+    # Not at the top: importing it takes seconds too, and most tests need no store.
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
     SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", f"{folder}/mlruns").engine.dispose()
 
 
