@@ -63,6 +63,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(a[name].double(), b[name].double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_averager_changes_the_training(workload: Workload) -> None:
     _, plain, _ = follow(workload, Averager)
     for make in (
@@ -419,6 +420,7 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(name: str, either: Work
         assert second.evaluation_model()[1] == undisturbed.evaluation_model()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, 5, "auto"])
 def test_windows_of_one_training_are_as_if_each_were_alone(every, workload: Workload) -> None:
     """Those of one interval share a window, and others lie beside it."""

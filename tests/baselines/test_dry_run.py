@@ -126,6 +126,7 @@ def test_methods_see_the_model_that_they_would_train(
     assert estimate(plan_of(counted, path)).memory.windows == 4 * (HIDDEN + 1) * OUT
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_fit_the_model_is_told_with_its_line(
     counted: Workload, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def seconds(run: Run, names: set[str]) -> float:
     return math.fsum(times * ALL[name] for name, times in run.counts.items() if name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "free"),
     [
@@ -74,6 +75,7 @@ def test_what_is_free_is_counted_and_not_charged(method: str, free: tuple[str, .
     assert run.totals["mlperf"] == pytest.approx(seconds(run, ALL.keys() - {*free}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("charge", "share"), [("none", 0), ("shared:4", 0.25), ("full", 1)])
 def test_all_three_totals_of_what_is_paid_once_are_shown(charge: str, share: float) -> None:
     name = f"rho-loss(epochs=0.5,il_charge={charge})+decayed"
@@ -154,6 +156,7 @@ def free(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return Comparison(dataclasses.replace(drawn.plan, free=("average",)), drawn.profile, trainings)
 
 
+@pytest.mark.slow
 def test_every_table_title_and_plot_says_it(free: Comparison, tmp_path: Path) -> None:
     found = report.report_of(free)
     assert found.headline[0].startswith("With average FREE: ")

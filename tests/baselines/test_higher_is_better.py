@@ -122,6 +122,7 @@ def comparison(
     return Comparison(plan, profile, (TrainingResult(runs, 4.0, 4.1, 0.0),))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(curves_of(len(METHODS)))
 def test_the_report_is_that_of_the_negation(curves: list[list[Measured]]) -> None:
@@ -210,6 +211,7 @@ def test_trained_and_tuned_it_comes_to_the_same() -> None:
     assert one == unsigned(other)
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_it_and_every_page_says_it(tmp_path: Path) -> None:
     ends = ([2010.0, 2020.0, 2030.0], [2080.0, 2081.0, 2082.0])
     made = comparison([[([2000.0, end], None) for end in by_seed] for by_seed in ends], METHODS[:2])

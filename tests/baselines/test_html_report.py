@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from baselines.analysis import report
@@ -15,6 +16,8 @@ from baselines.experiment.manifest import MANIFEST
 from baselines.training.results import TrainingResult
 from tests.support.comparisons import CURVES, comparison, kept, run
 from timing import Budget
+
+pytestmark = pytest.mark.slow
 
 EVIL = '</pre><script>alert("1")</script><img src=x onerror=alert(2)>'
 

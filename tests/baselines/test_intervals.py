@@ -88,6 +88,7 @@ def test_students_interval_covers_a_mean_and_the_bootstraps_does_not(
     assert covered(bootstrap(samples, np.mean), 1.0) == pytest.approx(bootstrap_covers, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_of_a_median_covers_less_than_the_order_statistics() -> None:
     samples = np.random.default_rng(0).exponential(1.0, (2000, 7))
     truth = math.log(2)

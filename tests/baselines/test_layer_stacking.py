@@ -159,6 +159,7 @@ def test_a_run_is_charged_for_each_depth_and_for_growing() -> None:
     assert run.counts["stack_to_2_of_4"] == run.counts["stack_to_4_of_4"] == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_of_the_model_as_it_then_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
@@ -251,6 +252,7 @@ def test_swa_across_growth_averages_what_has_been_part_of_the_model(steps: int) 
 AVERAGES = ("", "+lawa(k=4,every=3)", "+ema", "+swa(start=0.1)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", AVERAGES)
 def test_cut_off_around_growth_it_goes_on_bit_for_bit(average: str) -> None:
     undisturbed = begin(f"layer-stacking{average}", budget=0.1)

@@ -177,6 +177,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
         find("nowhere.py")
 
 
+@pytest.mark.slow
 def test_the_example_trains_as_lookahead_does() -> None:
     run = train_with(f"decayed+{LOOKAHEAD}")
     assert run.failure is None
@@ -231,10 +232,10 @@ def test_a_file_of_a_users_own_trains_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_changes_what_comes_of_a_method(name: str, change: dict) -> None:
-    (plain,) = follow(name, budget=0.6).runs
+    (plain,) = follow(name, budget=0.3).runs
     changed = method_of(name, **change)
     assert changed.settings == {**method_of(name).settings, **change}
-    (run,) = train(WORKLOAD, [changed], 0, Budget(0.6), COSTS, RATE, 5).runs
+    (run,) = train(WORKLOAD, [changed], 0, Budget(0.3), COSTS, RATE, 5).runs
     assert run.final != plain.final
 
 
@@ -596,6 +597,7 @@ def test_a_wrong_setting_of_the_command_is_one_line(text: str) -> None:
         options.methods("lawa", ["lawa.k=3", "lawa.k=4"])
 
 
+@pytest.mark.slow
 def test_a_file_whose_operations_cannot_be_measured_is_refused_in_a_dry_run(
     tmp_path: Path,
 ) -> None:

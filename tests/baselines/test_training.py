@@ -88,6 +88,7 @@ def test_the_value_at_a_time_is_the_latest_by_then() -> None:
     assert result.value_at(result.points[0].rst_seconds / 2) == math.inf
 
 
+@pytest.mark.slow
 def test_swa_is_charged_for_its_statistics_once_it_averages() -> None:
     counts = {line["operation"]: line["times"] for line in run("swa", 2.0).account}
     # Points at 20, 40 and 60% read live weights; those at 80% and the end an average.

@@ -103,6 +103,7 @@ def naive_halton(index: int, base: int) -> Fraction:
     return sum((Fraction(d, base**place) for place, d in enumerate(digits, 1)), Fraction())
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.floats(1e-6, 1e3))
 def test_the_points_are_those_of_the_halton_sequence(count, rate) -> None:
@@ -189,6 +190,7 @@ def test_ranges_of_whole_and_of_logarithmic_numbers(own: str) -> None:
     assert statistics.fmean(decays) == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.slow
 def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> None:
     plans = trials(PLAN, COUNT)
     for method in NAMES:
@@ -213,6 +215,7 @@ def test_tuning_is_an_exhaustive_search_of_each_method_alone(tuned: Plan) -> Non
     assert tuned.methods != PLAN.methods
 
 
+@pytest.mark.slow
 def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> None:
     really = [compare(trial, PROFILE) for trial in trials(PLAN, COUNT)]
     trained = math.fsum(t.rst_seconds for comparison in really for t in comparison.trainings)
@@ -285,6 +288,7 @@ def run_of(method: str, value: float, rst_seconds: float) -> Run:
 values = st.sampled_from([0.1, 0.2, 0.3, math.nan, math.inf])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(values, values, st.floats(0.1, 0.4)), min_size=1, max_size=9))
 def test_the_least_value_wins_the_first_of_equals_and_a_failure_never(results) -> None:
@@ -401,6 +405,7 @@ def test_the_printed_rows_tell_winner_and_cost(tuned: Plan) -> None:
     assert f"ema.decay={tuned.method('ema').settings['ema.decay']:.4g}" in body[2][1]
 
 
+@pytest.mark.slow
 def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, capsys) -> None:
     from baselines.cli import session
     from baselines.cli.app import app

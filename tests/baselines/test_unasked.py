@@ -200,6 +200,7 @@ def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_meanwhile_is_not_run_again(evil: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(EMA)

@@ -39,7 +39,13 @@ MAKERS: Makers = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+SLOW = {"imagenet"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MAKERS],
+)
 def workload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workload:
     words = write_words(tmp_path_factory.mktemp("words") / "words.txt")
     return MAKERS[request.param](tmp_path_factory.mktemp("images"), words)

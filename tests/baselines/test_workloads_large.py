@@ -168,6 +168,7 @@ def test_masks_are_drawn_anew_for_each_batch(words: Path) -> None:
     assert not torch.equal(*masks)
 
 
+@pytest.mark.slow
 def test_roberta_is_measured_per_masked_token(words: Path) -> None:
     workload = tiny_roberta(words)
     torch.manual_seed(0)
@@ -257,6 +258,7 @@ def test_reading_in_other_processes_changes_nothing(tmp_path: Path) -> None:
         assert all(map(torch.equal, one, other))
 
 
+@pytest.mark.slow
 def test_the_same_image_is_augmented_otherwise_in_each_epoch(tmp_path: Path) -> None:
     """An epoch is 19 batches of 16 of 306 images: the same images again, not the same pixels."""
     workload = tiny_imagenet(make_imagenet(tmp_path))

@@ -262,6 +262,7 @@ def with_pickle(data, edits):
     return target.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @MANY
 @given(
@@ -330,6 +331,7 @@ NAMES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(nested tensors|Sparse CSR|quantize|TypedStorage)")
 @MANY
 @given(

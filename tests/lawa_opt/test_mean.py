@@ -127,6 +127,7 @@ def test_mean_over_any_training(data: st.DataObject) -> None:
         assert [bits(p) for p in parameters] == [bits(value) for value in weights[-1]]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     weights=st.lists(st.just(0.0) | st.just(1.0) | st.floats(0.01, 10), min_size=1, max_size=6),
@@ -230,6 +231,7 @@ def test_mean_when_the_dtype_of_the_model_changes_between_collects() -> None:
     assert all(map(torch.equal, live, weights_of(model)))
 
 
+@pytest.mark.slow
 def test_no_drift_over_100_000_collects() -> None:
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(1000, 257, generator=generator)

@@ -295,6 +295,7 @@ def state_of(model: nn.Module, opt: LAWA) -> Any:
     return weights_of(model) if opt.swaps else dict(model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_signals_at_random_moments_leave_the_live_weights() -> None:
     model = nn.Sequential(*(nn.Linear(60, 60) for _ in range(20)))

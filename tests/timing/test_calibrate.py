@@ -90,6 +90,7 @@ def test_what_does_not_close_is_measured_again(monkeypatch: pytest.MonkeyPatch) 
     assert calibration.additivity_error == 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(
     st.lists(st.tuples(st.floats(0.1, 20.0), st.integers(1, 60)), min_size=1, max_size=5),

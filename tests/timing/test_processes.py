@@ -237,6 +237,7 @@ def slow_to_start(monkeypatch: pytest.MonkeyPatch, start_seconds: float) -> list
     return requests
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.0, 30.0), st.floats(1.0, 1000.0), st.integers(2, 8))
 def test_the_time_is_kept_or_said_to_be_too_short(
