@@ -1,6 +1,7 @@
 """Who may import whom: what keeps the three packages apart, and each vendor in one file."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import inspect
@@ -27,15 +28,21 @@ ONE_FILE = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level names of everything a file imports, wherever in it."""
+@functools.cache
+def imports_of(path: Path) -> set[str]:
+    """All that a file imports, wherever in it: modules, and names from them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.partition(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in it."""
+    return {name.partition(".")[0] for name in imports_of(path)}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -87,16 +94,7 @@ def imports_inside(package: str) -> dict[str, set[str]]:
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path
         for path in (ROOT / package).rglob("*.py")
     }
-    found: dict[str, set[str]] = {}
-    for name, path in names.items():
-        asked = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                asked |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                asked |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        found[name] = asked & names.keys()
-    return found
+    return {name: imports_of(path) & names.keys() for name, path in names.items()}
 
 
 @pytest.mark.parametrize("package", ROWS)
@@ -172,11 +170,5 @@ def test_a_strange_timing_is_refused(tmp_path: Path) -> None:
 
 def test_no_test_module_imports_another() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
-        asked = {
-            name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and node.module
-            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-        }
-        wrong = {name for name in asked if re.match(r"tests\..*\btest_", name)}
+        wrong = {name for name in imports_of(path) if re.match(r"tests\..*\btest_", name)}
         assert not wrong, f"{path} imports {wrong}: what is shared goes to tests/support"
