@@ -37,7 +37,8 @@ def load() -> Workload:
     heights = torch.randn(RIDGES, generator=drawn) * (2 / RIDGES) ** 0.5
 
     def function(x: Tensor) -> Tensor:
-        return torch.sin(2 * x @ directions) @ heights
+        found: Tensor = torch.sin(2 * x @ directions) @ heights
+        return found
 
     inputs = torch.randn(2, HELD_OUT, INPUTS, generator=drawn)
     validation, test = ((x, function(x)) for x in inputs)
@@ -49,7 +50,8 @@ def load() -> Workload:
             yield x, function(x) + NOISE * torch.randn(BATCH, generator=own)
 
     def losses(model: nn.Module, batch: Batch) -> Tensor:
-        return (model(batch[0]).squeeze(1) - batch[1]).square()
+        off: Tensor = model(batch[0]).squeeze(1) - batch[1]
+        return off.square()
 
     def evaluate(model: nn.Module, part: Batch) -> float:
         with evaluating(model):
