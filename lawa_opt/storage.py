@@ -122,6 +122,8 @@ class Storage:
         laid_out = all(tensor.stride() == place[1] for tensor, place in pairs)
         if kinds != {(row.dtype, row.device)} or not laid_out or row.is_inference():
             return False
+        if row.is_meta:  # no bits are there
+            return False
         stretches = self._bits_of(row, tensors)
         if row.device.type == "cpu":
             return all(itertools.starmap(torch.equal, stretches))

@@ -96,6 +96,10 @@ def _window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module, base:
         for averager in averagers:
             for operation in averager.operations().values():
                 operation.run()
+        # As at most evaluations: a window cannot lend what has moved on since its newest snapshot.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
         parts = [
             *model.parameters(),
             *model.buffers(),

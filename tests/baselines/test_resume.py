@@ -262,7 +262,9 @@ def test_a_state_that_lacks_something_is_told_and_passed_over(
         )
     )
     key = data.draw(st.sampled_from(sorted(at)))
-    if data.draw(st.booleans()):
+    # Without them it is of an earlier version, and of a plan that reads in float alone.
+    may_lack = {"read", "read_test", "rounded"}
+    if data.draw(st.booleans()) and key not in may_lack:
         del at[key]
     else:
         at[key] = [None, torch.ones(2, dtype=torch.complex64)]

@@ -297,3 +297,11 @@ def test_a_load_in_place_of_the_lent_snapshot_is_told_of() -> None:
     with opt.averaged():
         opt.state_dict()["state"][0]["lawa_2"].add_(1)  # asked for now, it does not lend
     assert same(live, weights_of(model))
+
+
+def test_a_model_without_numbers_is_read_right_after_a_collect() -> None:
+    model = nn.Linear(3, 2, device="meta")
+    opt = LAWA(torch.optim.SGD(model.parameters(), lr=0.1), k=2, every="manual")
+    opt.collect()
+    with opt.averaged():
+        assert all(parameter.is_meta for parameter in model.parameters())
