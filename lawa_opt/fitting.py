@@ -83,7 +83,9 @@ def fitted_weights(
         _evaluated(averaged, loss, others, uniform)[0],
         _evaluated(averaged, loss, others, weights)[0],
     )
-    if found.gain <= 0:
+    if count == 1:
+        warn("fit_weights(): the window holds one snapshot, so there is nothing to weigh: train on")
+    elif found.gain <= 0:
         warn(
             f"fit_weights(): on {len(others)} other batches the loss is {found.loss:.6g}, and "
             f"{found.uniform_loss:.6g} with the uniform mean: take that, or fit to more batches"
@@ -117,6 +119,24 @@ def _rings_of(average: Average) -> list[Ring]:
     return trained
 
 
+def _refuse_other_than_a_loss(value: object, with_gradient: bool) -> None:
+    """Raise a TypeError or ValueError where this is no loss that can be fitted to."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"loss(batch) must return a tensor, without .item(): got {type(value).__name__}"
+        )
+    if value.numel() != 1:
+        raise ValueError(
+            "loss(batch) must return the mean loss, a tensor of one element: got shape "
+            f"{tuple(value.shape)}"
+        )
+    if with_gradient and not value.requires_grad:
+        raise ValueError(
+            "the loss that loss(batch) returned has no gradient: compute it from the model, "
+            "without no_grad() and detach()"
+        )
+
+
 def _evaluated(
     averaged: Averaged,
     loss: Loss,
@@ -132,10 +152,16 @@ def _evaluated(
         for batch in batches:
             with torch.set_grad_enabled(bool(rings)):
                 value = loss(batch)
+            _refuse_other_than_a_loss(value, with_gradient=bool(rings))
             total += float(value.detach()) / len(batches)
             if not rings:
                 continue
             found = torch.autograd.grad(value, tensors, allow_unused=True)
+            if all(slope is None for slope in found):
+                raise ValueError(
+                    "the loss is of none of the averaged weights: have loss(batch) run the model "
+                    "that LAWA averages"
+                )
             slopes = {id(t): slope for t, slope in zip(tensors, found, strict=True)}
             for ring in rings:
                 for place, slot in enumerate(ring.newest_slots()):

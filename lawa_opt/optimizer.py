@@ -249,7 +249,8 @@ class LAWA(Forwarding):
         Raises:
             RuntimeError: the window is empty.
             ValueError: there are too few batches, the window is in parts, complex, or not equally
-                full for all tensors, or a loss is not finite.
+                full for all tensors, or a loss is not finite, or has no gradient by the weights.
+            TypeError: `loss` returns no tensor.
         """
         return fitted_weights(self.average, self.averaged, loss, batches)
 

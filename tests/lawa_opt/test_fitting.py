@@ -104,3 +104,28 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     opt.window.clear()
     with pytest.raises(RuntimeError, match="the window is empty"):
         opt.fit_weights(loss, BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "cause"),
+    [
+        (lambda loss: loss.item(), TypeError, r"without \.item\(\): got float"),
+        (lambda _: None, TypeError, "must return a tensor.*got NoneType"),
+        (lambda loss: loss.expand(3), ValueError, r"one element: got shape \(3,\)"),
+        (lambda loss: loss.detach(), ValueError, "has no gradient"),
+        (lambda _: torch.ones((), requires_grad=True), ValueError, "none of the averaged weights"),
+    ],
+)
+def test_another_result_than_a_loss_is_refused(wrong: Any, error: type, cause: str) -> None:
+    model, opt = window_of([[0.0, 0.0], [1.0, 0.0]])
+    before, loss = everything(model, opt), distance_to(model, [0.0, 0.0])
+    with pytest.raises(error, match=cause):
+        opt.fit_weights(lambda batch: wrong(loss(batch)), BATCHES)
+    assert same(before, everything(model, opt))
+
+
+def test_one_snapshot_alone_is_told() -> None:
+    model, opt = window_of([[1.0, 0.0]])
+    with pytest.warns(UserWarning, match="one snapshot, so there is nothing to weigh"):
+        found = opt.fit_weights(distance_to(model, [0.0, 0.0]), BATCHES)
+    assert found.weights == [1.0]
