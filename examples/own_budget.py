@@ -100,6 +100,7 @@ def main(budget_seconds=0.5, reference=None, record="run.json"):
         print(f"{account.rse_joules:.4g} J of reference system energy")
     here = timer.phases()["train_step"].median_seconds
     print("seconds of a step by the reference, and here:", costs["train_step"], here)
+    print(f"{record} has what it took here: python -m timing map {record} --reference PROFILE")
     return account, error
 
 

@@ -52,6 +52,8 @@ class Window:
                 f"the window is split over a mesh of one dimension: got {mesh.ndim}, take one of "
                 'them, such as mesh["dp"]'
             )
+        if not isinstance(cache, bool):
+            raise ValueError(f"cache must be True or False: {cache!r}")
         self.k = k
         self.dtype = dtype
         self.mesh = mesh

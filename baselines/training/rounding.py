@@ -81,7 +81,7 @@ class Rounded:
             f"each with {SCALE_BITS} for a scale"
         )
         if self.short_rows:
-            said += f"; the last group of {self.short_rows:,} rows is shorter"
+            said += f"; in {self.short_rows:,} rows the last group is shorter"
         if self.left:
             more = f" and {len(self.left) - 4} more" if len(self.left) > 4 else ""
             said += f"; left as they are: {', '.join(self.left[:4])}{more}"

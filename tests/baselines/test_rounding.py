@@ -147,7 +147,7 @@ def test_what_is_rounded_is_counted_and_said_in_a_line() -> None:
     assert found.relative_error == pytest.approx(float(off.norm() / weight.norm()), rel=1e-5)
     assert str(found) == (
         "int4g3-body: 1 of 5 parameters rounded, 16 of 52 values, 12 bits each with 16 for a "
-        "scale; the last group of 4 rows is shorter; left as they are: tokens.weight"
+        "scale; in 4 rows the last group is shorter; left as they are: tokens.weight"
     )
     assert str(what_is_rounded(model, parse("int8"))).endswith("12 bits each with 16 for a scale")
     with torch.no_grad():

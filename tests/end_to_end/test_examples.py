@@ -259,6 +259,7 @@ def test_a_loop_of_ones_own_spends_its_budget_and_is_mapped(
     out = capsys.readouterr().out
     assert "30 steps, 0.3000 s of 0.305 s RST" in out
     assert "\n30 J of reference system energy\n" in out
+    assert "run.json has what it took here: python -m timing map run.json" in out
     mapped = map_run(MeasuredRun.read("run.json"), Profile.read("reference.json"))
     assert mapped.is_exact
     assert mapped.rst.estimate == pytest.approx(account.rst_seconds)

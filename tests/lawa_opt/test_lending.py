@@ -305,3 +305,9 @@ def test_a_model_without_numbers_is_read_right_after_a_collect() -> None:
     opt.collect()
     with opt.averaged():
         assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_whether_to_keep_the_mean_is_said_by_true_or_false() -> None:
+    base = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="cache must be True or False: 'yes'"):
+        LAWA(base, k=2, cache="yes")

@@ -118,8 +118,18 @@ def test_no_json_and_no_file(tmp_path: Path) -> None:
 def test_another_workload_is_refused() -> None:
     with pytest.raises(ProfileError, match=r"batch=64 and this run has batch=32"):
         profile().require({"workload": "digits", "batch": 32, "k": 5}, {"train_step"})
-    with pytest.raises(ProfileError, match=r"k=5 and this run has k=None"):
+    with pytest.raises(ProfileError, match=r"with k=5 and this run has no k:"):
         profile().require({"workload": "digits", "batch": 64}, {"train_step"})
+
+
+def test_a_refusal_names_all_in_which_two_workloads_differ() -> None:
+    other = {"workload": "mlp", "batch": 64, "optimizer": "sgd"}
+    with pytest.raises(ProfileError) as refused:
+        profile().require(other, {"train_step"})
+    assert (
+        "measured with k=5, no optimizer, workload='digits' and this run has "
+        "no k, optimizer='sgd', workload='mlp': " in str(refused.value)
+    )
 
 
 def test_a_missing_operation_is_refused() -> None:

@@ -53,6 +53,12 @@ class ProfileError(ValueError):
     """A profile that cannot be used, with the reason and what to do."""
 
 
+def _told(signature: Mapping[str, str | int | float], keys: Sequence[str]) -> str:
+    return ", ".join(
+        f"{key}={signature[key]!r}" if key in signature else f"no {key}" for key in keys
+    )
+
+
 class Profile(BaseModel):
     """The reference: a machine, a workload, and the cost of each operation there.
 
@@ -176,15 +182,18 @@ class Profile(BaseModel):
         Raises:
             ProfileError: it was measured for another one.
         """
-        for key in sorted(self.workload.keys() | workload.keys()):
-            if key == FLOPS and not (key in self.workload and key in workload):
-                continue
-            mine, asked = self.workload.get(key), workload.get(key)
-            if mine != asked:
-                raise ProfileError(
-                    f"the reference profile was measured with {key}={mine!r} and this run has "
-                    f"{key}={asked!r}: costs do not carry over; calibrate one for this run"
-                )
+        differing = [
+            key
+            for key in sorted(self.workload.keys() | workload.keys())
+            if self.workload.get(key) != workload.get(key)
+            and (key != FLOPS or (key in self.workload and key in workload))
+        ]
+        if differing:
+            raise ProfileError(
+                f"the reference profile was measured with {_told(self.workload, differing)} and "
+                f"this run has {_told(workload, differing)}: costs do not carry over; calibrate "
+                "one for this run"
+            )
 
     def require(self, workload: Mapping[str, str | int | float], operations: set[str]) -> None:
         """Check that this profile can charge these operations of this workload.
