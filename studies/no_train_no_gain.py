@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import folders
 import tuned
 from recipe_answers import BASELINE, Study, findings, numbers, page
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         both = list(plans_of(options))
     except ValueError as error:
         parser.error(str(error))
-    with tuned.opened(parser, options, both) as kept:
+    with folders.opened(parser, options, both) as kept:
         done = [
             [tuned.compared(plan, kept.profile, root) for plan in plans]
             for plans, root in zip(both, kept.roots, strict=True)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import folders
 import tuned
 from quantised_answers import METHODS, READINGS, Study, findings
 from quantised_report import draw, numbers
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = plans_of(options)
     except ValueError as error:
         parser.error(str(error))
-    with tuned.opened(parser, options, [plans]) as kept:
+    with folders.opened(parser, options, [plans]) as kept:
         (root,) = kept.roots
         comparisons = [ended(tuned.compared(plan, kept.profile, root)) for plan in plans]
         middle = comparisons[len(comparisons) // 2]

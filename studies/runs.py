@@ -10,25 +10,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import folders
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.analysis.intervals import Estimate, estimate
 from baselines.experiment.ablation import WindowConfig, methods_of
-from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.lock import Lock, LockedError
-from baselines.experiment.manifest import FolderError
-from baselines.experiment.plan import Plan, check
+from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, read_profile, root_of, write_profile
+from baselines.experiment.store import budget_folder
 from baselines.methods.names import find
-from baselines.training.checkpoint import CheckpointError, StorageError
 from baselines.training.events import Ended, Event
 from baselines.training.results import Run
 from baselines.workloads import load
-from timing import Budget, CalibrationError, Profile, parse_seconds
+from timing import Budget, Profile, parse_seconds
 from timing.statistics import CONFIDENCE
 
 METHODS = ("constant", "ema", "lawa", "decayed", "lawa-decayed", "ema-decayed")
@@ -265,21 +262,13 @@ def opened(about: str, arguments: Sequence[str] | None) -> Iterator[Runs]:
             learning_rate=workload.learning_rate,
             evaluations=EVALUATIONS,
         )
-        given = Profile.read(options.reference) if options.reference else None
-        root = root_of(options.folder, [plan], given.model_dump_json() if given else "")
     except ValueError as error:
         parser.error(str(error))
-    try:
-        with Lock(root):
-            profile = read_profile(root) or given or measure_profile(plan, lambda *_: None)
-            shortest = Budget(seconds * min(SHORTER))
-            shorter = tuple(map(find, SHORTER_METHODS))
-            for each in (plan, replace(plan, methods=shorter, budget=shortest)):
-                try:
-                    check(each, profile)
-                except ValueError as error:
-                    parser.error(str(error))
-            write_profile(root, profile)
-            yield Runs(plan, profile, root, options.out)
-    except (StorageError, CheckpointError, FolderError, LockedError, CalibrationError) as error:
-        sys.exit(f"error: {error}")
+    shorter = replace(
+        plan,
+        methods=tuple(map(find, SHORTER_METHODS)),
+        budget=Budget(seconds * min(SHORTER)),
+    )
+    with folders.opened(parser, options, [[plan]], [shorter]) as kept:
+        (root,) = kept.roots
+        yield Runs(plan, kept.profile, root, options.out)

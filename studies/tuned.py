@@ -1,11 +1,8 @@
-"""What studies of tuned methods at several budgets share: options, tuning, and the folder."""
+"""What studies of tuned methods at several budgets share: their options, and the tuning."""
 
 import argparse
 import itertools
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +10,12 @@ import torch
 from runs import say
 
 from baselines.experiment import tuning
-from baselines.experiment.calibration import measure_profile
 from baselines.experiment.comparison import Comparison
-from baselines.experiment.lock import Lock, LockedError
-from baselines.experiment.manifest import FolderError
-from baselines.experiment.plan import Plan, check
+from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
-from baselines.experiment.store import budget_folder, read_profile, root_of, write_profile
-from baselines.training.checkpoint import CheckpointError, StorageError
+from baselines.experiment.store import budget_folder
 from baselines.training.events import OnEvent
-from timing import CalibrationError, Profile
+from timing import Profile
 
 SEEDS = 5
 
@@ -65,51 +58,6 @@ def parsed(
             parser.error(f"--{name} must be at least 1: {getattr(options, name)}")
     torch.set_num_threads(1)
     return options, parser
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where comparisons of one profile are kept.
-
-    Attributes:
-        profile: of the reference machine.
-        roots: a folder for each list of plans, a plan for each budget.
-    """
-
-    profile: Profile
-    roots: list[Path]
-
-
-@contextmanager
-def opened(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, lists: Sequence[Sequence[Plan]]
-) -> Iterator[Kept]:
-    """The folders of these plans; no other process works on them meanwhile."""
-    try:
-        given = Profile.read(options.reference) if options.reference else None
-        text = given.model_dump_json() if given else ""
-        roots = [root_of(options.folder, plans, text) for plans in lists]
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        with ExitStack() as locked:
-            for root in roots:
-                locked.enter_context(Lock(root))
-            first = lists[0][0]
-            profile = read_profile(roots[0]) or given or measure_profile(first, lambda *_: None)
-            try:
-                for plan in itertools.chain(*lists):
-                    check(plan, profile)
-            except ValueError as error:
-                parser.error(str(error))
-            for root in roots:
-                write_profile(root, profile)
-            yield Kept(profile, roots)
-    except (
-        *(StorageError, CheckpointError, FolderError, LockedError),
-        *(CalibrationError, tuning.CutOffError),
-    ) as error:
-        sys.exit(f"error: {error}")
 
 
 def compared(plan: Plan, profile: Profile, root: Path) -> Comparison:

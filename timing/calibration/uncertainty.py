@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from timing.calibration.profile import Profile
 from timing.calibration.row import Calibration
@@ -43,8 +43,7 @@ def rst_interval(
         ValueError: there is no such policy, or the confidence is not between 0 and 1.
     """
     totals = [_total(counts, process, policy) for process in profile.processes]
-    found = mean_interval(totals, confidence)
-    return Interval(found.estimate, max(0.0, found.low), found.high)
+    return _of_totals(totals, confidence)
 
 
 def operation_ratio(
@@ -99,9 +98,7 @@ def rse_interval(
         totals.append(math.fsum(joules[name] * times for name, times in charged.items()))
         if process.energy:
             bound = max([bound, *(process.energy.bound(name) for name in own if name in charged)])
-    found = mean_interval(totals, confidence)
-    low, high = found.low * (1 - bound), found.high * (1 + bound)
-    return Interval(found.estimate, max(0.0, low), high)
+    return _of_totals(totals, confidence, bound)
 
 
 def watts_error(profile: Profile) -> float | None:
@@ -123,6 +120,13 @@ def watts_error(profile: Profile) -> float | None:
             if seconds := math.fsum(took.values()):
                 found.append(joules / seconds / process.energy.loop.watts - 1)
     return statistics.median(found) if found else None
+
+
+def _of_totals(totals: Sequence[float], confidence: float, bound: float = 0.0) -> Interval:
+    """Return the mean of the processes' totals and its interval, widened, never below 0."""
+    found = mean_interval(totals, confidence)
+    low, high = found.low * (1 - bound), found.high * (1 + bound)
+    return Interval(found.estimate, max(0.0, low), high)
 
 
 def _total(counts: Mapping[str, float], process: Calibration, policy: Policy) -> float:
