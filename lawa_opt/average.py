@@ -110,10 +110,12 @@ class Average:
         self.was_read = True
         held = self.window.num_snapshots
         if held == 0:
+            every, live = self.schedule.every, 'the live weights are averaged(if_empty="live")'
             raise RuntimeError(
-                f"the window is empty after {self.schedule.steps} steps with "
-                f"every={self.schedule.every!r}: train on or collect() first, or ask for the live "
-                'weights with averaged(if_empty="live")'
+                f"the window is empty, for nothing has called collect(): call it first; {live}"
+                if every == "manual"
+                else f"the window is empty after {self.schedule.steps} steps with {every=}: train "
+                f"on or collect() first; {live}"
             )
         whole = isinstance(k, int) and not isinstance(k, bool)
         if k is not None and not (whole and 1 <= k <= held):

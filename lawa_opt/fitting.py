@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lawa_opt.average import Average
-from lawa_opt.messages import warn
+from lawa_opt.messages import ArgumentError, warn
 from lawa_opt.ring import Ring
 
 Loss = Callable[[Any], Tensor]
@@ -25,16 +25,32 @@ LEAST_MOVE = 1e-2
 class FittedWeights(NamedTuple):
     """Weights of the snapshots, and what they are worth on batches that they were not fitted to.
 
+    `averaged(weights=fitted)` takes them as long as the window holds these very snapshots.
+
     Attributes:
-        weights: one a snapshot, oldest first, from 0 on and of sum 1; `averaged(weights=...)` takes
-            them as long as nothing else is collected.
+        weights: one a snapshot, oldest first, from 0 on and of sum 1.
         uniform_loss: the mean loss of the uniform average over the other batches.
         loss: the same with these weights.
+        steps: after which the snapshots were taken.
     """
 
     weights: list[float]
     uniform_loss: float
     loss: float
+    steps: list[int]
+
+    def __call__(self, steps: Sequence[int]) -> list[float]:
+        """Return the weights, for the snapshots of these steps.
+
+        Raises:
+            ArgumentError: they were fitted to others.
+        """
+        if list(steps) != self.steps:
+            raise ArgumentError(
+                f"these weights were fitted to the snapshots of steps {_listed(self.steps)}, and "
+                f"these are of {_listed(steps)}: fit_weights() again"
+            )
+        return self.weights
 
     @property
     def gain(self) -> float:
@@ -82,6 +98,7 @@ def fitted_weights(
         weights.tolist(),
         _evaluated(averaged, loss, others, uniform)[0],
         _evaluated(averaged, loss, others, weights)[0],
+        rings[0].newest_steps(),
     )
     if count == 1:
         warn("fit_weights(): the window holds one snapshot, so there is nothing to weigh: train on")
@@ -91,6 +108,10 @@ def fitted_weights(
             f"{found.uniform_loss:.6g} with the uniform mean: take that, or fit to more batches"
         )
     return found
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _rings_of(average: Average) -> list[Ring]:

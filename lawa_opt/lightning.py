@@ -33,6 +33,7 @@ class LAWACallback(Callback):
         buffers: average the saved buffers of the model too, as BatchNorm's statistics.
         dtype: floating-point type of the snapshots; by default, the parameters' own.
         device: of the snapshots; by default, the parameters' own.
+        cache: as in `LAWA`: keep the mean, for a checkpoint after a validation.
 
     Attributes:
         optimizers: the wrapped ones, of the latest fit.
@@ -48,10 +49,11 @@ class LAWACallback(Callback):
         buffers: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        cache: bool = False,
     ) -> None:
         self.options: dict[str, Any] = {
             "k": k, "every": every, "horizon": horizon, "start": start,
-            "dtype": dtype, "device": device,
+            "dtype": dtype, "device": device, "cache": cache,
         }  # fmt: skip
         self.buffers = buffers
         self.optimizers: list[LAWA] = []

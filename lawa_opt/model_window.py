@@ -68,13 +68,16 @@ class ModelWindow(LAWA):
 
         Args:
             step: after which the weights are as they are, which weights by step go by; by default,
-                one more than at the latest collect.
+                the snapshots are numbered from 1 on.
 
         Raises:
-            ValueError: the step is before that of the latest collect.
+            ValueError: the step is before that of the latest collect; or none is given, and those
+                of the snapshots are no such numbers.
         """
         latest = self.schedule.last_collect
-        step = latest + 1 if step is None else step
+        if step is None:
+            self._refuse_unless_numbered(latest)
+            step = latest + 1
         if isinstance(step, bool) or not isinstance(step, int) or step < max(latest, 1):
             raise ValueError(
                 f"collect() takes the number of a step from {max(latest, 1)} on, where the latest "
@@ -86,6 +89,16 @@ class ModelWindow(LAWA):
         except BaseException:
             self.schedule.steps = before
             raise
+
+    def _refuse_unless_numbered(self, latest: int) -> None:
+        """Raise a ValueError where the snapshots have steps that a user gave."""
+        rings = self.window.rings
+        steps = max((ring.newest_steps() for ring in rings), key=len, default=[])
+        one_of_many = len(steps) == 1 and self.window.k > 1 and latest > 1
+        if one_of_many or steps != list(range(latest - len(steps) + 1, latest + 1)):
+            raise ValueError(
+                f"the latest snapshot is of step {latest}: give this one's step too, collect(step)"
+            )
 
 
 class _Untrained(Optimizer):

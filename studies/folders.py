@@ -15,7 +15,8 @@ from baselines.experiment.plan import Plan, check
 from baselines.experiment.store import read_profile, root_of, write_profile
 from baselines.experiment.tuning import CutOffError
 from baselines.training.checkpoint import CheckpointError, StorageError
-from timing import CalibrationError, Profile
+from timing import CalibrationError, Profile, profile_warnings
+from timing.calibration.warnings import by_kind
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def opened(
                     check(plan, profile)
             except ValueError as error:
                 parser.error(str(error))
+            for warning in by_kind(profile_warnings(profile)):
+                print(f"WARNING: of the reference profile, {warning}", file=sys.stderr)
             for root in roots:
                 write_profile(root, profile)
             yield Kept(profile, roots)

@@ -28,14 +28,20 @@ def headline(comparison: Comparison) -> list[str]:
     first, *more = _sentences(comparison)
     free = ", ".join(comparison.plan.free)
     return [
-        f"With {free} FREE: {first}" if free else first,
+        _after(f"With {free} FREE", first) if free else first,
         *more,
         *(_read_as(comparison, reading) for reading in comparison.plan.read[1:]),
     ]
 
 
 def _read_as(comparison: Comparison, reading: str) -> str:
-    return f"Read as {reading}: {' '.join(_sentences(comparison, reading))}"
+    return _after(f"Read as {reading}", " ".join(_sentences(comparison, reading)))
+
+
+def _after(lead: str, said: str) -> str:
+    """Return a sentence after a lead and a colon; names of methods keep their first letter."""
+    ours = said.startswith(("By the", "No method"))
+    return f"{lead}: {said[0].lower() if ours else said[0]}{said[1:]}"
 
 
 def _sentences(comparison: Comparison, reading: str = FLOAT) -> list[str]:

@@ -77,11 +77,19 @@ class Course:
         names = list(self._expected)
         later = names[names.index(self._phase) + 1 :] if self._phase in names else names
         taken = time.monotonic() - self._phase_began
-        if self._fraction >= _LEAST_DONE:
+        expected = self._expected.get(self._phase, 0.0)
+        # What was expected is no guess once it is over.
+        if self._fraction >= _LEAST_DONE or (self._fraction > 0 and taken > expected):
             here = taken * (1 - self._fraction) / self._fraction
         else:
-            here = max(0.0, self._expected.get(self._phase, 0.0) - taken)
+            here = max(0.0, expected - taken)
         return here + sum(self._expected[name] for name in later)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether nothing is done of the phase in all the time that was expected."""
+        expected = self._expected.get(self._phase, 0.0)
+        return not self._fraction and 0 < expected < time.monotonic() - self._phase_began
 
     def _tell(self) -> None:
         while not self._has_ended.wait(self._pause):
@@ -90,6 +98,8 @@ class Course:
             self._show()
 
     def _left(self) -> str:
+        if self._is_late:
+            return f"not done in the {duration(self._expected[self._phase])} expected"
         return f"about {duration(self.seconds_left)} left"
 
     def _show(self) -> None:

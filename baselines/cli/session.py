@@ -190,6 +190,9 @@ def _profile_in(
             f"{root / REFERENCE} is not the profile that its comparisons were begun with: put that "
             f"back, or remove {root} to start anew"
         )
+    # Also of one that was given or kept: who goes on with it need not have seen them.
+    for warning in by_kind(profile_warnings(profile)) if distributed.rank() == 0 else ():
+        say(f"WARNING: of the reference profile, {warning}")
     return profile
 
 
@@ -221,8 +224,6 @@ def calibrated(plan: Plan, course: Course, jobs: int) -> Profile:
         f"  its costs give a reference iteration {1 + profile.additivity_error:.1%} of its "
         "measured time"
     )
-    for warning in by_kind(profile_warnings(profile)):
-        say(f"  WARNING: {warning}")
     return profile
 
 

@@ -32,5 +32,5 @@ def leave(
         raise CheckpointError(f"{checkpoint}: {error}") from error
     with atomic_write(out) as temporary:
         torch.save(left, temporary)
-    before, after = (path.stat().st_size / 1e6 for path in (checkpoint, out))
-    say(f"{out}: {checkpoint} without the window, {after:.1f} MB of {before:.1f} MB")
+    before, after = (path.stat().st_size for path in (checkpoint, out))
+    say(f"{out}: {checkpoint} without the window, {after:,} of {before:,} bytes")

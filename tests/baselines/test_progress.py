@@ -94,6 +94,21 @@ def test_the_time_left_follows_the_pace_once_there_is_one(
     assert course.seconds_left == pytest.approx(10)
 
 
+def test_an_expectation_that_is_over_is_not_said_for_ever(
+    piped: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    course = Course({"a": 60.0, "b": 40.0})
+    course.begin("a")
+    now[0] += 300
+    assert course._left() == "not done in the 1 min expected"
+    # A twentieth took five minutes.
+    course.update(0.05)
+    assert course.seconds_left == pytest.approx(19 * 300 + 40)
+    assert course._left() == "about 96 min left"
+
+
 def test_a_command_expects_its_trainings_side_by_side_and_a_calibration_if_there_is_none() -> None:
     made = comparison(CURVES)
     name = training_of(made.plan)

@@ -147,6 +147,10 @@ def test_the_same_reference_gives_the_same_digits(
 
     assert len(parents) == 2
     assert told(parents[0]) == told(parents[1])
+    # What is wrong with a profile is said to whoever is given it, too.
+    warnings = re.findall("^WARNING: of the reference profile, .*$", first.stdout, re.MULTILINE)
+    assert warnings
+    assert all(warning in again.stdout for warning in warnings)
 
 
 def test_the_same_command_does_nothing_again(

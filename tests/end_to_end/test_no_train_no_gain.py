@@ -110,7 +110,7 @@ def test_the_command_trains_once_and_goes_on(
     study.main(arguments)
     assert {log: log.stat().st_mtime_ns for log in logs} == logs
     assert (tmp_path / "out" / "no-train-no-gain-digits.md").read_text() == text
-    capfd.readouterr()
+    assert "WARNING: of the reference profile, 1 process(es): at least" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

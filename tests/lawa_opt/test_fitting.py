@@ -47,7 +47,7 @@ def test_they_are_those_of_the_nearest_average(place: list[float]) -> None:
     best = min((a - place[0]) ** 2 + (b - place[1]) ** 2 for _, a, b in grid)
     assert sum(found.weights) == pytest.approx(1)
     assert found.loss == pytest.approx(best, abs=0.02)
-    with opt.averaged(weights=found.weights):
+    with opt.averaged(weights=found):
         assert loss(BATCHES[0]).item() == pytest.approx(found.loss)
     with opt.averaged():
         assert loss(BATCHES[0]).item() == pytest.approx(found.uniform_loss)
@@ -92,6 +92,23 @@ def test_what_does_not_carry_over_to_other_batches_is_told() -> None:
     with pytest.warns(UserWarning, match="on 2 other batches the loss is .* with the uniform mean"):
         found = opt.fit_weights(loss, apart)
     assert found.gain < 0
+
+
+def test_weights_of_other_snapshots_are_refused() -> None:
+    model, opt = window_of([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = opt.fit_weights(distance_to(model, [0.1, 0.8]), BATCHES)
+    assert found.steps == [1, 2, 3]
+    opt.schedule.steps += 1
+    opt.collect()
+    before = everything(model, opt)
+    with (
+        pytest.raises(ValueError, match="of steps 1, 2, 3, and these are of 2, 3, 4: fit_weights"),
+        opt.averaged(weights=found),
+    ):
+        pytest.fail("weights of other snapshots were taken")
+    with pytest.raises(ValueError, match="fitted to the snapshots"):
+        opt.averaged_state_dict(model, 2, weights=found)
+    assert same(before, everything(model, opt))
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -58,8 +58,8 @@ def test_it_is_saved_and_loaded() -> None:
     again = ModelWindow(twin, k=2)
     again.load_state_dict(pickle.loads(pickle.dumps(window.state_dict())))
     assert same(window.averaged_state_dict(model), again.averaged_state_dict(twin))
-    again.collect()
-    assert again.window.rings[0].newest_steps() == [30, 31]
+    again.collect(40)
+    assert again.window.rings[0].newest_steps() == [30, 40]
 
 
 def test_frozen_parameters_are_not_held() -> None:
@@ -69,6 +69,27 @@ def test_frozen_parameters_are_not_held() -> None:
     window.collect(1)
     assert len(window.param_groups[0]["params"]) == 2
     window.averaged_state_dict(model)
+
+
+def test_snapshots_are_numbered_where_no_step_is_given() -> None:
+    model = small_model()
+    window = ModelWindow(model, k=2)
+    with pytest.raises(RuntimeError, match=r"nothing has called collect\(\)"):
+        window.averaged_state_dict(model)
+    for numbers in ([1], [1, 2], [2, 3]):
+        window.collect()
+        assert window.window.rings[0].newest_steps() == numbers
+
+
+@pytest.mark.parametrize("steps", [[100], [100, 200], [1, 2, 9]])
+def test_a_number_does_not_follow_a_step(steps: list[int]) -> None:
+    model = small_model()
+    window = ModelWindow(model, k=2)
+    for step in steps:
+        window.collect(step)
+    with pytest.raises(ValueError, match=rf"is of step {steps[-1]}: give this one's step"):
+        window.collect()
+    assert window.window.rings[0].newest_steps() == steps[-2:]
 
 
 def test_what_it_is_not_for_is_refused() -> None:
