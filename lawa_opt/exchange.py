@@ -26,19 +26,28 @@ from lawa_opt.weights_by_step import Weigh, Weights, weighing
 outside_graphs = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
+class _Uncounted:
+    """Stands for a parameter where there is none whose writes torch counts."""
+
+    _version = None
+
+
 class Exchange:
     """Puts the average into the model and the live weights back.
 
     Attributes:
         swaps: those under way.
-        version: of the first parameter, when it was last as it is by our doing; None if unknown. A
-            load of the model writes to all parameters, so that the first one tells.
+        first: the first parameter, as of the latest collect or stamp: a load of the model writes to
+            all, so that it tells. Each step stamps it, and to look it up would cost half of that.
+        version: its version when it was last as it is by our doing; None if unknown.
     """
 
     def __init__(self, base: Optimizer, average: Average) -> None:
         self.base = base
         self.average = average
         self.swaps = Swaps()
+        self.first: Any = _Uncounted
+        self.stamp()
         self.version: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,8 +55,10 @@ class Exchange:
 
     def stamp(self) -> None:
         """Remember that the weights are as they are by our doing."""
-        first = self.base.param_groups[0]["params"]
-        self.version = first[0]._version if first and not first[0].is_inference() else None
+        parameters = self.base.param_groups[0]["params"]
+        counted = parameters and not parameters[0].is_inference()
+        self.first = parameters[0] if counted else _Uncounted
+        self.version = self.first._version
 
     @outside_graphs
     @torch.no_grad()
@@ -85,10 +96,10 @@ class Exchange:
         """Put the average into the model, unless it is there or there is none."""
         if self.swaps:
             return
-        before = self.version
+        first, before = self.first, self.version
         self.stamp()
         # Once: what was written and put back, as by an EMA in between, is two writes.
-        written = before is not None and self.version == before + 1
+        written = self.first is first and before is not None and self.version == before + 1
         if hasattr(self.base, "eval"):
             self.base.eval()
         if not self.average.window.num_snapshots:

@@ -135,10 +135,9 @@ class LAWA(Forwarding):
             self.collect()
         if self.schedule._restart_every and self.schedule.is_restart() and self.num_snapshots:
             self.restart_from_average()
-        # As `exchange.stamp()`, written out: torch.compile would make a frame of a call.
-        first = self.base.param_groups[0]["params"]
-        counted = first and not first[0].is_inference()
-        self.exchange.version = first[0]._version if counted else None
+        # Of what `exchange.stamp()` does the part that changes at each step.
+        exchange = self.exchange
+        exchange.version = exchange.first._version
         if call_post_hooks:
             call_post_hooks()
         return result
@@ -153,6 +152,7 @@ class LAWA(Forwarding):
         self.swaps.refuse_any("collect()")
         self.window.collect(self.average.tensors(), self.schedule.steps)
         self.schedule.last_collect = self.schedule.steps
+        self.exchange.stamp()
 
     def averaged(
         self,

@@ -163,6 +163,18 @@ def test_eval_tells_of_weights_that_the_window_has_not_seen() -> None:
         twin.train()
 
 
+def test_eval_tells_nothing_of_weights_that_were_collected_since() -> None:
+    model, opt = trained()
+    model.load_state_dict(small_model(seed=7).state_dict())
+    opt.collect()
+    opt.eval()  # which would fail by a warning
+    opt.train()
+    model.load_state_dict(small_model(seed=8).state_dict())
+    with pytest.warns(UserWarning, match=r"eval\(\): the weights were written to after the latest"):
+        opt.eval()
+    opt.train()
+
+
 def test_a_copy_made_while_averaged_gives_the_live_weights_back() -> None:
     model, opt = trained()
     live = weights_of(model)
