@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from baselines.workloads import WorkloadError, cifar10, gpt, imagenet, load, roberta
+from baselines.workloads import Workload, WorkloadError, cifar10, gpt, imagenet, load, roberta
 from baselines.workloads.data import corpus, tokens
 from baselines.workloads.data.images import list_images
 from tests.support.workload_data import (
@@ -28,6 +28,11 @@ PARTS = ("train", "validation", "test")
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_words(tmp_path_factory.mktemp("words") / "words.txt")
+
+
+@pytest.fixture(scope="module")
+def roberta_of_words(words: Path) -> Workload:
+    return tiny_roberta(words)
 
 
 def write_folder(folder: Path, words: Path, names: tuple[str, str, str]) -> list[bytes]:
@@ -59,6 +64,7 @@ def test_the_digest_of_a_folder_knows_where_a_part_ends(tmp_path: Path, words: P
     assert corpus.read(tmp_path).data["sha256"] != before
 
 
+@pytest.mark.slow
 def test_what_datasets_saved_is_read(tmp_path: Path, words: Path) -> None:
     datasets = pytest.importorskip("datasets")
     lines = words.read_text().splitlines()
@@ -162,15 +168,15 @@ def test_masks_are_those_of_bert() -> None:
     assert ((seen != 4) & (seen != meant)).float().mean() == pytest.approx(0.1, abs=0.012)
 
 
-def test_masks_are_drawn_anew_for_each_batch(words: Path) -> None:
-    workload = tiny_roberta(words)
-    masks = [targets != roberta.IGNORED for _, targets in itertools.islice(workload.batches(0), 2)]
+def test_masks_are_drawn_anew_for_each_batch(roberta_of_words: Workload) -> None:
+    batches = itertools.islice(roberta_of_words.batches(0), 2)
+    masks = [targets != roberta.IGNORED for _, targets in batches]
     assert not torch.equal(*masks)
 
 
 @pytest.mark.slow
-def test_roberta_is_measured_per_masked_token(words: Path) -> None:
-    workload = tiny_roberta(words)
+def test_roberta_is_measured_per_masked_token(roberta_of_words: Workload) -> None:
+    workload = roberta_of_words
     torch.manual_seed(0)
     model = workload.make_model()
     inputs, targets = next(workload.batches(0))
@@ -249,6 +255,7 @@ def test_images_are_divided_class_by_class(tmp_path: Path) -> None:
     assert names == [(c, f"{n:04}.png") for c in found.classes for n in (9, 19)]
 
 
+@pytest.mark.slow
 def test_reading_in_other_processes_changes_nothing(tmp_path: Path) -> None:
     here = tiny_imagenet(make_imagenet(tmp_path))
     there = tiny_imagenet(tmp_path, readers=2)
@@ -271,6 +278,7 @@ def test_the_same_image_is_augmented_otherwise_in_each_epoch(tmp_path: Path) -> 
     assert not first & second
 
 
+@pytest.mark.slow
 def test_statistics_batches_of_imagenet_are_read_anew(tmp_path: Path) -> None:
     workload = tiny_imagenet(make_imagenet(tmp_path))
     naive = [

@@ -75,8 +75,8 @@ def tiny_imagenet(folder: Path, readers: int = 0) -> Workload:
 
 
 def write_words(path: Path) -> Path:
-    """CPython's language reference: real text that is always there."""
-    path.write_text("\n".join(topics[name] for name in sorted(topics)))
+    """The first third of CPython's language reference: real text that is always there."""
+    path.write_text("\n".join(topics[name] for name in sorted(topics))[:150_000])
     return path
 
 
