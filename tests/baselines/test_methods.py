@@ -1,6 +1,7 @@
 """Methods by name and from users' files, their settings, and what each needs measured."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -36,6 +37,7 @@ from baselines.methods.part import MethodError, Range
 from baselines.methods.recipes.schedule_free import ScheduleFreePart
 from baselines.methods.schedules import Wsd
 from baselines.training.loop import train
+from baselines.training.results import Run
 from baselines.workloads import digits
 from tests.support.commands import command
 from tests.support.profiles import profile_of
@@ -218,6 +220,11 @@ def test_a_file_of_a_users_own_trains_alone(tmp_path: Path) -> None:
     assert methods_by_training(plan) == [("constant", "lawa"), (own,)]
 
 
+@functools.cache
+def unchanged(name: str) -> Run:
+    return follow(name, budget=0.2).runs[0]
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -232,11 +239,10 @@ def test_a_file_of_a_users_own_trains_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_changes_what_comes_of_a_method(name: str, change: dict) -> None:
-    (plain,) = follow(name, budget=0.3).runs
     changed = method_of(name, **change)
     assert changed.settings == {**method_of(name).settings, **change}
-    (run,) = train(WORKLOAD, [changed], 0, Budget(0.3), COSTS, RATE, 5).runs
-    assert run.final != plain.final
+    (run,) = train(WORKLOAD, [changed], 0, Budget(0.2), COSTS, RATE, 5).runs
+    assert run.final != unchanged(name).final
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -388,6 +394,7 @@ part = OwnPart()
 RENAMED = 'return Step(("load_data", "own_step"), super().step(batches, spent).loss)'
 
 
+@pytest.mark.slow
 def test_a_step_of_another_optimizer_has_a_cost_of_its_own(tmp_path: Path) -> None:
     """Its time is not that of the workload's, and would be taken for it without a word."""
     text = OTHER_OPTIMIZER.format(
@@ -607,6 +614,7 @@ def test_a_file_whose_operations_cannot_be_measured_is_refused_in_a_dry_run(
         estimate(plan, timed_seconds=0.01)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_file_at_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -685,6 +693,7 @@ def test_a_file_is_a_part_of_a_sum(tmp_path: Path) -> None:
         find(f"{schedule}+decayed")
 
 
+@pytest.mark.slow
 def test_a_sum_follows_its_schedule_to_its_share_and_charges_its_averager() -> None:
     run = train_with("lawa+cosine@50%", budget=0.5)
     assert {line["operation"] for line in run.account} >= {"collect", "average"}

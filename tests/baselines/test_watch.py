@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,14 @@ from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
 from tests.support.trainings import COSTS, RATE, WORKLOAD, follow, method_of
 from timing import Budget, GpuMeter, Phase
 
+# Two dozen steps: something happens at the twentieth, or a training ends at the half.
+BUDGET = 0.25
+
+
+@functools.cache
+def undisturbed() -> TrainingResult:
+    return follow("constant", budget=BUDGET)
+
 
 def measurement_of(result: TrainingResult) -> Measurement:
     assert result.error is None
@@ -29,6 +38,7 @@ def measurement_of(result: TrainingResult) -> Measurement:
     return result.measurement
 
 
+@pytest.mark.slow
 def test_every_step_is_in_a_phase_by_what_ran_in_it() -> None:
     result = follow("constant", "ema", "swa", "lawa", budget=1.5)
     found = measurement_of(result)
@@ -53,7 +63,8 @@ def test_what_is_read_of_an_average_is_timed_without_the_evaluation_in_it() -> N
         time.sleep(0.02)
         return WORKLOAD.evaluate(model)
 
-    result = follow("lawa", workload=dataclasses.replace(WORKLOAD, evaluate=slow))
+    workload = dataclasses.replace(WORKLOAD, evaluate=slow)
+    result = follow("lawa", workload=workload, budget=BUDGET)
     phases = measurement_of(result).phases
     assert (phases["evaluate"].phase.median_seconds or 0) >= 0.02
     # With it, a reading would take longer than its evaluation, on however busy a machine.
@@ -107,7 +118,8 @@ def at_step(step: int, call: Callable[[], object]) -> TrainingResult:
             call()
         return WORKLOAD.loss(model, batch)
 
-    return follow("constant", workload=dataclasses.replace(WORKLOAD, loss=loss))
+    workload = dataclasses.replace(WORKLOAD, loss=loss)
+    return follow("constant", workload=workload, budget=BUDGET)
 
 
 def test_the_gpu_that_is_used_is_metered_and_no_other(on_a_gpu: FakeNvml) -> None:
@@ -125,7 +137,7 @@ def test_a_gpu_that_vanishes_in_mid_run_is_named_and_ends_nothing(on_a_gpu: Fake
     found = measurement_of(result)
     assert found.gpu_joules is None
     assert any("no energy counter: GPU is lost" in why for why in found.unavailable)
-    assert result.runs == follow("constant").runs
+    assert result.runs == undisturbed().runs
 
 
 def test_a_driver_that_is_reset_in_mid_run_makes_no_joules(on_a_gpu: FakeNvml) -> None:
@@ -143,36 +155,37 @@ def test_a_meter_that_raises_ends_nothing(
     for method in ("start", "stop"):
         with monkeypatch.context() as patched:
             patched.setattr(GpuMeter, method, fail)
-            result = follow("constant")
+            result = follow("constant", budget=BUDGET)
         found = measurement_of(result)
         assert found.gpus == ()
         assert found.gpu_joules is None
         assert any("OSError: the driver is gone" in why for why in found.unavailable)
-        assert result.runs == follow("constant").runs
+        assert result.runs == undisturbed().runs
 
 
 def test_on_the_cpu_no_gpu_is_metered_and_that_is_said(nvml: FakeNvml) -> None:
-    found = measurement_of(follow("constant"))
+    found = measurement_of(follow("constant", budget=BUDGET))
     assert found.gpus == ()
     assert "no GPU: the model is on the CPU" in found.unavailable
 
 
+@pytest.mark.slow
 def test_a_training_that_went_on_adds_its_seconds_and_says_so(tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
     def training(**options) -> TrainingResult:
         checkpoints = Checkpoints(tmp_path, seconds=0)
-        arguments = (WORKLOAD, [method_of("lawa")], 0, Budget(0.5), COSTS, RATE, 5)
+        arguments = (WORKLOAD, [method_of("lawa")], 0, Budget(BUDGET), COSTS, RATE, 5)
         return train(*arguments, checkpoints=checkpoints, **options)
 
     def kill(_: str, point) -> None:
-        if point.step > 25:
+        if point.step > 12:
             raise Killed
 
     with pytest.raises(Killed):
         training(on_point=kill)
-    alone = measurement_of(follow("lawa"))
+    alone = measurement_of(follow("lawa", budget=BUDGET))
     result = training()
     found = measurement_of(result)
     assert found.processes == 2
@@ -184,7 +197,7 @@ def test_a_training_that_went_on_adds_its_seconds_and_says_so(tmp_path: Path) ->
 
 
 def test_what_was_measured_is_in_the_log_and_comes_back(on_a_gpu: FakeNvml, tmp_path: Path) -> None:
-    result = follow("lawa")
+    result = follow("lawa", budget=BUDGET)
     assert measurement_of(result).gpus
     log_of(tmp_path / "one", result)
     assert fold(read_events(tmp_path / "one")) == result
