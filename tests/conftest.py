@@ -107,6 +107,15 @@ def _signals_are_handled_as_before() -> Iterator[None]:
     assert after == before
 
 
+@pytest.fixture(autouse=True)
+def _what_is_imported_is_looked_at_no_more() -> Iterator[None]:
+    """Have the collector leave out also what a test imports, or a dry run has given back to it."""
+    before = len(sys.modules)
+    yield
+    if not gc.get_freeze_count() or len(sys.modules) > before + 50:
+        gc.freeze()
+
+
 @pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what this process starts begin in one that has imported what is slow to import."""
