@@ -81,6 +81,7 @@ FRESH = settings(
 )
 
 
+@pytest.mark.slow
 @FRESH
 @given(results())
 def test_numbers_come_back_to_the_last_bit(tmp_path: Path, result: TrainingResult) -> None:

@@ -85,6 +85,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_is_made_of_anything_else_is_traced_anew(
     change: str, tmp_path: Path, traced: list[nn.Module]

@@ -158,6 +158,7 @@ def test_all_is_that_of_a_naive_reading(curves: list[list[Measured]]) -> None:
             assert reached == first_at
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=5)
 @given(curves_of(5))
 def test_the_best_window_is_that_of_the_negation_and_the_darkest(

@@ -30,6 +30,7 @@ def test_one_seed_has_no_interval() -> None:
     assert (median([1.5]).median, median([1.5]).low, median([1.5]).high) == (1.5, None, None)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.1, 1e3) | st.just(math.inf), min_size=2, max_size=30))
 def test_the_interval_of_a_median_is_scipys_where_that_has_one(values: list[float]) -> None:
     found = median(values)
@@ -77,6 +78,7 @@ def bootstrap(samples, statistic):
     return drawn.confidence_interval
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "bootstrap_covers"), [(3, 0.75), (5, 0.84), (12, 0.90)])
 def test_students_interval_covers_a_mean_and_the_bootstraps_does_not(
     seeds: int, bootstrap_covers: float

@@ -202,6 +202,7 @@ def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> No
         torch.testing.assert_close(found[name], mean, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [8, 9, 14, 15, 24])
 def test_lawa_across_growth_has_an_old_blocks_window_and_a_new_ones_own(steps: int) -> None:
     training = begin("layer-stacking+lawa(k=4,every=3)")
@@ -278,6 +279,7 @@ def test_cut_off_around_growth_it_goes_on_bit_for_bit(average: str) -> None:
         assert same(average_of(second), average_of(undisturbed))
 
 
+@pytest.mark.slow
 def test_an_average_on_top_changes_no_training() -> None:
     for average in AVERAGES[1:]:
         method = find(f"layer-stacking{average}")

@@ -116,6 +116,7 @@ def test_each_reading_is_of_a_rounded_copy_of_what_the_method_reports(undisturbe
     assert all(len({run.final_as(name) for name in ("float", *READ)}) == 4 for run in result.runs)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_off_ends_with_the_same_readings(
     undisturbed: Trained, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def unreadable(limit: float) -> Workload:
     return dataclasses.replace(WORKLOAD, evaluate=evaluate, evaluate_test=evaluate)
 
 
+@pytest.mark.slow
 def test_a_reading_that_is_not_finite_is_a_value_and_fails_no_run(tmp_path: Path) -> None:
     workload = unreadable(400)
     result, _ = trained(workload=workload, folder=tmp_path)

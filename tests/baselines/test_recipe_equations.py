@@ -99,6 +99,7 @@ def test_sophia_is_its_equation() -> None:
         torch.testing.assert_close(own.detach(), naive, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sophias_estimate_is_unbiased_where_the_hessian_is_known() -> None:
     """For a linear model the Gauss-Newton matrix is the Hessian: diagonal E[p (1 - p) x²]."""
     model = linear()
@@ -246,6 +247,7 @@ def test_dropped_blocks_stand_still_and_the_others_are_drawn_as_often_as_said() 
     )
 
 
+@pytest.mark.slow
 def test_rho_trains_on_the_examples_that_a_loop_picks() -> None:
     torch.manual_seed(0)
     model = DIGITS.make_model().train()

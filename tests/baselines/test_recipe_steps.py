@@ -91,6 +91,7 @@ def test_every_recipe_has_a_row() -> None:
     assert ROWS.keys() == RECIPES.keys()
 
 
+@pytest.mark.slow
 @rows
 def test_a_run_is_charged_for_what_its_steps_ran_and_keeps_within_its_budget(name: str) -> None:
     method, workload, _ = ROWS[name]
@@ -122,6 +123,7 @@ def test_calibration_measures_each_operation_once_and_it_runs(name: str) -> None
         found[operation].run()
 
 
+@pytest.mark.slow
 @rows
 def test_cut_off_anywhere_it_goes_on_bit_for_bit(name: str) -> None:
     steps = range(34)

@@ -59,6 +59,7 @@ def test_rounding_is_what_the_definition_says(case: tuple[Tensor, int, int | Non
     assert torch.equal(found, expected.to(weight.dtype).view(weight.shape))
 
 
+@pytest.mark.slow
 @given(weights())
 def test_the_error_is_half_a_scale_and_rounding_again_changes_nothing(
     case: tuple[Tensor, int, int | None],

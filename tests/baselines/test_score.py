@@ -29,6 +29,7 @@ NEVER = [[9.0] * 4] * 3
 GRID = np.linspace(1, 4, 30_001)
 
 
+@pytest.mark.slow
 @given(st.lists(st.fixed_dictionaries({"a": TIMES, "b": TIMES, "c": TIMES}), min_size=1))
 def test_the_score_is_the_integral_of_the_profile(times: list[dict[str, float]]) -> None:
     for method in "abc":

@@ -223,6 +223,7 @@ def test_a_shared_training_is_counted_once_in_what_was_trained(tuned: Plan) -> N
     assert trained < 0.6 * math.fsum(tuned.tuning_rst_seconds.values())
 
 
+@pytest.mark.slow
 def test_the_plan_is_otherwise_the_one_that_was_tuned(tuned: Plan) -> None:
     back = dataclasses.replace(tuned, methods=PLAN.methods, tried=(), trials=0)
     assert tuned.names == PLAN.names
@@ -231,6 +232,7 @@ def test_the_plan_is_otherwise_the_one_that_was_tuned(tuned: Plan) -> None:
     assert tuned.read_test
 
 
+@pytest.mark.slow
 def test_the_test_part_is_never_read() -> None:
     read = []
 

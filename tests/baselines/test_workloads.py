@@ -39,7 +39,8 @@ MAKERS: Makers = {
 }
 
 
-SLOW = {"imagenet"}
+# The text of a file is read as pydocs is, and is tried on its own below.
+SLOW = {"imagenet", "roberta", "text"}
 
 
 @pytest.fixture(
@@ -89,6 +90,7 @@ def test_the_weights_of_a_seed_are_the_same_for_all_methods(workload: Workload) 
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing(workload: Workload) -> None:
     torch.manual_seed(0)
     model = workload.make_model().train()
@@ -153,6 +155,7 @@ def test_the_transformer_does_not_see_the_future() -> None:
         assert torch.equal(model(tokens)[0, :40], model(changed)[0, :40])
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_a_text_is_its_mean_over_all_sequences() -> None:
     torch.manual_seed(0)
     model = text.Transformer()

@@ -216,6 +216,7 @@ def test_what_a_user_has_allowed_stays_allowed():
         torch.serialization.add_safe_globals(allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The `srun` command is available")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
 def test_a_lightning_checkpoint_loads_after_averaging(tmp_path):

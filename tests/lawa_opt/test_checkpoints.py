@@ -73,6 +73,7 @@ def small_tiles(monkeypatch):
 # The mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", FORMATS)
 @pytest.mark.parametrize("suffix", FORMATS)
 @settings(max_examples=15, deadline=None)
