@@ -125,53 +125,48 @@ def carried_out(plan: Plan, folder: Path, on_event=ignore, **options) -> Compari
     return resume(plan, PROFILE, folder, on_event, checkpoint_seconds=0.0, **options)
 
 
-def test_what_has_ended_is_not_run_again_and_is_told_again(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    """A comparison that has ended, and its folder."""
+    root = tmp_path_factory.mktemp("ended")
+    write_profile(root, PROFILE)
+    return root, carried_out(SMALL, budget_folder(root, SMALL))
+
+
+@pytest.fixture
+def ended_here(ended: tuple[Path, Comparison], tmp_path: Path) -> Path:
+    """A copy of that folder, to change."""
+    return budget_folder(Path(shutil.copytree(ended[0], tmp_path / "ended")), SMALL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_small() -> str:
+    return results(compare(SMALL, PROFILE))
+
+
+def test_what_has_ended_is_not_run_again_and_is_told_again(
+    tmp_path: Path, undisturbed_small: str
+) -> None:
     told: list[Event] = []
     undisturbed = carried_out(SMALL, tmp_path, told.append)
     first, told[:] = list(told), []
     forbidden = dataclasses.replace(SMALL.workload, batches=lambda *_: pytest.fail("trained"))
     again = carried_out(dataclasses.replace(SMALL, workload=forbidden), tmp_path, told.append)
-    assert results(again) == results(undisturbed) == results(compare(SMALL, PROFILE))
+    assert results(again) == results(undisturbed) == undisturbed_small
     assert told == first
     assert len([event for event in told if isinstance(event, Evaluated)]) > 20
 
 
-def test_no_checkpoint_is_left_behind_a_result(tmp_path: Path) -> None:
-    carried_out(SMALL, tmp_path)
-    assert not list(tmp_path.rglob("*.pt"))
-    logs = [read_events(path.parent) for path in tmp_path.rglob("events.jsonl")]
+def test_no_checkpoint_is_left_behind_a_result(ended: tuple[Path, Comparison]) -> None:
+    root, _ = ended
+    assert not list(root.rglob("*.pt"))
+    logs = [read_events(path.parent) for path in root.rglob("events.jsonl")]
     assert [type(log[-1]) for log in logs] == [Ended] * 4
 
 
 def cut(plan: Plan, folder: Path, step: int, how: type[BaseException] = CutOff) -> Comparison:
     workload = cut_off(plan.workload, step, how)
     return carried_out(dataclasses.replace(plan, workload=workload), folder)
-
-
-def test_two_checkpoints_are_kept_and_a_damaged_one_is_named_and_passed_over(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(CutOff):
-        cut(SMALL, tmp_path, 30)
-    _, newest = sorted(tmp_path.rglob("*.pt"))
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    said: list[str] = []
-    done = carried_out(SMALL, tmp_path, warn=said.append)
-    assert results(done) == results(compare(SMALL, PROFILE))
-    assert len(said) == 1
-    assert f"checkpoint {newest} cannot be read" in said[0]
-
-
-def test_one_flipped_bit_is_seen(tmp_path: Path) -> None:
-    with pytest.raises(CutOff):
-        cut(SMALL, tmp_path, 30)
-    newest = sorted(tmp_path.rglob("*.pt"))[-1]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    said: list[str] = []
-    carried_out(SMALL, tmp_path, warn=said.append)
-    assert "its digest is another" in said[0]
 
 
 def write_checkpoint(path: Path, state: object) -> None:
@@ -201,7 +196,7 @@ def cut_off_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was cut off in its only training."""
     folder = tmp_path_factory.mktemp("cut-off") / "0.3s"
     with pytest.raises(CutOff):
-        cut(ONE, folder, 20)
+        cut(ONE, folder, 27)
     return folder
 
 
@@ -221,12 +216,33 @@ def assert_passed_over(folder: Path, newest: Path, undisturbed: str) -> str:
     return line
 
 
+@pytest.fixture
+def cut_off_here(cut_off_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, to damage."""
+    return Path(shutil.copytree(cut_off_once, tmp_path / "0.3s"))
+
+
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_named_and_passed_over(
+    cut_off_here: Path, undisturbed_one: str
+) -> None:
+    _, newest = sorted(cut_off_here.rglob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert_passed_over(cut_off_here, newest, undisturbed_one)
+
+
+def test_one_flipped_bit_is_seen(cut_off_here: Path, undisturbed_one: str) -> None:
+    _, newest = sorted(cut_off_here.rglob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert "its digest is another" in assert_passed_over(cut_off_here, newest, undisturbed_one)
+
+
 @pytest.mark.parametrize("content", ["a list", "nothing", "other", "code", "older", "of seed 1"])
 def test_a_checkpoint_of_other_content_is_told_and_passed_over(
-    content: str, cut_off_once: Path, undisturbed_one: str, tmp_path: Path
+    content: str, cut_off_here: Path, undisturbed_one: str, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(cut_off_once, tmp_path / "0.3s"))
-    _, newest = sorted(folder.rglob("*.pt"))
+    _, newest = sorted(cut_off_here.rglob("*.pt"))
     state = read_checkpoint(newest)
     older = {key: value for key, value in state.items() if key != "of"}
     of_seed_1 = {**state, "of": {**state["of"], "seed": 1}}
@@ -240,7 +256,7 @@ def test_a_checkpoint_of_other_content_is_told_and_passed_over(
         "of seed 1": (of_seed_1, "it is of another training"),
     }[content]
     write_checkpoint(newest, others)
-    assert said in assert_passed_over(folder, newest, undisturbed_one)
+    assert said in assert_passed_over(cut_off_here, newest, undisturbed_one)
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -272,18 +288,15 @@ def test_a_state_that_lacks_something_is_told_and_passed_over(
     assert_passed_over(folder, newest, undisturbed_one)
 
 
-def test_with_no_checkpoint_to_read_nothing_starts_from_zero(tmp_path: Path) -> None:
-    with pytest.raises(CutOff):
-        cut(SMALL, tmp_path, 30)
-    for path in tmp_path.rglob("*.pt"):
+def test_with_no_checkpoint_to_read_nothing_starts_from_zero(cut_off_here: Path) -> None:
+    for path in cut_off_here.rglob("*.pt"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"remove that folder to start .* again"):
-        carried_out(SMALL, tmp_path, warn=lambda _: None)
+        carried_out(ONE, cut_off_here, warn=lambda _: None)
 
 
-def test_damaged_events_are_named(tmp_path: Path) -> None:
-    carried_out(SMALL, tmp_path)
-    path = tmp_path / "decayed-seed-1" / "events.jsonl"
+def test_damaged_events_are_named(ended_here: Path) -> None:
+    path = ended_here / "decayed-seed-1" / "events.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     point = next(place for place, line in enumerate(lines) if b'"evaluated"' in line)
@@ -296,14 +309,16 @@ def test_damaged_events_are_named(tmp_path: Path) -> None:
         path.write_bytes(b"".join(damaged))
         found = rf"decayed-seed-1/events.jsonl is damaged \(.*{said}.*remove \S+ to train it again"
         with pytest.raises(FolderError, match=found):
-            carried_out(SMALL, tmp_path)
+            carried_out(SMALL, ended_here)
     # As one of another training would be.
-    path.write_bytes((tmp_path / "constant-seed-1" / "events.jsonl").read_bytes())
+    path.write_bytes((ended_here / "constant-seed-1" / "events.jsonl").read_bytes())
     with pytest.raises(FolderError, match=r"decayed-seed-1/events.jsonl is damaged \(they are of"):
-        carried_out(SMALL, tmp_path)
+        carried_out(SMALL, ended_here)
 
 
-def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(
+    tmp_path: Path, undisturbed_small: str
+) -> None:
     done = cut(SMALL, tmp_path, 30, RuntimeError)
     failed = [run for run in done.runs if run.failure]
     assert {(run.method, run.seed) for run in failed} == {("constant", 0), ("lawa", 0)}
@@ -318,7 +333,7 @@ def test_a_run_that_raises_fails_with_its_reason_and_the_others_go_on(tmp_path: 
         SMALL.workload, loss=lambda m, b: next(calls) * 0 + SMALL.workload.loss(m, b)
     )
     again = carried_out(dataclasses.replace(SMALL, workload=workload), tmp_path)
-    assert results(again) == results(compare(SMALL, PROFILE))
+    assert results(again) == undisturbed_small
     assert next(calls) < 30
 
 
@@ -343,11 +358,10 @@ def test_a_loss_that_is_no_number_stands(tmp_path: Path) -> None:
     assert [run.failure for run in again.runs] == [run.failure for run in first.runs]
 
 
-def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
-    carried_out(SMALL, tmp_path)
+def test_a_folder_of_another_comparison_is_refused(ended_here: Path) -> None:
     other = dataclasses.replace(SMALL, seeds=(0, 1, 2))
     with pytest.raises(FolderError, match="holds another comparison"):
-        carried_out(other, tmp_path)
+        carried_out(other, ended_here)
 
 
 @pytest.mark.parametrize(
@@ -370,13 +384,13 @@ def test_another_comparison_has_another_folder(tmp_path: Path, change) -> None:
     assert folder != root_of(tmp_path, [SMALL], "the digest of a profile")
 
 
-def test_a_comparison_is_read_back_without_its_data(tmp_path: Path) -> None:
-    write_profile(tmp_path, PROFILE)
-    folder = budget_folder(tmp_path, SMALL)
-    done = carried_out(SMALL, folder)
-    for path in (folder, tmp_path):
+def test_a_comparison_is_read_back_without_its_data(
+    ended: tuple[Path, Comparison], ended_here: Path
+) -> None:
+    folder, root = ended_here, ended_here.parent
+    for path in (folder, root):
         back = read_comparison(path)
-        assert results(back) == results(done)
+        assert results(back) == results(ended[1])
         assert back.profile == PROFILE
         assert back.plan.signature == SMALL.signature
     (folder / "decayed-seed-1" / "events.jsonl").unlink()
@@ -386,7 +400,7 @@ def test_a_comparison_is_read_back_without_its_data(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"comparison.json is damaged"):
         read_comparison(folder)
     with pytest.raises(FolderError, match="holds no comparison"):
-        read_comparison(tmp_path / "nowhere")
+        read_comparison(root / "nowhere")
 
 
 def start(folder: Path, *more: str) -> Command:
