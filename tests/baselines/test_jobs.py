@@ -69,9 +69,9 @@ class Told:
                 self.failures |= {(name, event.seed): event.reason for name in event.methods}
 
 
-def folder_in(root: Path) -> Path:
+def folder_in(root: Path, budget: str = "1.5s") -> Path:
     write_profile(root, PROFILE)
-    return root / "1.5s"
+    return root / budget
 
 
 @pytest.mark.slow
@@ -118,9 +118,10 @@ def cluster_in(folder: Path) -> Cluster:
 @pytest.mark.slow
 def test_with_submitit_too(tmp_path: Path) -> None:
     # Each training of it is a Python that begins from nothing.
-    plan = plan_of(budget=1.5, seeds=1, methods=METHODS)
+    plan = plan_of(budget=0.4, seeds=1, methods=METHODS)
+    folder = folder_in(tmp_path, "0.4s")
     with cluster_in(tmp_path) as engine:
-        done = run_parallel(plan, PROFILE, folder_in(tmp_path), Told(), engine=engine, jobs=JOBS)
+        done = run_parallel(plan, PROFILE, folder, Told(), engine=engine, jobs=JOBS)
     assert results(done) == results(compare(plan, PROFILE))
     # Who can write beside the pickles can run code.
     (own,) = (tmp_path / "cluster").iterdir()
