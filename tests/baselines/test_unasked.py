@@ -175,6 +175,7 @@ def test_a_file_that_the_folder_names_and_does_not_list_is_not_run(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_file_of_another_text_than_the_comparison_began_with_is_not_run(
     evil: Path, tmp_path: Path
 ) -> None:
