@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pynvml
 import pytest
-import torch
 from hypothesis import settings
 
 from tests.support import warm_python
 from tests.support.fake_nvml import FakeNvml, build
 
-torch.set_num_threads(1)
 # Rich keeps the width that it finds when it is imported; each test says its own.
 os.environ.pop("COLUMNS", None)
 
@@ -34,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have xdist take files in the order below; it would begin with those of the most tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        # Where tests are handed out none runs, and those who run them would wait for this import.
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,6 +83,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none."""
+    import torch
+
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU with CUDA, and CUDA sees none here")
 
