@@ -114,10 +114,10 @@ def _signals_are_handled_as_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _what_is_imported_is_looked_at_no_more() -> Iterator[None]:
-    """Have the collector leave out also what a test imports, or a dry run has given back to it."""
+    """Have the collector leave out also what a test imports."""
     before = len(sys.modules)
     yield
-    if not gc.get_freeze_count() or len(sys.modules) > before + 50:
+    if len(sys.modules) > before + 50:
         gc.freeze()
 
 

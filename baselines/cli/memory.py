@@ -89,6 +89,7 @@ def _window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module, base:
     most = 0
     # What is there so far is out of the collector's sight until it is unfrozen: only what the
     # averagers make is listed.
+    was_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         averagers, optimizer = begin_averagers(methods, model, base, plan.workload)
@@ -114,7 +115,9 @@ def _window_bytes(methods: Sequence[Method], plan: Plan, model: nn.Module, base:
                 held = storages_of(made, model)
                 most = max(most, sum(size for at, size in held.items() if at not in own))
     finally:
-        gc.unfreeze()
+        # What the process itself had frozen stays so.
+        if not was_frozen:
+            gc.unfreeze()
     return most
 
 

@@ -1,6 +1,7 @@
 """What a comparison will take, said before it starts."""
 
 import dataclasses
+import gc
 import io
 import subprocess
 import sys
@@ -104,6 +105,18 @@ def test_windows_of_methods_that_follow_one_training_add_up() -> None:
         "swa": pytest.approx(1, rel=1e-3),
     }
     assert copies(*alone) == pytest.approx(sum(alone.values()), rel=1e-3)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_what_a_process_had_frozen_stays_so_and_nothing_else(
+    counted: Workload, is_frozen: bool
+) -> None:
+    plan = plan_of(counted, "lawa")
+    gc.freeze() if is_frozen else gc.unfreeze()
+    window_bytes(plan.methods, plan, counted.make_model())
+    assert (gc.get_freeze_count() > 0) is is_frozen
+    # As the other tests have it.
+    gc.freeze()
 
 
 def of_the_head(line: str) -> str:
