@@ -309,6 +309,7 @@ def test_settings_are_those_of_the_methods_that_have_them() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10_000), st.integers(1, 10**9) | st.just("auto"), st.floats(0.001, 0.999))
 def test_the_name_of_a_method_gives_it_back(k: int, every: object, decay: float) -> None:
     for name in (

@@ -378,6 +378,7 @@ def test_the_runner_handed_in_carries_out_every_trial() -> None:
     assert seen == trials(plan, 2)
 
 
+@pytest.mark.slow
 def test_the_table_is_one_that_mlflow_reads(tuned: Plan, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     write(tuned, tmp_path / "trials.json")
@@ -394,6 +395,7 @@ def test_the_table_is_one_that_mlflow_reads(tuned: Plan, tmp_path: Path) -> None
     assert json.loads((tmp_path / "trials.json").read_text())["columns"] == list(columns(tuned))
 
 
+@pytest.mark.slow
 def test_the_printed_rows_tell_winner_and_cost(tuned: Plan) -> None:
     head, *body = rows(tuned)
     assert head == ["method", "chosen", "of", "validation", "RST alone", "RST trained"]

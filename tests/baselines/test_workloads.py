@@ -222,6 +222,7 @@ def test_validation_and_test_part_are_read_apart(workload: Workload) -> None:
     assert workload.evaluate(model) != workload.evaluate_test(model)
 
 
+@pytest.mark.slow
 def test_the_digest_of_cifar10_is_of_its_pixels(tmp_path: Path) -> None:
     """The same files have the same digest, and another file has another."""
     before = tiny_cifar(make_cifar(tmp_path))

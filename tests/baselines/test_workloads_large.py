@@ -140,6 +140,7 @@ def test_gpt_begins_at_the_entropy_of_its_vocabulary(words: Path) -> None:
     assert workload.evaluate(workload.make_model()) == pytest.approx(float(uniform), abs=0.1)
 
 
+@pytest.mark.slow
 def test_roberta_base_is_the_published_one() -> None:
     size = roberta.SIZES["base"]
     vocabulary = roberta.Vocabulary(size.vocabulary, begin=0, padding=1, end=2, mask=50264)
@@ -168,6 +169,7 @@ def test_masks_are_those_of_bert() -> None:
     assert ((seen != 4) & (seen != meant)).float().mean() == pytest.approx(0.1, abs=0.012)
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_anew_for_each_batch(roberta_of_words: Workload) -> None:
     batches = itertools.islice(roberta_of_words.batches(0), 2)
     masks = [targets != roberta.IGNORED for _, targets in batches]
