@@ -13,6 +13,7 @@ from baselines.analysis.intervals import estimate, median
 from timing.statistics import median_coverage
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
     found = estimate(values)

@@ -201,6 +201,7 @@ def test_without_joules_of_what_ran_there_is_no_column_and_no_word_of_it() -> No
         assert "work/rse_joules" not in said.end_metrics(result.runs[0], result, joules)
 
 
+@pytest.mark.slow
 def test_trainings_with_the_same_counts_have_the_same_rse_however_long_they_took() -> None:
     def slow(model, batch):
         time.sleep(0.002)

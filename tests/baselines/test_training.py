@@ -16,6 +16,7 @@ from tests.support.trainings import COSTS, METHODS, WORKLOAD, follow
 from timing import POLICIES
 
 
+@pytest.mark.slow
 def test_points_say_which_weights_they_are_of() -> None:
     runs = {run.method: run for run in follow("constant", "ema", "swa", "lawa").runs}
     weights = {name: [point.weights for point in run.points] for name, run in runs.items()}

@@ -366,6 +366,7 @@ def test_a_range_beyond_what_a_setting_can_be_is_refused(own: str) -> None:
         trials(plan, 1)
 
 
+@pytest.mark.slow
 def test_the_runner_handed_in_carries_out_every_trial() -> None:
     seen: list[Plan] = []
 

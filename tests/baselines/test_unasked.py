@@ -93,7 +93,9 @@ def with_evil(place: str, evil: Path) -> Comparison:
     return dataclasses.replace(made, plan=plan)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", ["method", *(pytest.param(p, marks=pytest.mark.slow) for p in PLACES[1:])]
+)
 def test_reading_results_runs_nothing(place: str, evil: Path, tmp_path: Path) -> None:
     root = kept(with_evil(place, evil), tmp_path / "sent-by-somebody")
     arguments = ["score", str(root), "--plot", str(tmp_path / "profile.png")]

@@ -146,6 +146,7 @@ def test_a_driver_that_is_reset_in_mid_run_makes_no_joules(on_a_gpu: FakeNvml) -
     assert any("energy counter: the driver reset it" in why for why in found.unavailable)
 
 
+@pytest.mark.slow
 def test_a_meter_that_raises_ends_nothing(
     on_a_gpu: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def step(opt: LAWA) -> None:
     opt.step()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 4),
