@@ -104,6 +104,7 @@ def test_transposed_convolution_in_groups() -> None:
     assert count_flops(make).total == 3 * 2 * (2 * 4 * 8 * 8) * (6 // 2) * 3 * 3
 
 
+@pytest.mark.slow
 @few
 @given(batch=sizes, times=sizes, ins=sizes, hidden=sizes)
 def test_lstm(batch: int, times: int, ins: int, hidden: int) -> None:

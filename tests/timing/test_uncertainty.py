@@ -89,6 +89,7 @@ def test_what_cannot_be_charged_is_refused() -> None:
         rst_interval(COUNTS, profile, confidence=95)
 
 
+@pytest.mark.slow
 def test_coverage() -> None:
     """Simulated calibrations of a known truth: 5 processes, 1.5% between them, 3% within."""
     random = np.random.default_rng(0)
