@@ -17,6 +17,15 @@ from lawa_opt.schedule import Every
 LIVE_WEIGHTS = "lawa_live_state_dict"
 
 
+class Wrapped(LAWA):
+    """A LAWA that `LearningRateMonitor` looks through, as it does for DeepSpeed's, by this name."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Return the one inside, which gives the curves their names, with schedulers or without."""
+        return self.base
+
+
 class LAWACallback(Callback):
     """Wraps the optimizers of a fit, and has the average in the model wherever it is read.
 
@@ -56,7 +65,7 @@ class LAWACallback(Callback):
             "dtype": dtype, "device": device, "cache": cache,
         }  # fmt: skip
         self.buffers = buffers
-        self.optimizers: list[LAWA] = []
+        self.optimizers: list[Wrapped] = []
         # Refuses what no LAWA takes now, and not after the data have been prepared.
         LAWA(torch.optim.SGD([torch.zeros(1)], lr=0.0), **self.options)
 
@@ -86,7 +95,7 @@ class LAWACallback(Callback):
                 )
         self.optimizers = [
             # Buffers are of the model: one window holds them.
-            LAWA(base, **self.options, buffers=pl_module if self.buffers and not number else ())
+            Wrapped(base, **self.options, buffers=pl_module if self.buffers and not number else ())
             for number, base in enumerate(strategy.optimizers)
         ]
         for opt in self.optimizers:
@@ -107,6 +116,10 @@ class LAWACallback(Callback):
     def on_validation_start(self, *_: Any) -> None:
         """Put the average into the model, until training goes on."""
         self._put_in()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Put the live weights back, for hooks of the model that change or read them here."""
+        self._take_out()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Put the live weights back."""

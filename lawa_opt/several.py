@@ -25,7 +25,7 @@ class Several(Optimizer):
 
     Raises:
         ValueError: two have the same parameter, or there is none.
-        TypeError: one is no optimizer, or LBFGS.
+        TypeError: one is no optimizer, or LBFGS, or of two steps as SAM.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -38,6 +38,11 @@ class Several(Optimizer):
                 raise TypeError(
                     "LBFGS calls its closure again and again, which moves the weights of the "
                     "others: wrap it alone"
+                )
+            if hasattr(optimizer, "first_step"):
+                raise TypeError(
+                    f"{type(optimizer).__name__} takes two steps an update, and step() of a list "
+                    "one: wrap it alone, and the others in a LAWA of their own"
                 )
         owners: dict[int, Optimizer] = {}
         for optimizer in self.optimizers:

@@ -25,7 +25,7 @@ def with_lawa(trainer: type[Trainer], *, buffers: bool = True, **options: Any) -
         options: of `LAWA`, such as `k`, `every` and `dtype`.
 
     Raises:
-        TypeError: it is no Trainer, or an option is none of LAWA's.
+        TypeError: it is no Trainer, or has LAWA already, or an option is none of LAWA's.
         ValueError: an option is out of its range. A Trainer under FSDP or DeepSpeed, or one that is
             given a LAWA, raises it when it trains.
     """
@@ -33,6 +33,11 @@ def with_lawa(trainer: type[Trainer], *, buffers: bool = True, **options: Any) -
         raise TypeError(
             f"with_lawa takes a class, Trainer or one made from it: got {trainer!r:.60}; give the "
             "model and arguments to what it returns"
+        )
+    if hasattr(trainer, "_lawa"):
+        raise TypeError(
+            f"{trainer.__name__} has LAWA already: give all options to one with_lawa(), over the "
+            "Trainer as it was"
         )
     # Refuses what no LAWA takes now, and not after the data have been prepared.
     LAWA(torch.optim.SGD([torch.zeros(1)], lr=0.0), **options)

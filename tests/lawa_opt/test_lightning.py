@@ -200,28 +200,35 @@ def test_trainer_test_and_validate_read_the_average_of_a_file(tmp_path: Path) ->
     assert close(other.validated[-1][1], mean_of(module.live[:6]))
 
 
-def test_several_optimizers_stepped_by_hand() -> None:
-    class Manual(Noted):
-        automatic_optimization = False
+class Manual(Noted):
+    """Of two optimizers, one with a schedule."""
 
-        def configure_optimizers(self) -> Any:
-            first, last = self.net[0].parameters(), self.net[3].parameters()
-            norm = self.net[1].parameters()
-            return [
-                torch.optim.SGD([*first, *norm], lr=0.1),
-                torch.optim.AdamW(last, lr=0.01),
-            ]
+    automatic_optimization = False
 
-        def training_step(self, batch: Any, _: int) -> None:
-            loss = self.loss(batch)
-            optimizers = self.optimizers()
-            for opt in optimizers:
-                opt.zero_grad()
-            self.manual_backward(loss)
-            for opt in optimizers:
-                opt.step()
+    def configure_optimizers(self) -> Any:
+        first, last = self.net[0].parameters(), self.net[3].parameters()
+        sgd = torch.optim.SGD([*first, *self.net[1].parameters()], lr=0.1)
+        schedules = [torch.optim.lr_scheduler.StepLR(sgd, 1)]
+        return [sgd, torch.optim.AdamW(last, lr=0.01)], schedules
 
-    plain, averaged = Manual(), Manual()
+    def training_step(self, batch: Any, _: int) -> None:
+        loss = self.loss(batch)
+        optimizers = self.optimizers()
+        for opt in optimizers:
+            opt.zero_grad()
+        self.manual_backward(loss)
+        for opt in optimizers:
+            opt.step()
+
+
+class Clamped(Noted):
+    def on_train_epoch_start(self) -> None:
+        self.net[0].weight.data.clamp_(-0.1, 0.1)
+
+
+@pytest.mark.parametrize("module", [Manual, Clamped])
+def test_several_optimizers_and_a_hook_that_changes_weights(module: Any) -> None:
+    plain, averaged = module(), module()
     fit(plain)
     fit(averaged, LAWACallback(K, every=1))
     assert all_same(plain.live, averaged.live)
@@ -237,12 +244,18 @@ def test_accumulated_gradients_and_clipping_collect_once_an_update() -> None:
     assert trainer.optimizers[0].schedule.steps == EPOCHS * STEPS_AN_EPOCH / 2
 
 
-def test_curves_keep_the_names_of_the_optimizers(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path)
-    fit(Noted(), LAWACallback(K), LearningRateMonitor(), logger=logger, log_every_n_steps=1)
-    logger.save()
-    [file] = tmp_path.rglob("metrics.csv")
-    assert "lr-SGD" in file.read_text().splitlines()[0].split(",")
+@pytest.mark.parametrize("module", [Noted, Manual])
+def test_curves_keep_the_names_of_the_optimizers(module: Any, tmp_path: Path) -> None:
+    def curves(folder: str, *callbacks: Any) -> list[str]:
+        logger = CSVLogger(tmp_path / folder)
+        options = {"max_epochs": 1, "log_every_n_steps": 1}
+        fit(module(), *callbacks, LearningRateMonitor(), logger=logger, **options)
+        [file] = (tmp_path / folder).rglob("metrics.csv")
+        return file.read_text().splitlines()[0].split(",")
+
+    plain = curves("plain")
+    assert "lr-SGD" in plain
+    assert curves("averaged", LAWACallback(K)) == plain
 
 
 def test_what_would_be_silent_is_said(tmp_path: Path) -> None:

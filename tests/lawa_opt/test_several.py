@@ -243,6 +243,8 @@ def test_what_cannot_be_one_is_refused() -> None:
         LAWA([])
     with pytest.raises(TypeError, match="LBFGS calls its closure"):
         LAWA([torch.optim.LBFGS(model[0].parameters()), adam])
+    with pytest.raises(TypeError, match="Sam takes two steps an update"):
+        LAWA([Sam(model[0].parameters()), adam])
 
 
 class Sam(torch.optim.Optimizer):

@@ -142,6 +142,24 @@ def test_every_checkpoint_has_the_average_and_resumes_as_if_never_stopped(
     assert same(weights_of(whole.model), weights_of(resumed.model))
 
 
+def test_a_checkpoint_goes_on_without_lawa_once_the_live_weights_are_in_it(tmp_path: Path) -> None:
+    trainer, noted = trained(with_k(), tmp_path / "whole")
+    checkpoint = tmp_path / "whole" / f"checkpoint-{EVERY}"
+    # As docs/frameworks.md says it.
+    trainer = with_k()(
+        transformers.GPT2LMHeadModel.from_pretrained(checkpoint),
+        transformers.TrainingArguments(str(tmp_path), use_cpu=True, weight_decay=0.1),
+    )
+    optimizer = trainer.create_optimizer()
+    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt"))
+    optimizer.train()
+    trainer.model.save_pretrained(checkpoint)
+    torch.save(optimizer.base.state_dict(), checkpoint / "optimizer.pt")
+    _, rest = trained(transformers.Trainer, tmp_path / "left", resume=str(checkpoint))
+    assert len(rest.live) == STEPS - EVERY
+    assert all(map(same, noted.live[EVERY:], rest.live))
+
+
 def test_it_resumes_and_goes_on_in_the_same_process(tmp_path: Path) -> None:
     _, undisturbed = trained(with_k(), tmp_path / "whole")
     trainer, noted = trained(with_k(), tmp_path / "halved")
@@ -235,6 +253,8 @@ def test_what_would_be_silent_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         with_lawa(transformers.Trainer, k=0)
     with pytest.raises(TypeError, match="takes a class"):
         with_lawa(transformers.Trainer(gpt(), transformers.TrainingArguments(str(tmp_path))))
+    with pytest.raises(TypeError, match="TrainerWithLAWA has LAWA already"):
+        with_lawa(with_k(), k=K + 1)
     model = gpt()
     wrapped = LAWA(torch.optim.AdamW(model.parameters()))
     arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
