@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from baselines.analysis.intervals import estimate
 from baselines.analysis.plots import Style, figure_of, over_seeds, styles
@@ -19,6 +20,12 @@ from baselines.training.readings import NOT_FINITE
 _APART = 0.04
 # Of the largest metric over the smallest: beyond it a logarithm shows both.
 _MOST_LINEAR = 3.0
+# Up to which ratio of its ends a logarithmic axis has numbers at which steps of each decade.
+_STEPS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (10.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (1e4, (1.0, 2.0, 5.0)),
+    (math.inf, (1.0,)),
+)
 
 
 def metric_over_bits(comparison: Comparison) -> Figure:
@@ -49,7 +56,7 @@ def metric_over_bits(comparison: Comparison) -> Figure:
     names = [f"{reading}\n{bits.get(reading, '')}".rstrip() for reading in plan.read]
     axes.set_xticks(range(len(names)), names)
     if drawn and min(drawn) > 0 and max(drawn) > _MOST_LINEAR * min(drawn):
-        axes.set_yscale("log")
+        _say_powers_plainly(axes)
     part = "test" if plan.read_test else "validation"
     axes.set_xlabel("how the weights are read, and bits a weight with scales")
     axes.set_ylabel(f"{part}, {plan.workload.metric} ({plan.workload.better} is better)")
@@ -57,6 +64,20 @@ def metric_over_bits(comparison: Comparison) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center")
     return figure
+
+
+def _say_powers_plainly(axes: Axes) -> None:
+    """Make the axis of the metric logarithmic, with numbers that are no formula.
+
+    The commands draw no formulas, since a name may hold what looks like one.
+    """
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    # Some numbers on an axis that is short, and not too many on a long one.
+    steps = next(steps for most, steps in _STEPS if high <= most * low)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Axes, shift: float, line: Sequence[Row], style: Style, label: str) -> list[float]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from baselines.training import with_torchao
 
@@ -22,6 +24,13 @@ FLOAT = "float"
 MIN_BITS, MAX_BITS = 2, 16
 # Of a scale, as files of quantised weights have it: a float16.
 SCALE_BITS = 16
+
+# What computes a weight before each forward pass, and what makes it plain.
+_COMPUTED_BY: tuple[tuple[type, str], ...] = (
+    (SpectralNorm, "remove_spectral_norm"),
+    (WeightNorm, "remove_weight_norm"),
+    (prune.BasePruningMethod, "prune.remove"),
+)
 
 _NAME = re.compile(
     r"(?P<library>torchao:)?int(?P<bits>\d{1,9})(g(?P<group>\d{1,9}))?(?P<body>-body)?", re.ASCII
@@ -134,11 +143,11 @@ def check(model: nn.Module, rounding: Rounding) -> None:
     """
     cannot = f"{rounding.name} cannot be read: "
     for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
+        if remedy := _makes_plain(module):
             raise ValueError(
                 f"{cannot}weights of {name or 'the model'} are computed from other parameters, "
                 "and to round those is not to round what is used: "
-                "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+                f"torch.nn.utils.{remedy} makes them plain"
             )
     for name, parameter in model.named_parameters():
         plain = type(parameter) is nn.Parameter
@@ -155,13 +164,26 @@ def check(model: nn.Module, rounding: Rounding) -> None:
         )
     for name, weight in weights.items():
         if weight.dtype not in (torch.float32, torch.float64):
+            remedy = (
+                "read float alone"
+                if weight.is_complex()
+                else "train float32 weights, under torch.autocast to stay as fast"
+            )
             raise ValueError(
                 f"{cannot}{name} is {str(weight.dtype).removeprefix('torch.')}, and weights are "
-                "rounded from float32 or float64: train with such weights, under autocast say"
+                f"rounded from float32 or float64: {remedy}"
             )
     if rounding.library:
         with_torchao.check(weights, rounding.group, rounding.name)
     _copied(model, rounding)
+
+
+def _makes_plain(module: nn.Module) -> str:
+    """Return what makes computed weights of a module plain, and "" where none is computed."""
+    if parametrize.is_parametrized(module):
+        return "parametrize.remove_parametrizations"
+    hooks = module._forward_pre_hooks.values()
+    return next((by for kind, by in _COMPUTED_BY if any(isinstance(h, kind) for h in hooks)), "")
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

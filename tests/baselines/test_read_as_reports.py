@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from matplotlib import rc_context
 
 from baselines.analysis import ablation, html_report, read_as, report, tables
 from baselines.analysis.figures import figures_of
@@ -146,6 +147,30 @@ def test_one_plot_has_a_line_a_method_over_the_bits() -> None:
         for reading in comparison().plan.read
     ]
     assert list(line.get_ydata()) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("worst", [7.0, 15.0, 300.0, 1e5, 1e14])
+@pytest.mark.parametrize("parse_math", [True, False])
+def test_a_logarithmic_axis_of_the_plot_has_plain_numbers(
+    worst: float, parse_math: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ADDED["lawa"], "int2", worst)
+    # The commands draw no formulas, and a program that imports the package may.
+    with rc_context({"text.parse_math": parse_math}):
+        figure = figures_of(comparison())["metric-over-bits"]
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    axis = axes.yaxis
+    shown = [
+        (tick.label1.get_text(), tick.get_loc())
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if tick.label1.get_text() and low <= tick.get_loc() <= high
+    ]
+    assert 2 <= len(shown) <= 20
+    for text, place in shown:
+        assert float(text) == pytest.approx(place)
 
 
 @pytest.mark.slow

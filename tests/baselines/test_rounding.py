@@ -2,12 +2,14 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 from baselines.training.rounding import (
@@ -237,6 +239,20 @@ def of_strange_parameters() -> nn.Module:
     return model
 
 
+def hooked_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        # Of torch itself: a newer one is there, and many models have this.
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(nn.Linear(2, 2))
+
+
+def pruned() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 2))
+    for name, amount in (("weight", 0.5), ("weight", 0.25)):
+        prune.l1_unstructured(model[0], name, amount)
+    return model
+
+
 def not_to_be_copied() -> nn.Module:
     model = nn.Linear(2, 2)
     model.kept = (model.weight * 2,)
@@ -251,7 +267,13 @@ def not_to_be_copied() -> nn.Module:
         (of_dtype(torch.bfloat16), "int4", "weight is bfloat16"),
         (of_dtype(torch.float16), "int8", "weight is float16"),
         (of_dtype(torch.complex64), "int8", "weight is complex64"),
+        (of_dtype(torch.complex64), "int8", "from float32 or float64: read float alone"),
         (weight_norm(nn.Linear(2, 2)), "int4", "the model are computed from other parameters"),
+        (hooked_weight_norm(), "int4", "computed from other parameters"),
+        (hooked_weight_norm(), "int4", "torch.nn.utils.remove_weight_norm makes them plain"),
+        (spectral_norm(nn.Linear(2, 2)), "int4", "utils.remove_spectral_norm makes them plain"),
+        (pruned(), "int4", "weights of 0 are computed from other parameters"),
+        (pruned(), "int4", "torch.nn.utils.prune.remove makes them plain"),
         (of_strange_parameters(), "int4", "weight is of Strange"),
         (nn.LazyLinear(2), "int4", "weight is of UninitializedParameter"),
         (not_to_be_copied(), "int4", "copy.deepcopy cannot copy the model"),
