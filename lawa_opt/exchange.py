@@ -40,6 +40,7 @@ class Exchange:
         first: the first parameter, as of the latest collect or stamp: a load of the model writes to
             all, so that it tells. Each step stamps it, and to look it up would cost half of that.
         version: its version when it was last as it is by our doing; None if unknown.
+        is_between_steps: whether a first step has moved the weights away, and no second one on.
     """
 
     def __init__(self, base: Optimizer, average: Average) -> None:
@@ -49,6 +50,7 @@ class Exchange:
         self.first: Any = _Uncounted
         self.stamp()
         self.version: int | None = None
+        self.is_between_steps = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "version": None}  # a copied tensor counts its versions anew
@@ -59,6 +61,19 @@ class Exchange:
         counted = parameters and not parameters[0].is_inference()
         self.first = parameters[0] if counted else _Uncounted
         self.version = self.first._version
+
+    def refuse_collect(self) -> None:
+        """Refuse a snapshot of weights that are none of the training's own.
+
+        Raises:
+            RuntimeError: the average is in the model, or they are as a first step has left them.
+        """
+        self.swaps.refuse_any("collect()")
+        if self.is_between_steps:
+            raise RuntimeError(
+                "collect() between first_step() and second_step() would take the weights that were "
+                "moved away: call it after second_step(), or train on"
+            )
 
     @outside_graphs
     @torch.no_grad()
@@ -160,7 +175,7 @@ class Exchange:
             self.end(self.swaps[0], keep_changed=True)
         if saved is not None:
             self.swaps.enter(saved)
-        self.version = None
+        self.version, self.is_between_steps = None, False
 
 
 class AveragedBlock(ContextDecorator, AbstractContextManager[None]):

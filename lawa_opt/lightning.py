@@ -137,6 +137,10 @@ class LAWACallback(Callback):
         else:
             warn("LAWACallback: no snapshot was collected, so the model holds the live weights")
 
+    def on_exception(self, *_: Any) -> None:
+        """Put the live weights back, where it comes in a validation, as it does in training."""
+        self._take_out()
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -149,7 +149,7 @@ class LAWA(Forwarding):
     @torch.no_grad()
     def collect(self) -> None:
         """Take a snapshot now, as once an epoch for `every="manual"`; not of averaged weights."""
-        self.swaps.refuse_any("collect()")
+        self.exchange.refuse_collect()
         self.window.collect(self.average.tensors(), self.schedule.steps)
         self.schedule.last_collect = self.schedule.steps
         self.exchange.stamp()

@@ -22,6 +22,7 @@ def two_steps_of(lawa: Any, name: str) -> Callable[..., Any]:
     def take(*args: Any, **kwargs: Any) -> Any:
         lawa.swaps.refuse_any(f"{name}()")
         result = getattr(base, name)(*args, **kwargs)
+        lawa.exchange.is_between_steps = name == "first_step"
         if name == "second_step":
             if lawa.schedule.step():
                 lawa.collect()

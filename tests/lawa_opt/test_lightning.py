@@ -235,6 +235,20 @@ def test_several_optimizers_and_a_hook_that_changes_weights(module: Any) -> None
     assert close(weights_of(averaged.net), mean_of(plain.live))
 
 
+class RaisesInValidation(Noted):
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        raise ArithmeticError("of a metric")
+
+
+def test_an_error_in_validation_leaves_the_live_weights() -> None:
+    module = RaisesInValidation()
+    with pytest.raises(ArithmeticError, match="of a metric"):
+        fit(module, LAWACallback(K, every=1), num_sanity_val_steps=0)
+    assert same(weights_of(module.net), module.live[-1])
+    assert not same(module.validated[-1][1], module.live[-1])
+
+
 def test_accumulated_gradients_and_clipping_collect_once_an_update() -> None:
     plain, averaged = Noted(), Noted()
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}

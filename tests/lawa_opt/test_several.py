@@ -301,6 +301,16 @@ def test_the_second_of_two_steps_is_collected() -> None:
         torch.testing.assert_close(weights_of(model), mean, rtol=1e-6, atol=1e-7)
         with pytest.raises(RuntimeError, match=r"second_step\(\) while averaged weights"):
             opt.second_step()  # type: ignore[attr-defined]
+    loss_of(model, 4).backward()
+    opt.first_step(zero_grad=True)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match=r"collect\(\) between first_step\(\) and second_step"):
+        opt.collect()
+    loss_of(model, 4).backward()
+    opt.second_step(zero_grad=True)  # type: ignore[attr-defined]
+    opt.collect()
+    assert same(
+        opt.window.rings[0].slots[opt.window.rings[0].newest_slots()[-1]], weights_of(model)
+    )
     adam = LAWA(torch.optim.AdamW(model.parameters()))
     assert not hasattr(adam, "first_step")
     with pytest.raises(AttributeError, match="'LAWA' object has no attribute 'best_step'"):
