@@ -13,14 +13,14 @@ from baselines.methods.names import find
 from baselines.training.results import Point, Run
 from timing.statistics import CONFIDENCE
 
-DECAYED = "decayed"
+DECAYED, WSD = "decayed", "wsd"
 AVERAGES = ("lawa", "ema", "lawa-decayed", "ema-decayed")
-METHODS = ("constant", DECAYED, "wsd", *AVERAGES)
+METHODS = ("constant", DECAYED, WSD, *AVERAGES)
 READINGS = ("float", "int8", "int4", "int3", "int4g32", "int3g32")
 # Of which all but the order is asked: coarse enough to be felt, fine enough to be used.
 COARSE = "int4"
 # From which share of the budget on the rate falls, or has fallen far.
-FALLS = {"wsd": 0.8, DECAYED: 0.5}
+FALLS = {WSD: 0.8, DECAYED: 0.5}
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,23 @@ def shown(value: Estimate | None) -> str:
     return "BETTER" if value.high < 0 else "WORSE" if value.low > 0 else ""
 
 
-def against_decayed(
-    comparison: Comparison, method: str, confidence: float = CONFIDENCE
+def against(
+    comparison: Comparison, method: str, decay: str, confidence: float = CONFIDENCE
 ) -> dict[str, Estimate | None]:
-    """By what share a method ends worse than the decayed rate, both read alike; by reading."""
+    """By what share a method ends worse than a rate that decays, both read alike; by reading."""
     return {
         reading: compare(
-            ends(comparison, method, reading), ends(comparison, DECAYED, reading), confidence
+            ends(comparison, method, reading), ends(comparison, decay, reading), confidence
         )
         for reading in READINGS
     }
 
 
-def order(study: Study, method: str) -> Finding:
-    """Whether an average ends better than the decayed rate in some precision, at equal budgets."""
-    found = against_decayed(study.long, method)
+def order(study: Study, method: str, decay: str = DECAYED) -> Finding:
+    """Whether an average ends better than a decay in some precision, at equal budgets."""
+    found = against(study.long, method, decay)
     # One of so many is soon better by chance.
-    careful = against_decayed(study.long, method, 1 - (1 - CONFIDENCE) / len(READINGS))
+    careful = against(study.long, method, decay, 1 - (1 - CONFIDENCE) / len(READINGS))
     if any(shown(value) == "BETTER" for value in careful.values()):
         verdict = "supports"
     elif all(shown(value) == "WORSE" for value in found.values()):
@@ -93,10 +93,10 @@ def order(study: Study, method: str) -> Finding:
         verdict = "does not settle"
     values = ", ".join(f"{reading} {in_words(value)}" for reading, value in found.items())
     return Finding(
-        f"in some precision {find(method).title} ends better than the fully decayed rate",
+        f"in some precision {find(method).title} ends better than the {find(decay).title}",
         verdict,
         f"against its test metric under {seconds(study.long)}, both read alike: {values}; "
-        + "; ".join(shown_at(each, method) for each in study.comparisons),
+        + "; ".join(shown_at(each, method, decay) for each in study.comparisons),
     )
 
 
@@ -129,9 +129,9 @@ def cost(study: Study, method: str) -> Finding:
     )
 
 
-def shown_at(comparison: Comparison, method: str) -> str:
+def shown_at(comparison: Comparison, method: str, decay: str) -> str:
     """In which precisions a method is shown to be better or worse under a budget."""
-    found = against_decayed(comparison, method)
+    found = against(comparison, method, decay)
     said = [
         f"{word} as {', '.join(which)}"
         for word in ("BETTER", "WORSE")
@@ -281,6 +281,7 @@ def findings(study: Study) -> list[Finding]:
     """What the runs say."""
     return [
         *(order(study, method) for method in AVERAGES),
+        *(order(study, method, WSD) for method in ("lawa", "ema")),
         *(cost(study, method) for method in AVERAGES),
         *(flatness(study, method) for method in ("lawa", "ema")),
         *(falling(study, method) for method in FALLS),

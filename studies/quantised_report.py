@@ -12,9 +12,10 @@ from quantised_answers import (
     DECAYED,
     METHODS,
     READINGS,
+    WSD,
     Study,
     added_over_time,
-    against_decayed,
+    against,
     ends,
     errors,
     seconds,
@@ -50,10 +51,13 @@ def numbers(study: Study) -> dict[str, Any]:
                     name: {reading: every(ends(each, name, reading)) for reading in READINGS}
                     for name in METHODS
                 },
-                "against_decayed": {
-                    name: {r: told(v) for r, v in against_decayed(each, name).items()}
-                    for name in METHODS
-                    if name != DECAYED
+                **{
+                    f"against_{decay}": {
+                        name: {r: told(v) for r, v in against(each, name, decay).items()}
+                        for name in METHODS
+                        if name != decay
+                    }
+                    for decay in (DECAYED, WSD)
                 },
                 "relative_rounding_error": {
                     name: {r: every(errors(each, name, r)) for r in READINGS[1:]}
@@ -108,7 +112,7 @@ def draw_order(axes: Axes, comparison: Comparison) -> None:
     for name, (color, marker, dash) in STYLES.items():
         if name == DECAYED:
             continue
-        found = against_decayed(comparison, name)
+        found = against(comparison, name, DECAYED)
         # Lines within rows and within groups: what lies between is no step of precision.
         for part in (READINGS[:4], READINGS[4:]):
             kept = [(READINGS.index(r), found[r]) for r in part if found[r] is not None]

@@ -65,6 +65,8 @@ def place_of_function(function: Callable[..., object]) -> str:
 def in_one_line(error: BaseException, place: str = "") -> str:
     """Return an exception in one line: where in a user's own code, of which kind, its message.
 
+    Its notes, as of what was done when it was raised, stand behind.
+
     Args:
         error: that was caught.
         place: what is named where no line of a user's own code is.
@@ -76,6 +78,7 @@ def in_one_line(error: BaseException, place: str = "") -> str:
         said = error.msg
     else:
         said = ": ".join(filter(None, (type(error).__name__, message_of(error))))
+    said += "".join(f" ({' '.join(note.split())})" for note in getattr(error, "__notes__", ()))
     return f"{place}: {said}" if place else said
 
 

@@ -15,6 +15,8 @@ from baselines.training.rounding import Rounded
 # What averages are to be compared with; each that was compared has a table.
 AGAINST = ("constant", "decayed")
 NOT_COMPARED = "not compared"
+# A relative rounding error of the weights that some metric feels.
+_FELT = 0.01
 # The title of their table.
 ERRORS = "Rounding error of the weights, \u2016w \u2212 rounded w\u2016 over \u2016w\u2016"
 
@@ -102,5 +104,23 @@ def conditions(comparison: Comparison) -> list[str]:
     said = "; ".join(map(str, what_is_rounded(comparison))) or "no run ended"
     return [
         f"Read as {', '.join(plan.read[1:])}: copies of the weights that a method reports, rounded "
-        f"and evaluated off the clock, charged to no run ({said})."
+        f"and evaluated off the clock, charged to no run ({said}).",
+        *_unchanged(comparison),
+    ]
+
+
+def _unchanged(comparison: Comparison) -> list[str]:
+    """Return a warning of the roundings that change weights and no metric; none without them."""
+    ended = [run for run in comparison.runs if run.rounded]
+    same = [
+        reading
+        for reading in comparison.plan.read[1:]
+        if ended
+        and max(run.rounded[reading].relative_error for run in ended) > _FELT
+        and all(point.value_as(reading) == point.value for run in ended for point in run.points)
+    ]
+    return [
+        f"WARNING: read as {reading}, each metric is that of float to the last digit, though the "
+        "weights differ: evaluate(model) must use the model that it is given, and no other."
+        for reading in same
     ]

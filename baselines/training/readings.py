@@ -34,7 +34,11 @@ def read_rounded(
     """
     found = {}
     for rounding in roundings:
-        value = evaluate(rounded(model, rounding)) if distributed.rank() == 0 else None
+        try:
+            value = evaluate(rounded(model, rounding)) if distributed.rank() == 0 else None
+        except Exception as error:
+            error.add_note(f"read as {rounding.name}")
+            raise
         shared = distributed.broadcast_from_rank0(value, device)
         found[rounding.name] = shared if math.isfinite(shared) else math.inf
     return found

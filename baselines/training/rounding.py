@@ -71,6 +71,7 @@ class Rounded:
         bits_per_weight: of a rounded value, with its share of the scales at 16 bits each.
         relative_error: ||w - rounded w|| / ||w|| over all rounded values; 0 where all are zero.
         short_rows: rows whose last group is shorter than the others.
+        is_by_row: a group was asked for, and no row is longer.
         left: matrices that stay as they are, by name.
     """
 
@@ -81,6 +82,7 @@ class Rounded:
     relative_error: float
     short_rows: int
     left: tuple[str, ...]
+    is_by_row: bool = False
 
     def __str__(self) -> str:
         """Return it in a line."""
@@ -89,8 +91,9 @@ class Rounded:
             f"{self.values[0]:,} of {self.values[1]:,} values, {self.bits_per_weight:.3g} bits "
             f"each with {SCALE_BITS} for a scale"
         )
-        if self.short_rows:
-            said += f"; in {self.short_rows:,} rows the last group is shorter"
+        short = f"; in {self.short_rows:,} rows the last group is shorter"
+        said += short if self.short_rows else ""
+        said += "; no row is longer than a group, so a scale a row" if self.is_by_row else ""
         if self.left:
             more = f" and {len(self.left) - 4} more" if len(self.left) > 4 else ""
             said += f"; left as they are: {', '.join(self.left[:4])}{more}"
@@ -277,6 +280,7 @@ def what_is_rounded(model: nn.Module, rounding: Rounding) -> Rounded:
         relative_error=math.sqrt(off / squares) if squares else 0.0,
         short_rows=short_rows,
         left=tuple(name for name in matrices(model) if name not in weights),
+        is_by_row=rounding.group is not None and scales == sum(map(len, weights.values())),
     )
 
 

@@ -25,6 +25,7 @@ from baselines.experiment.resume import resume
 from baselines.training.checkpoint import Checkpoints
 from baselines.training.events import EVENTS
 from baselines.training.loop import train
+from baselines.training.readings import read_rounded
 from baselines.training.results import Point, TrainingResult, read_points
 from baselines.training.rounding import parse, rounded
 from baselines.training.training import Training
@@ -32,6 +33,7 @@ from baselines.workloads.base import Workload
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, RATE, WORKLOAD, method_of
 from timing import Budget
+from timing.tracebacks import in_one_line
 
 METHODS = ("constant", "lawa")
 READ = ("int8", "int4", "int2g32")
@@ -295,3 +297,10 @@ def test_a_dry_run_counts_the_copies_and_their_time() -> None:
     evaluations = 2 * 4 * (found.evaluation_seconds + found.rounded_seconds)
     assert found.rounded_seconds > 0
     assert found.wall_seconds == pytest.approx(training + evaluations)
+
+
+def test_an_error_names_the_reading() -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        read_rounded(nn.Linear(2, 2), [parse("int4")], lambda _: 1 / 0, torch.device("cpu"))
+    said = in_one_line(raised.value)
+    assert said.endswith("ZeroDivisionError: division by zero (read as int4)")

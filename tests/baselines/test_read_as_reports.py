@@ -57,6 +57,16 @@ def comparison(curves: dict[str, list[list[float]]] = comparisons.CURVES) -> Com
     )
 
 
+def test_a_rounding_that_changes_no_metric_is_warned_of() -> None:
+    made = comparison()
+    assert len(read_as.conditions(made)) == 1
+    (training,) = made.trainings
+    runs = tuple(read(run, {**ADDED[run.method], "int4": 0.0}) for run in training.runs)
+    deaf = dataclasses.replace(made, trainings=(dataclasses.replace(training, runs=runs),))
+    _, warning = read_as.conditions(deaf)
+    assert warning.startswith("WARNING: read as int4, each metric is that of float")
+
+
 def test_the_end_of_the_budget_has_a_column_a_reading() -> None:
     head, *body = tables.results(comparison())
     assert head[2:6] == [

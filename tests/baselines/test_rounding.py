@@ -153,6 +153,9 @@ def test_what_is_rounded_is_counted_and_said_in_a_line() -> None:
         "scale; in 4 rows the last group is shorter; left as they are: tokens.weight"
     )
     assert str(what_is_rounded(model, parse("int8"))).endswith("12 bits each with 16 for a scale")
+    for group, is_said in ((3, False), (4, True), (9, True)):
+        said = str(what_is_rounded(model, parse(f"int4g{group}")))
+        assert said.endswith("; no row is longer than a group, so a scale a row") == is_said
     with torch.no_grad():
         model.body.weight.zero_()
     assert what_is_rounded(model, parse("int4-body")).relative_error == 0

@@ -116,7 +116,7 @@ def test_the_order_is_told_at_each_precision_and_losses_are_said() -> None:
 
 def test_a_difference_is_that_of_runs_of_one_seed_read_alike() -> None:
     comparison = made(ENDS)
-    found = answers.against_decayed(comparison, "lawa")["int4"]
+    found = answers.against(comparison, "lawa", "decayed")["int4"]
     logs = [
         math.log(mine.read_test["int4"] / theirs.read_test["int4"])
         for mine, theirs in zip(comparison.of("lawa"), comparison.of("decayed"), strict=True)
@@ -202,7 +202,7 @@ def test_the_command_trains_once_and_goes_on(
     study.main(arguments)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "quantised-regression.json").read_text())
-    assert len(found["findings"]) == 14
+    assert len(found["findings"]) == 16
     assert all(f'"{finding["claim"]}"' in said for finding in found["findings"])
     assert set(found["budgets"][0]["test_metric"]["lawa"]) == set(study.READINGS)
     assert found["rounded"]["int4g32"].startswith("int4g32: 3 of 10 parameters rounded")
