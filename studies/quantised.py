@@ -33,7 +33,7 @@ WORKLOADS = {
     "regression": str(Path(__file__).parent / "regression.py"),
 }
 BUDGETS = {
-    # The long one is as README's in steps; at the others an average is ahead in float already.
+    # The longest is about as many steps as README's comparison.
     "pydocs": "4s,16s,64s",
     "digits": "1.25s,2.5s,5s",
     "regression": "1.25s,2.5s,5s",
