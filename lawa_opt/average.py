@@ -110,7 +110,7 @@ class Average:
         self.was_read = True
         held = self.window.num_snapshots
         if held == 0:
-            every, live = self.schedule.every, 'the live weights are averaged(if_empty="live")'
+            every, live = self.schedule.every, 'averaged(if_empty="live") leaves the live weights'
             raise RuntimeError(
                 f"the window is empty, for nothing has called collect(): call it first; {live}"
                 if every == "manual"
