@@ -57,7 +57,7 @@ class Exchange:
 
     def stamp(self) -> None:
         """Remember that the weights are as they are by our doing."""
-        parameters = next((group["params"] for group in self.base.param_groups), None)
+        parameters = next((group["params"] for group in self.base.param_groups), [])
         counted = parameters and not parameters[0].is_inference()
         self.first = parameters[0] if counted else _Uncounted
         self.version = self.first._version

@@ -87,7 +87,7 @@ class Course:
 
     @property
     def _is_late(self) -> bool:
-        """Whether nothing is done of the phase in all the time that was expected."""
+        """Return whether nothing is done of the phase in all the time that was expected."""
         expected = self._expected.get(self._phase, 0.0)
         return not self._fraction and 0 < expected < time.monotonic() - self._phase_began
 
