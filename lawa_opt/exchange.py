@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lawa_opt.average import Average
@@ -57,7 +57,7 @@ class Exchange:
 
     def stamp(self) -> None:
         """Remember that the weights are as they are by our doing."""
-        parameters = next((group["params"] for group in self.base.param_groups), [])
+        parameters: list[Tensor] = next((g["params"] for g in self.base.param_groups), [])
         counted = parameters and not parameters[0].is_inference()
         self.first = parameters[0] if counted else _Uncounted
         self.version = self.first._version
