@@ -8,15 +8,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines.experiment.calibration import measure_profile
+from baselines.experiment.calibration import measure_profile, warnings_of
 from baselines.experiment.lock import Lock, LockedError
 from baselines.experiment.manifest import FolderError
 from baselines.experiment.plan import Plan, check
 from baselines.experiment.store import read_profile, root_of, write_profile
 from baselines.experiment.tuning import CutOffError
 from baselines.training.checkpoint import CheckpointError, StorageError
-from timing import CalibrationError, Profile, profile_warnings
-from timing.calibration.warnings import by_kind
+from timing import CalibrationError, Profile
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def opened(
                     check(plan, profile)
             except ValueError as error:
                 parser.error(str(error))
-            for warning in by_kind(profile_warnings(profile)):
-                print(f"WARNING: of the reference profile, {warning}", file=sys.stderr)
+            for line in warnings_of(profile):
+                print(line, file=sys.stderr)
             for root in roots:
                 write_profile(root, profile)
             yield Kept(profile, roots)

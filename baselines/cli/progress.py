@@ -76,8 +76,7 @@ class Course:
         """Return how long the phase and those after it will take."""
         names = list(self._expected)
         later = names[names.index(self._phase) + 1 :] if self._phase in names else names
-        taken = time.monotonic() - self._phase_began
-        expected = self._expected.get(self._phase, 0.0)
+        taken, expected = self._taken, self._expected_here
         # What was expected is no guess once it is over.
         if self._fraction >= _LEAST_DONE or (self._fraction > 0 and taken > expected):
             here = taken * (1 - self._fraction) / self._fraction
@@ -88,8 +87,17 @@ class Course:
     @property
     def _is_late(self) -> bool:
         """Return whether nothing is done of the phase in all the time that was expected."""
-        expected = self._expected.get(self._phase, 0.0)
-        return not self._fraction and 0 < expected < time.monotonic() - self._phase_began
+        return not self._fraction and 0 < self._expected_here < self._taken
+
+    @property
+    def _taken(self) -> float:
+        """Return the seconds since the phase began."""
+        return time.monotonic() - self._phase_began
+
+    @property
+    def _expected_here(self) -> float:
+        """Return the seconds that the phase is expected to take."""
+        return self._expected.get(self._phase, 0.0)
 
     def _tell(self) -> None:
         while not self._has_ended.wait(self._pause):
@@ -99,7 +107,7 @@ class Course:
 
     def _left(self) -> str:
         if self._is_late:
-            return f"not done in the {duration(self._expected[self._phase])} expected"
+            return f"not done in the {duration(self._expected_here)} expected"
         return f"about {duration(self.seconds_left)} left"
 
     def _show(self) -> None:

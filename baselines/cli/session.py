@@ -20,7 +20,7 @@ from baselines.cli.progress import Course, duration
 from baselines.cli.screen import Screen, TuningScreen
 from baselines.experiment import tuning
 from baselines.experiment.ablation import configs_of
-from baselines.experiment.calibration import effort, measure_profile
+from baselines.experiment.calibration import effort, measure_profile, warnings_of
 from baselines.experiment.cluster import Cluster
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.engine import Engine
@@ -42,8 +42,7 @@ from baselines.methods.part import MethodError
 from baselines.tracking.follow import Follower, publish_command
 from baselines.training import distributed
 from baselines.training.events import OnEvent
-from timing import CalibrationError, Profile, profile_warnings
-from timing.calibration.warnings import by_kind
+from timing import CalibrationError, Profile
 from timing.cli import commandline
 
 # Runs a plan, kept in a folder, as `resume` does.
@@ -191,8 +190,9 @@ def _profile_in(
             f"back, or remove {root} to start anew"
         )
     # Also of one that was given or kept: who goes on with it need not have seen them.
-    for warning in by_kind(profile_warnings(profile)) if distributed.rank() == 0 else ():
-        say(f"WARNING: of the reference profile, {warning}")
+    if distributed.rank() == 0:
+        for line in warnings_of(profile):
+            say(line)
     return profile
 
 

@@ -30,7 +30,7 @@ from timing import (
 from timing.calibration.processes import RETRIES
 from timing.calibration.profile import FLOPS
 from timing.calibration.timetable import LEAST_SECONDS, START_SECONDS
-from timing.calibration.warnings import LEAST_PROCESSES
+from timing.calibration.warnings import LEAST_PROCESSES, by_kind, profile_warnings
 from timing.rst.schedules import constant
 
 # Of the whole comparison's time, which is a quarter of what is trained.
@@ -69,6 +69,13 @@ def effort(plan: Plan, jobs: int = 1) -> Effort:
     longest = LONGEST_WITH_GPU_SECONDS if torch.cuda.is_available() else LONGEST_SECONDS
     seconds = min(max(FEWEST_PROCESSES * each, seconds), longest)
     return Effort(seconds, min(int(seconds / each), LEAST_PROCESSES))
+
+
+def warnings_of(profile: Profile) -> list[str]:
+    """Return lines that warn of what is wrong with a profile; none if it is sound."""
+    return [
+        f"WARNING: of the reference profile, {each}" for each in by_kind(profile_warnings(profile))
+    ]
 
 
 def measure_profile(

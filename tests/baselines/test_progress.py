@@ -75,13 +75,23 @@ def test_a_pipe_gets_a_line_a_phase_and_one_now_and_then(
     assert re.fullmatch("training: 50%, about .* left", later[-1])
 
 
-def test_the_time_left_follows_the_pace_once_there_is_one(
-    piped: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, as the one element; it stands still but for the test."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def course(piped: None, now: list[float]) -> Course:
+    """Two phases, the first of which has just begun."""
     course = Course({"a": 60.0, "b": 40.0})
     course.begin("a")
+    return course
+
+
+def test_the_time_left_follows_the_pace_once_there_is_one(course: Course, now: list[float]) -> None:
     now[0] += 20
     course.update(0.05)
     assert course.seconds_left == pytest.approx(40 + 40)
@@ -94,13 +104,7 @@ def test_the_time_left_follows_the_pace_once_there_is_one(
     assert course.seconds_left == pytest.approx(10)
 
 
-def test_an_expectation_that_is_over_is_not_said_for_ever(
-    piped: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    course = Course({"a": 60.0, "b": 40.0})
-    course.begin("a")
+def test_an_expectation_that_is_over_is_not_said_for_ever(course: Course, now: list[float]) -> None:
     now[0] += 300
     assert course._left() == "not done in the 1 min expected"
     # A twentieth took five minutes.
