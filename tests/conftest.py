@@ -6,6 +6,7 @@ import multiprocessing.spawn
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -110,6 +111,14 @@ def _signals_are_handled_as_before() -> Iterator[None]:
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
     assert after == before
+
+
+@pytest.fixture(autouse=True)
+def _threads_end_with_their_spans() -> Iterator[None]:
+    """Whatever a test does, no thread of ours polls or prints on into the next one."""
+    yield
+    ours = {"gpu-meter", "host-energy", "progress"}
+    assert not ours & {thread.name for thread in threading.enumerate()}
 
 
 @pytest.fixture(autouse=True)

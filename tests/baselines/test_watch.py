@@ -21,7 +21,7 @@ from baselines.training.results import TrainingResult
 from tests.support.comparisons import log_of
 from tests.support.fake_nvml import NOT_SUPPORTED, FakeNvml
 from tests.support.trainings import COSTS, RATE, WORKLOAD, follow, method_of
-from timing import Budget, GpuMeter, Phase
+from timing import Budget, Phase
 
 # Two dozen steps: something happens at the twentieth, or a training ends at the half.
 BUDGET = 0.25
@@ -150,12 +150,12 @@ def test_a_driver_that_is_reset_in_mid_run_makes_no_joules(on_a_gpu: FakeNvml) -
 def test_a_meter_that_raises_ends_nothing(
     on_a_gpu: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: GpuMeter) -> None:
+    def fail(*_: object) -> None:
         raise OSError("the driver is gone")
 
-    for method in ("start", "stop"):
+    for at_an_end in ("visible_devices", "Span.end"):
         with monkeypatch.context() as patched:
-            patched.setattr(GpuMeter, method, fail)
+            patched.setattr(f"timing.gpu.meter.{at_an_end}", fail)
             result = follow("constant", budget=BUDGET)
         found = measurement_of(result)
         assert found.gpus == ()
