@@ -129,6 +129,7 @@ def in_mlflow(uri: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     from baselines.cli.app import app
 

@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 from baselines.tracking.publish import COMPARISON_TAG
+from tests.support import warm_python
 from tests.support.stores import empty_store
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
@@ -31,11 +32,18 @@ pytestmark = pytest.mark.timeout(900)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
 
 
-def run(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
+def run(
+    *arguments: Any, python: str = sys.executable, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [python, *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
+
+
+def run_warm(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same where no part of a run is started, which must find its own libraries."""
+    return run(*arguments, python=warm_python.executable(), cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +130,14 @@ def test_what_was_only_tried_is_not_published_among_the_results(
 ) -> None:
     results = FOLDER / "RESULTS.md"
     before = results.read_text()
-    refused = run(SCRIPT, "--publish", smoke)
+    refused = run_warm(SCRIPT, "--publish", smoke)
     assert refused.returncode == 1
     assert "its figures say nothing: give --into FILE" in refused.stderr
     assert results.read_text() == before
     copy = tmp_path / "results.md"
     copy.write_text(before)
     for _ in range(2):
-        assert run(SCRIPT, "--publish", smoke, "--into", copy).returncode == 0
+        assert run_warm(SCRIPT, "--publish", smoke, "--into", copy).returncode == 0
         published = copy.read_text()
         assert published.startswith(before.partition("## On a GPU")[0])
         assert published.count("\n## On a GPU\n") == 1
@@ -147,7 +155,7 @@ def test_a_part_is_run_again_in_the_folder_of_a_run(smoke: Path, tmp_path: Path)
     assert [name for name in before if after[name] != before[name]] == ["gpu_tests"]
     assert "| comparison |" in (out / "gpu.md").read_text()
     assert (out / "comparison.tar.gz").read_bytes() == (smoke / "comparison.tar.gz").read_bytes()
-    refused = run(SCRIPT, "--out", tmp_path / "none", "--smoke", "--only", "gpu_tests")
+    refused = run_warm(SCRIPT, "--out", tmp_path / "none", "--smoke", "--only", "gpu_tests")
     assert refused.returncode == 1
     assert "holds no run" in refused.stderr
 
@@ -162,7 +170,7 @@ def test_the_comparison_is_sent_to_mlflow_from_where_there_is_one(
     [folder] = re.findall(r"`python -m baselines publish (\S+)`", page)
     [scored] = re.findall(r"`python -m (baselines score \S+)`", page)
     empty_store(tmp_path)
-    sent = run("-m", "baselines", "publish", folder, cwd=tmp_path)
+    sent = run_warm("-m", "baselines", "publish", folder, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert re.match(r"Published to the experiment 'lawa-opt' of sqlite", sent.stdout), sent.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -173,15 +181,17 @@ def test_the_comparison_is_sent_to_mlflow_from_where_there_is_one(
     assert {f"{method}, seed 0" for method in ("constant", "lawa", "lawa-decayed")} <= names
     assert {run.info.status for run in found} == {"FINISHED"}
     assert len({run.data.tags[COMPARISON_TAG] for run in found}) == 1
-    assert run("-m", *scored.split(), cwd=tmp_path).returncode == 0
+    assert run_warm("-m", *scored.split(), cwd=tmp_path).returncode == 0
 
 
 def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "of_another_run.json").write_text("{}")
-    done = run(SCRIPT, "--out", tmp_path, "--smoke")
+    done = run_warm(SCRIPT, "--out", tmp_path, "--smoke")
     assert done.returncode == 1
     assert "is not empty" in done.stderr
-    assert "holds no run" in run(SCRIPT, "--publish", tmp_path, "--into", tmp_path / "r").stderr
+    assert (
+        "holds no run" in run_warm(SCRIPT, "--publish", tmp_path, "--into", tmp_path / "r").stderr
+    )
 
 
 def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:

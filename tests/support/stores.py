@@ -1,5 +1,6 @@
 """Empty stores of MLflow: it takes seconds to make one, so one is made and copied."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,12 @@ def _make(folder: Path) -> None:
     # Not at the top: importing it takes seconds too, and most tests need no store.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", f"{folder}/mlruns").engine.dispose()
+    # Whichever test asks first, what it reads of standard error is its own.
+    logging.disable(logging.INFO)
+    try:
+        SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", f"{folder}/mlruns").engine.dispose()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def empty_store(folder: Path) -> str:
