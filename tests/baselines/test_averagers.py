@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -397,13 +398,18 @@ def go_on(workload: Workload, averager: Averager, steps: range) -> list[str | No
 
 
 @pytest.mark.parametrize("name", AVERAGERS)
+@pytest.mark.parametrize(
+    "either",
+    [make_plain_model, pytest.param(make_batchnorm_model, marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_a_training_that_was_cut_off_goes_on_bit_for_bit(name: str, either: Workload) -> None:
     undisturbed = begin(either, name, 0)
     taken = go_on(either, undisturbed, range(STEPS))
     expected = reported(undisturbed)
-    for cut in (1, 11, 24):
-        first = begin(either, name, 0)
-        assert go_on(either, first, range(cut)) == taken[:cut]
+    first = begin(either, name, 0)
+    for start, cut in pairwise((0, 1, 11, 24)):
+        assert go_on(either, first, range(start, cut)) == taken[start:cut]
         file = io.BytesIO()
         parts = (first.model, first.optimizer, first)
         torch.save([part.state_dict() for part in parts], file)

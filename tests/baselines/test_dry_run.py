@@ -89,6 +89,7 @@ def test_every_part_of_the_memory_is_counted(counted: Workload) -> None:
     assert found.needed == parts + found.windows
 
 
+@pytest.mark.slow
 def test_windows_of_methods_that_follow_one_training_add_up() -> None:
     plan = plan_of(digits.load(), *NAMES)
     model = plan.workload.make_model()
@@ -159,6 +160,7 @@ def test_tied_weights_are_held_once(counted: Workload) -> None:
     assert estimate(plan).memory.windows == pytest.approx(weights, abs=16)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calibrated")
 def test_steps_runs_and_time_follow_from_the_plan(counted: Workload) -> None:
     found = estimate(plan_of(counted, "constant", "decayed", "lawa"))

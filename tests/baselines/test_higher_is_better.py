@@ -133,6 +133,7 @@ def test_the_report_is_that_of_the_negation(curves: list[list[Measured]]) -> Non
     assert score.table(score.scores([made]), [made]) == score.table(score.scores([other]), [other])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(curves_of(len(METHODS)))
 def test_all_is_that_of_a_naive_reading(curves: list[list[Measured]]) -> None:

@@ -137,7 +137,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
     [
         ("after_step(self, spent): return self.nothing", r"AttributeError: 'Own' object has no"),
         ("after_step(self, spent): sys.exit(0)", r"it ends the process \(sys\.exit\)"),
-        ("evaluation_model(self): return self.model(1), {}", r"TypeError: "),
+        ("evaluation_model(self): return self.model(1), {}", r"AttributeError: 'int' object"),
         ("after_step(self, spent): return 'unknown'", None),
     ],
 )

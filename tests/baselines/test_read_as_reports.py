@@ -11,6 +11,7 @@ from matplotlib import rc_context
 
 from baselines.analysis import ablation, html_report, read_as, report, tables
 from baselines.analysis.figures import figures_of
+from baselines.analysis.metric_over_bits import metric_over_bits
 from baselines.experiment.ablation import WindowConfig, methods_of
 from baselines.experiment.comparison import Comparison
 from baselines.experiment.kept import Kept, folders_of, read_comparison
@@ -167,7 +168,7 @@ def test_a_logarithmic_axis_of_the_plot_has_plain_numbers(
     monkeypatch.setitem(ADDED["lawa"], "int2", worst)
     # The commands draw no formulas, and a program that imports the package may.
     with rc_context({"text.parse_math": parse_math}):
-        figure = figures_of(comparison())["metric-over-bits"]
+        figure = metric_over_bits(comparison())
         figure.draw_without_rendering()
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"

@@ -442,8 +442,8 @@ def test_a_full_disk_stops_it_with_one_line_and_it_goes_on_with_room(
 ) -> None:
     with pytest.raises(CutOff):
         resume(
-            dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 150)),
-            *(PROFILE, tmp_path / "2.5s"),
+            dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 100)),
+            *(PROFILE, tmp_path / "1.5s"),
             checkpoint_seconds=0.0,
         )
     kept = {path: path.read_bytes() for path in tmp_path.rglob("step-*.pt")}

@@ -50,6 +50,7 @@ def weights(draw: st.DrawFn) -> tuple[Tensor, int, int | None]:
     return weight, draw(st.integers(2, 16)), draw(st.none() | st.integers(1, 40))
 
 
+@pytest.mark.slow
 @given(weights())
 def test_rounding_is_what_the_definition_says(case: tuple[Tensor, int, int | None]) -> None:
     weight, bits, group = case

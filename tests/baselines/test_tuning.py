@@ -35,6 +35,7 @@ from baselines.experiment.tuning import (
 from baselines.methods.names import find
 from baselines.training.loop import train
 from baselines.training.results import Run, TrainingResult
+from baselines.workloads import digits
 from tests.support.profiles import profile_of
 from tests.support.trainings import COSTS, WORKLOAD
 from timing import POLICIES, Budget, ProfileError
@@ -437,13 +438,14 @@ def test_the_command_tunes_and_goes_on_from_what_it_kept(tmp_path, monkeypatch, 
     assert code == 1
     assert "cut off before the comparison" in err
     methods = (METHODS[0], METHODS[-1])
-    plan = dataclasses.replace(PLAN, methods=methods, trials=3, evaluations=30)
+    workload = digits.load()
+    plan = dataclasses.replace(PLAN, workload=workload, methods=methods, trials=3, evaluations=30)
     found = tune(plan, PROFILE)
     assert "Tuning on nats per image, 3 trials a method" in out
     for row in rows(found)[1:]:
         assert all(cell in out for cell in row)
     (root,) = (tmp_path / "lawa-runs").iterdir()
-    assert Manifest.read(root / "0.12s").plan(WORKLOAD) == found
+    assert Manifest.read(root / "0.12s").plan(workload) == found
     write(found, tmp_path / "expected.json")
     kept = root / "0.12s-trials.json"
     assert kept.read_text() == (tmp_path / "expected.json").read_text()

@@ -26,7 +26,7 @@ from timing import Budget
 METHODS = ("constant", "ema", "swa", "lawa", "decayed", "lawa-decayed")
 
 
-def plan_of(budget: float = 2.5, seeds: int = 2, methods: tuple[str, ...] = METHODS) -> Plan:
+def plan_of(budget: float = 1.5, seeds: int = 2, methods: tuple[str, ...] = METHODS) -> Plan:
     found = (find(name) for name in methods)
     chosen = tuple(
         m.with_settings({"lawa.k": 3} if "lawa.k" in m.settings.keys() - m.changed else {})
@@ -56,5 +56,5 @@ if __name__ == "__main__":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
     with Lock(folder):
-        done = resume(plan_of(), PROFILE, folder / "2.5s", say, checkpoint_seconds=0.05)
+        done = resume(plan_of(), PROFILE, folder / "1.5s", say, checkpoint_seconds=0.05)
     print(results(done))

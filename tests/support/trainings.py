@@ -1,5 +1,9 @@
 """Small trainings of digits under costs that are made up."""
 
+import dataclasses
+
+from torch import nn
+
 from baselines.methods.method import Method
 from baselines.methods.names import NAMES, RECIPES, find
 from baselines.training.loop import train
@@ -7,7 +11,19 @@ from baselines.training.results import TrainingResult
 from baselines.workloads import digits
 from timing import Budget
 
-WORKLOAD = digits.load()
+
+def make_model() -> nn.Module:
+    """Make a network with BatchNorm whose step takes half as long as that of digits."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 16, bias=False),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 10),
+    )
+
+
+WORKLOAD = dataclasses.replace(digits.load(), make_model=make_model)
 
 COSTS = {
     "load_data": 0.0003,

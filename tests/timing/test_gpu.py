@@ -325,6 +325,7 @@ def naive_active(samples: list[tuple[float, int]], begin: float, window: float) 
     return float((percents[np.searchsorted(ends, moments)] / 100).mean() * window)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     periods=st.lists(st.floats(1 / 6, 1.0), min_size=45, max_size=50),

@@ -29,6 +29,7 @@ def run_of(**operations: tuple[int, float | None]) -> MeasuredRun:
     return MeasuredRun(workload=dict(WORKLOAD), operations=measured)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10**6), st.integers(1, 10**3), st.floats(1e-6, 10.0))
 def test_it_is_exact_where_the_reference_has_all_whatever_it_took(
     steps: int, evaluations: int, here: float

@@ -87,6 +87,7 @@ def test_a_process_that_fails_is_quoted(setup: Path, function: str, message: str
     assert error.value.stderr == "this much is known\n" * (function == "broken")
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended(setup: Path) -> None:
     with pytest.raises(CalibrationError, match=r"was not done after 0\.5 s and was ended"):
         calibrate_in_processes(f"{setup}:hangs", limit_seconds=0.5)

@@ -71,6 +71,7 @@ def competitor() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.slow
 def test_the_work_of_others_is_seen() -> None:
     with competitor() as other, Stopwatch() as watch:
         other.communicate("go\n\n")
@@ -78,6 +79,7 @@ def test_the_work_of_others_is_seen() -> None:
     assert watch.other_cores * watch.wall_seconds >= 0.5 - GRAIN_SECONDS
 
 
+@pytest.mark.slow
 def test_the_work_of_children_can_be_left_out() -> None:
     watch = Stopwatch(but_children=True)
     with competitor() as child:
