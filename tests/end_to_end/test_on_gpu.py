@@ -189,9 +189,8 @@ def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     done = run_warm(SCRIPT, "--out", tmp_path, "--smoke")
     assert done.returncode == 1
     assert "is not empty" in done.stderr
-    assert (
-        "holds no run" in run_warm(SCRIPT, "--publish", tmp_path, "--into", tmp_path / "r").stderr
-    )
+    refused = run_warm(SCRIPT, "--publish", tmp_path, "--into", tmp_path / "r")
+    assert "holds no run" in refused.stderr
 
 
 def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:
