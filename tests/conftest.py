@@ -117,8 +117,13 @@ def _signals_are_handled_as_before() -> Iterator[None]:
 def _threads_end_with_their_spans() -> Iterator[None]:
     """Whatever a test does, no thread of ours polls or prints on into the next one."""
     yield
-    ours = {"gpu-meter", "host-energy", "progress"}
-    assert not ours & {thread.name for thread in threading.enumerate()}
+    assert not [thread for thread in threading.enumerate() if _is_ours(thread)]
+
+
+def _is_ours(thread: threading.Thread) -> bool:
+    """Tell whether a thread runs a function of the packages."""
+    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
+    return module.partition(".")[0] in {"lawa_opt", "timing", "baselines"}
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ class Course:
 
     def __enter__(self) -> Self:
         self._bar.start()
-        self._thread = threading.Thread(target=self._tell, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._tell, daemon=True)
         self._thread.start()
         return self
 

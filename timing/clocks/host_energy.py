@@ -65,9 +65,7 @@ class HostEnergy:
             )
             return self
         self._ended = threading.Event()
-        self._thread = threading.Thread(
-            target=self._poll, args=(self._ended,), name="host-energy", daemon=True
-        )
+        self._thread = threading.Thread(target=self._poll, args=(self._ended,), daemon=True)
         self._thread.start()
         return self
 
