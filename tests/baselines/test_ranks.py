@@ -3,9 +3,7 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,33 +14,19 @@ from pydantic import TypeAdapter
 
 from baselines.experiment.kept import read_comparison
 from baselines.training.results import TrainingResult
-from tests.support import warm_python
 from tests.support.kept_comparison import PROFILE
 from tests.support.ranks_worker import WITHOUT_BATCHNORM, follow
+from tests.support.torchrun import ROOT, torchrun
 from tests.support.trainings import COSTS
 
 RANKS = 2
 RESULT = TypeAdapter(TrainingResult)
-ROOT = Path(__file__).parent.parent.parent
 WORKER = str(ROOT / "tests" / "support" / "ranks_worker.py")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch.distributed with gloo"),
 ]
-
-
-def torchrun(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    launch = [warm_python.executable(), "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launch, f"--nproc-per-node={RANKS}", *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

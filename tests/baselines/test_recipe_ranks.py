@@ -1,7 +1,5 @@
 """Recipes over two ranks: as one process with batches as large."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from baselines.methods.names import find
-from tests.support import warm_python
 from tests.support.recipe_ranks_worker import (
     RANKS,
     RATE,
@@ -22,8 +19,7 @@ from tests.support.recipe_ranks_worker import (
     stacked,
     words_of,
 )
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.torchrun import ROOT, torchrun
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,16 +28,8 @@ pytestmark = [
 
 
 def test_two_ranks_are_one_process_with_a_larger_batch(tmp_path: Path) -> None:
-    launch = [warm_python.executable(), "-m", "torch.distributed.run", "--standalone"]
-    worker = str(ROOT / "tests" / "support" / "recipe_ranks_worker.py")
-    done = subprocess.run(
-        [*launch, f"--nproc-per-node={RANKS}", worker, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    worker = ROOT / "tests" / "support" / "recipe_ranks_worker.py"
+    done = torchrun(worker, tmp_path, ranks=RANKS)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(RANKS))
     whole = tuple(torch.cat(parts) for parts in zip(*map(batch_of, range(RANKS)), strict=True))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.support import algoperf_harness, warm_python
+from tests.support import algoperf_harness
 from tests.support.algoperf_harness import (
     Workload,
     check_evaluated,
@@ -19,6 +17,7 @@ from tests.support.algoperf_harness import (
     train_once,
 )
 from tests.support.small_training import same
+from tests.support.torchrun import torchrun
 
 STEPS, EVALUATED = 20, (3, 8, 12, 19)
 
@@ -76,19 +75,5 @@ def test_sizes_rates_and_a_large_window(
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
 def test_two_ranks() -> None:
-    launch = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    done = subprocess.run(
-        [
-            warm_python.executable(),
-            "-m",
-            *launch,
-            "--rdzv-endpoint=127.0.0.1:0",
-            algoperf_harness.__file__,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = torchrun(algoperf_harness.__file__)
     assert done.returncode == 0, done.stderr

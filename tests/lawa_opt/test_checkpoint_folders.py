@@ -23,7 +23,7 @@ from lawa_opt.averaging_files import mean as mean_of_files
 from lawa_opt.averaging_files import write_distributed
 from lawa_opt.averaging_files.choose import Selection, choose_checkpoints
 from lawa_opt.averaging_files.verify import verify_average
-from tests.support import warm_python
+from tests.support.torchrun import ROOT, torchrun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed.*")
 
@@ -235,11 +235,8 @@ def test_folders_that_may_mean_several_things_are_refused(files, reason):
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).parents[1] / "support" / "rank_folders.py"
-    launch = [warm_python.executable(), "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run(
-        [*launch, "--nproc-per-node", "2", script, folder], check=True, capture_output=True
-    )
+    done = torchrun(ROOT / "tests" / "support" / "rank_folders.py", folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
