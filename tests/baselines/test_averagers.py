@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -408,7 +407,7 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(name: str, either: Work
     taken = go_on(either, undisturbed, range(STEPS))
     expected = reported(undisturbed)
     first = begin(either, name, 0)
-    for start, cut in pairwise((0, 1, 11, 24)):
+    for start, cut in itertools.pairwise((0, 1, 11, 24)):
         assert go_on(either, first, range(start, cut)) == taken[start:cut]
         file = io.BytesIO()
         parts = (first.model, first.optimizer, first)

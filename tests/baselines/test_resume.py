@@ -443,7 +443,7 @@ def test_a_full_disk_stops_it_with_one_line_and_it_goes_on_with_room(
     with pytest.raises(CutOff):
         resume(
             dataclasses.replace(plan_of(), workload=cut_off(plan_of().workload, 100)),
-            *(PROFILE, tmp_path / "1.5s"),
+            *(PROFILE, budget_folder(tmp_path, plan_of())),
             checkpoint_seconds=0.0,
         )
     kept = {path: path.read_bytes() for path in tmp_path.rglob("step-*.pt")}

@@ -211,23 +211,28 @@ def test_the_workloads_are_all_there() -> None:
     assert set(NAMES) <= set(re.findall(r"`([\w-]+)`", " ".join(rows)))
 
 
-def shares_in(section: str) -> list[str]:
-    """Shares with their intervals in a section of the results, from the sign on."""
-    told = TEXTS["docs/results.md"].split(f"## {section}")[1].split("\n## ")[0]
-    return re.findall(r"[^\s(]*% \[[^]]*\]", " ".join(told.split()))
+def results_of(title: str) -> str:
+    """The section of the results with this title, in one line."""
+    found = TEXTS["docs/results.md"].split(f"## {title}\n")[1].split("\n## ")[0]
+    return " ".join(found.split())
+
+
+def check_shares(told: str, found: str) -> None:
+    """Check that every share with its interval was found, from its sign on."""
+    shares = re.findall(r"[^\s(]*% \[[^]]*\]", told)
+    assert shares
+    for share in shares:
+        assert f" {share}" in found
 
 
 def test_the_figures_of_the_claims_are_those_that_were_found() -> None:
-    told = TEXTS["docs/results.md"].split("## The papers' claims")[1].split("\n## ")[0]
+    told = results_of("The papers' claims")
     found = " ".join(
         finding["evidence"]
         for path in (DOCS / "claims").glob("*-pydocs.json")
         for finding in json.loads(path.read_text()).get("findings", ())
     )
-    shares = shares_in("The papers' claims")
-    assert shares
-    for share in shares:
-        assert f" {share}" in found
+    check_shares(told, found)
     counts = re.findall(r"\d+ of \d+", told)
     assert counts
     assert all(count in found for count in counts)
@@ -235,8 +240,4 @@ def test_the_figures_of_the_claims_are_those_that_were_found() -> None:
 
 def test_the_figures_of_the_recipes_are_those_that_were_found() -> None:
     pages = (DOCS / "claims").glob("no-train-no-gain-*.md")
-    found = " ".join(path.read_text() for path in pages)
-    shares = shares_in("Training recipes")
-    assert shares
-    for share in shares:
-        assert f" {share}" in found
+    check_shares(results_of("Training recipes"), " ".join(path.read_text() for path in pages))

@@ -16,6 +16,7 @@ from baselines.experiment.comparison import Comparison
 from baselines.experiment.lock import Lock
 from baselines.experiment.plan import Plan
 from baselines.experiment.resume import resume
+from baselines.experiment.store import budget_folder
 from baselines.methods.names import find
 from baselines.training.events import Event, Started
 from baselines.workloads import load
@@ -56,5 +57,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
     with Lock(folder):
-        done = resume(plan_of(), PROFILE, folder / "1.5s", say, checkpoint_seconds=0.05)
+        plan = plan_of()
+        kept = budget_folder(folder, plan)
+        done = resume(plan, PROFILE, kept, say, checkpoint_seconds=0.05)
     print(results(done))
